@@ -1,0 +1,180 @@
+"""What the component of each slot must do: one small abstract class per slot.
+
+A component is one pydantic class. Its fields are its options (command line, YAML, JSON schema), its docstring's
+first line is its help, and one or two methods do the work. Heavy imports belong inside those methods, so that
+listing plugins and showing help never loads torch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lmflow.data.sample import Sample
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lmflow.data.sample import Dataset
+    from lmflow.inference.completion import Completion, Prompt, Sampling
+    from lmflow.journal import Journal
+    from lmflow.models import LanguageModel
+    from lmflow.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The component works only when `slot` is filled, by one of `names` if any are given."""
+
+    slot: str
+    because: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The component cannot work with any of `names` in `slot` (with nothing in it, if `names` is empty)."""
+
+    slot: str
+    because: str
+    names: tuple[str, ...] = ()
+
+
+class Component(BaseModel):
+    """A named part that fills a slot. Instances are immutable and fully validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, protected_namespaces=())
+
+    name: ClassVar[str]
+    shorthand: ClassVar[str | None] = None
+    """Field set by `--slot NAME:VALUE`, as in `--reward python:module:function`."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    conflicts: ClassVar[tuple[Conflict, ...]] = ()
+
+
+class Model(Component):
+    """Slot `model`: where weights and tokenizer come from."""
+
+    @classmethod
+    def recognises(cls, reference: str) -> bool:
+        """Whether `--model REFERENCE` (a directory, a file, a hub name) is for this component."""
+        return False
+
+    @abstractmethod
+    def load(self, dtype: str, device: str) -> LanguageModel:
+        """Return model and tokenizer, weights in `dtype` ("float32", "bfloat16") on `device`, in eval mode.
+
+        Raises LmflowError with what is missing and how to get it.
+        """
+
+
+class DataFormat(Component):
+    """Slot `data`: what a record means. The fields here are common to all formats."""
+
+    reward: ClassVar[str | None] = None
+    """Name of the reward that belongs to this data, used when the recipe names none."""
+
+    path: str | None = Field(None, description="File or directory of records: .json, .jsonl, .txt, each also .gz.")
+    max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
+    too_long: str = Field(
+        "truncate", pattern="^(truncate|drop|error)$", description="What to do with longer samples: truncate, drop, error."
+    )
+    packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
+    validation: float | str = Field(
+        0.05, description="Share of the records held out for evaluation, or the path of a file that holds them."
+    )
+    limit: int | None = Field(None, gt=0, description="Use only the first so many records.")
+    train_on: str = Field(
+        "assistant", pattern="^(assistant|all)$", description="Tokens with a loss: those of the assistant, or all."
+    )
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Whether a record looks like this format; used when the recipe names no format."""
+        return False
+
+    @abstractmethod
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """Turn one record into a sample. Raises DataError naming `source`, the field and what was expected."""
+
+    def embedded(self) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None:
+        """Training and held-out records that the format itself brings, used when no path is given."""
+        return None
+
+
+class Tuner(Component):
+    """Slot `tuner`: which parameters move, and how they are stored."""
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Make `model` trainable: exactly the parameters to be trained have `requires_grad` afterwards.
+
+        Returns the model to train, which may wrap the one given.
+        """
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        """Write the result below the run's `directory` in a format other tools load; return where.
+
+        The default writes the whole model to `model/`, as Transformers does.
+        """
+        target = directory / "model"
+        model.save(target)
+        return target
+
+
+class Aligner(Component):
+    """Slot `aligner`: the objective, and the loop around the trainer."""
+
+    @abstractmethod
+    def align(
+        self,
+        model: LanguageModel,
+        data: Dataset,
+        trainer: Trainer,
+        inferencer: Inferencer,
+        reward: Reward | None,
+        journal: Journal,
+    ) -> None:
+        """Train `model` through `trainer` until done.
+
+        On a resumed run `trainer.restored` holds the state last given to `trainer.checkpoint`.
+        """
+
+
+class Inferencer(Component):
+    """Slot `inferencer`: how tokens are drawn from a model."""
+
+    @abstractmethod
+    def generate(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Draw `sampling.n` completions for each prompt, in the order of the prompts.
+
+        A prompt's completions depend on the prompt, the options and the seed, never on its neighbours.
+        `progress` is called after every forward pass with the number of tokens just drawn; it may raise to stop.
+        """
+
+    def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield one completion's text piece by piece; the default yields it whole."""
+        [[completion]] = self.generate(model, [prompt], sampling)
+        yield completion.text
+
+
+class Reward(Component):
+    """Slot `reward`: how good a completion is."""
+
+    verifiable: ClassVar[bool] = False
+    """Whether 1.0 means correct, so that the share of such scores is an accuracy."""
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
+        """One number per completion, higher is better; `samples[i]` is the prompt of `completions[i]`."""

@@ -1,0 +1,76 @@
+"""The canonical training record: what every data format turns its records into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: `role` is system, user, assistant or tool; the loss is on assistant turns."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training record, whatever file it came from.
+
+    With `templated` the model's chat template renders the messages; without it their contents are
+    concatenated as they are (plain text is a single untemplated assistant message, so all of it is trained).
+    `record` is what the sample was read from: rewards see it. `source` says where ("prompts.jsonl:12").
+    """
+
+    messages: tuple[Message, ...]
+    templated: bool = True
+    record: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def prompt(self) -> Sample:
+        """The sample without its last assistant turn: what a model is asked to complete.
+
+        A single untemplated message (plain text) is its own prompt.
+        """
+        last_is_answer = self.messages[-1].role == "assistant" and len(self.messages) > 1
+        messages = self.messages[:-1] if last_is_answer else self.messages
+        return Sample(messages, self.templated, self.record, self.source)
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as plain text: a single turn's content, or one `role: content` line per turn."""
+        turns = self.prompt().messages
+        if len(turns) == 1:
+            return turns[0].content
+        return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A tokenised sample. `trained[i]` says that token i is a target, predicted from the tokens before it.
+
+    `extras` are further inputs of the model (pixel values); a batch concatenates them in row order.
+    """
+
+    ids: Sequence[int]
+    trained: Sequence[bool]
+    source: str = ""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Number of targets. The first token has nothing before it and is never one."""
+        return sum(self.trained[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The samples of a run: what is trained on, and what is held out for evaluation."""
+
+    train: Sequence[Sample]
+    heldout: Sequence[Sample]

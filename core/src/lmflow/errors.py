@@ -1,0 +1,59 @@
+"""The errors a user can cause; the command line turns each into one message and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LmflowError(Exception):
+    """What went wrong, where, and what to do next: shown without a traceback.
+
+    `exit_code` is what the command returns: 2 for a mistake in what was asked, 1 for a failure while doing it.
+    """
+
+    exit_code = 1
+
+
+class RecipeError(LmflowError):
+    """Every mistake found in a recipe, its options and the components it names, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(LmflowError):
+    """A record, file or data set that cannot be used; names the file, line and field."""
+
+    exit_code = 2
+
+
+class PluginError(LmflowError):
+    """A plugin that was named cannot be used; names its distribution."""
+
+    exit_code = 2
+
+
+class RunDirectoryError(LmflowError):
+    """The output directory cannot be used as asked."""
+
+    exit_code = 2
+
+
+class RewardError(LmflowError):
+    """A reward raised, or returned something other than one finite number per completion."""
+
+
+class TrainingError(LmflowError):
+    """Training cannot go on: a non-finite loss, a failed self-test, no trained token."""
+
+
+class Interrupted(LmflowError):
+    """The run was asked to stop by a signal and has stopped at a safe place."""
+
+    def __init__(self, signal_number: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,1 @@
+"""Drawing tokens: sampling, batching, streaming."""

@@ -1,0 +1,72 @@
+"""A loaded language model: weights, tokenizer, and how samples become its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.tokens import encode_prompt, encode_sample
+from lmflow.inference.completion import Prompt
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Weights and tokenizer, kept together because each is wrong without the other.
+
+    A plugin whose samples hold more than text subclasses this and overrides `encode` and `encode_prompt`.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    source: str
+    """Directory or hub name the weights came from; adapters name it as their base."""
+
+    def with_module(self, module: nn.Module) -> LanguageModel:
+        """The same model around another module, as after a tuner has wrapped it."""
+        return replace(self, module=module)
+
+    def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
+        """Tokenise a sample for training; see `lmflow.data.tokens.encode_sample`."""
+        return encode_sample(self.tokenizer, sample, train_on=train_on, end_ids=self.end_ids)
+
+    def encode_prompt(self, sample: Sample) -> Prompt:
+        """Tokenise what precedes a sample's last answer, up to where the answer begins."""
+        return Prompt(encode_prompt(self.tokenizer, sample))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's end-of-text first, then the generation configuration's."""
+        config = getattr(self.module, "generation_config", None)
+        declared = getattr(config, "eos_token_id", None)
+        also = declared if isinstance(declared, list) else [declared]
+        ids = [i for i in [self.tokenizer.eos_token_id, *also] if i is not None]
+        return tuple(dict.fromkeys(ids))
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Longest sequence the positions of the model allow, None if the configuration names no limit."""
+        config: Any = getattr(self.module, "config", None)
+        text_config = config.get_text_config() if config is not None else None
+        return getattr(text_config, "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def save(self, directory: Path) -> None:
+        """Write weights and tokenizer as Transformers does."""
+        self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
+        self.tokenizer.save_pretrained(directory)
