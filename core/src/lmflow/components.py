@@ -128,7 +128,13 @@ class Tuner(Component):
 
 
 class Aligner(Component):
-    """Slot `aligner`: the objective, and the loop around the trainer."""
+    """Slot `aligner`: the objective, and the loop around the trainer. The fields here are common to all aligners."""
+
+    compares_with_start: ClassVar[bool] = False
+    """Whether `align` uses `trainer.start_weights()`, which costs a copy of the trainable parameters."""
+
+    max_new_tokens: int = Field(64, gt=0, description="Longest completion when sampling and evaluating, in tokens.")
+    heldout_prompts: int = Field(64, ge=0, description="Held-out prompts answered before and after.")
 
     @abstractmethod
     def align(

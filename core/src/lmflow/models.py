@@ -62,6 +62,12 @@ class LanguageModel:
         return getattr(text_config, "max_position_embeddings", None)
 
     @property
+    def pad_id(self) -> int:
+        """Token that fills rows up; masks, never comparisons with it, tell padding from text."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_ids[0] if pad is None else pad
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.module.parameters()).device

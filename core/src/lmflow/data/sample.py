@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmflow.components import DataFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The samples of a run: what is trained on, and what is held out for evaluation."""
+    """The samples of a run: what is trained on, what is held out, and the options they are to be encoded with."""
 
     train: Sequence[Sample]
     heldout: Sequence[Sample]
+    options: DataFormat

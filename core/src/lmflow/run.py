@@ -1,0 +1,313 @@
+"""The life of a run, from a resolved recipe to a directory that holds everything about it."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmflow import __version__
+from lmflow.errors import Interrupted, LmflowError, RunDirectoryError
+from lmflow.journal import Journal
+from lmflow.journal_display import Display
+from lmflow.plugins import Plugins
+from lmflow.recipe import Recipe, ResolvedRecipe, dump
+from lmflow.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from lmflow.data.sample import Dataset, Sample
+    from lmflow.evaluation import Answers
+    from lmflow.models import LanguageModel
+    from lmflow.training.trainer import Trainer
+
+VERSIONED = ("torch", "transformers", "peft", "accelerate", "pluggy", "pydantic", "safetensors", "tokenizers")
+SHOWN_ANSWERS = 20
+"""Held-out prompts answered before and after when no reward scores them."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run's directory is, and what its run.json holds."""
+
+    directory: Path
+    record: Mapping[str, Any]
+
+    @property
+    def status(self) -> str:
+        """completed, interrupted or failed."""
+        return str(self.record["status"])
+
+
+def run(
+    resolved: ResolvedRecipe,
+    plugins: Plugins,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    display: Display | None = None,
+) -> RunResult:
+    """Carry out a recipe in its own directory.
+
+    Raises LmflowError after recording in run.json why the run ended; finished work stays in the directory.
+    """
+    recipe = resolved.recipe
+    directory = RunDirectory(output or default_output(recipe), resume=resume, overwrite=overwrite)
+    try:
+        check_same_recipe(directory, recipe, resume)
+        journal = Journal(directory, plugins.emit, display)
+        with journal.listening():
+            return Run(recipe, plugins, directory, journal, resume).carry_out()
+    finally:
+        directory.close()
+
+
+class Run:
+    """One run under way: what is recorded about it beside the work itself."""
+
+    def __init__(
+        self, recipe: Recipe, plugins: Plugins, directory: RunDirectory, journal: Journal, resume: bool
+    ) -> None:
+        self.recipe = recipe
+        self.plugins = plugins
+        self.directory = directory
+        self.journal = journal
+        previous = directory.read_record() if resume else {}
+        self.resume = resume
+        self.earlier_seconds = float(previous.get("wall_seconds", 0.0))
+        self.started = time.time()
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "started": previous.get("started", now()),
+            "seed": recipe.training.seed,
+            "versions": versions(),
+            "plugins": dict(plugins.versions()),
+            "error": None,
+        }
+
+    def carry_out(self) -> RunResult:
+        """Work, and record how it ended."""
+        self.directory.recipe.write_text(dump(self.recipe), encoding="utf-8")
+        self.write_record()
+        self.plugins.emit("lmflow_run_started", recipe=self.recipe, directory=self.directory.path)
+        try:
+            self.work()
+        except Interrupted as error:
+            self.finish("interrupted", None)
+            raise Interrupted(error.signal_number, self.how_to_resume()) from error
+        except KeyboardInterrupt as error:  # the second Ctrl-C
+            self.finish("interrupted", None)
+            raise Interrupted(2, self.how_to_resume()) from error
+        except BaseException as error:
+            self.finish("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise LmflowError(
+                    f"The disk is full: {error.filename or self.directory.path} could not be written. What was "
+                    f"finished before is kept; free some space and continue with {self.resume_command()}"
+                ) from error
+            raise
+        self.finish("completed", None)
+        return RunResult(self.directory.path, self.record)
+
+    def work(self) -> None:
+        """The run itself: load, read, prepare, align, save, and measure before and after."""
+        recipe, journal = self.recipe, self.journal
+        model, precision = self.load_model()
+        data = self.read_data(model)
+        model = self.prepare(model)
+        trainer = self.make_trainer(model, data, precision)
+        self.self_test(trainer, model, data)
+        before = self.measure("before", trainer, model, data)
+        if self.resume:
+            trainer.restore()
+        recipe.aligner.align(model, data, trainer, recipe.inferencer, recipe.reward, journal)
+        result = recipe.tuner.save(model, self.directory.path)
+        after = self.measure("after", trainer, model, data)
+        self.compare(before, after)
+        self.record["result"] = result.name
+        journal.metrics["tokens"] = trainer.tokens
+        training_seconds = journal.seconds["training"]
+        journal.metrics["tokens_per_second"] = trainer.tokens / training_seconds if training_seconds else None
+        journal.metrics["steps"] = trainer.step
+
+    def load_model(self) -> tuple[LanguageModel, str]:
+        """The model on its device, and the precision the run computes in."""
+        from lmflow.training.precision import DTYPES, choose_device, choose_precision
+
+        device = choose_device(self.recipe.training.device)
+        precision = choose_precision(self.recipe.training.precision, device)
+        with self.journal.phase(f"loading model {self.recipe.model.name}"):
+            model = self.recipe.model.load(DTYPES[precision], device)
+        self.record |= {"device": device, "precision": precision}
+        return model, precision
+
+    def read_data(self, model: LanguageModel) -> Dataset:
+        """The samples, as the recipe's format reads them."""
+        from lmflow.data.reading import load_dataset
+
+        with self.journal.phase("reading data"):
+            formats = self.plugins.classes("data")
+            data, summary = load_dataset(self.recipe.data, formats, self.recipe.training.seed)
+        self.record["data"] = asdict(summary)
+        return data
+
+    def prepare(self, model: LanguageModel) -> LanguageModel:
+        """The model as the tuner made it trainable."""
+        import torch
+
+        torch.manual_seed(self.recipe.training.seed)  # adapters start from random numbers
+        prepared = model.with_module(self.recipe.tuner.prepare(model.module))
+        parameters = list(prepared.module.parameters())
+        self.journal.metrics["parameters"] = sum(p.numel() for p in parameters)
+        self.journal.metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+        return prepared
+
+    def make_trainer(self, model: LanguageModel, data: Dataset, precision: str) -> Trainer:
+        """The trainer the aligner will use, with the held-out samples that have answers."""
+        from lmflow.data.encoding import encode_answered, length_limit
+        from lmflow.training.trainer import Trainer
+
+        return Trainer(
+            model,
+            self.recipe.training,
+            self.journal,
+            self.directory.checkpoints,
+            precision=precision,
+            packing=data.options.packing,
+            max_length=length_limit(model, data.options),
+            heldout=encode_answered(model, data.heldout, data.options),
+            keep_start_weights=self.recipe.aligner.compares_with_start,
+        )
+
+    def self_test(self, trainer: Trainer, model: LanguageModel, data: Dataset) -> None:
+        """Prove on this model and data that training can work; raises TrainingError."""
+        from lmflow.data.encoding import probe_sequences
+        from lmflow.training.selftest import check_model
+
+        with self.journal.phase("self-test"):
+            check_model(trainer, probe_sequences(model, data), packing=data.options.packing)
+
+    def measure(self, when: str, trainer: Trainer, model: LanguageModel, data: Dataset) -> Answers | None:
+        """Held-out loss, loss on generic text, and greedy answers to held-out prompts."""
+        from lmflow.evaluation import answer, generic_sequences
+        from lmflow.inference.completion import Sampling
+
+        recipe, metrics = self.recipe, self.journal.metrics
+        if trainer.heldout:
+            metrics[f"eval_loss_{when}"] = trainer.evaluate(trainer.heldout)
+        metrics[f"generic_loss_{when}"] = trainer.evaluate(generic_sequences(model))
+        aligner = recipe.aligner
+        count = aligner.heldout_prompts if recipe.reward else min(aligner.heldout_prompts, SHOWN_ANSWERS)
+        text = recipe.reward is not None
+        samples = answerable(model, data.heldout, aligner.max_new_tokens, text=text)[:count]
+        if not samples:
+            return None
+        greedy = Sampling(temperature=0.0, max_new_tokens=aligner.max_new_tokens)
+        answers = answer(model, samples, trainer, recipe.inferencer, recipe.reward, greedy, self.journal)
+        if answers.rewards is not None:
+            metrics[f"heldout_greedy_reward_{when}"] = answers.mean_reward
+            if recipe.reward is not None and recipe.reward.verifiable:
+                metrics[f"heldout_accuracy_{when}"] = answers.accuracy
+        return answers
+
+    def compare(self, before: Answers | None, after: Answers | None) -> None:
+        """Keep the answers from before and after side by side."""
+        from lmflow.evaluation import compare
+
+        if before is not None and after is not None:
+            self.directory.write_comparison(compare(before, after))
+
+    def finish(self, status: str, error: str | None) -> None:
+        """Write run.json and the report; a failure to do so never hides why the run ended."""
+        from lmflow.report import write_report
+
+        self.record |= {"status": status, "error": error, "finished": now()}
+        try:
+            self.write_record()
+            write_report(self.directory.path)
+        except OSError:
+            if status == "completed":
+                raise
+        self.plugins.emit(
+            "lmflow_run_finished", directory=self.directory.path, status=status, metrics=self.journal.metrics
+        )
+
+    def write_record(self) -> None:
+        """run.json as things stand."""
+        self.record["wall_seconds"] = round(self.earlier_seconds + time.time() - self.started, 2)
+        self.record["peak_memory_bytes"] = peak_memory()
+        self.record["seconds"] = {name: round(value, 3) for name, value in self.journal.seconds.items()}
+        self.record["metrics"] = dict(self.journal.metrics)
+        self.directory.write_record(self.record)
+
+    def resume_command(self) -> str:
+        """What to type to continue."""
+        return f"lmflow run --resume --output {self.directory.path}"
+
+    def how_to_resume(self) -> str:
+        """What an interrupted user is told."""
+        return f"Stopped; what was finished is in {self.directory.path}. Continue with: {self.resume_command()}"
+
+
+def answerable(model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, *, text: bool) -> list[Sample]:
+    """Samples whose prompt leaves room for an answer; plain text counts as a prompt only with `text`."""
+    asked = [s for s in samples if text or s.templated or len(s.messages) > 1]
+    limit = model.context_length
+    return [s for s in asked if limit is None or len(model.encode_prompt(s).ids) + max_new_tokens <= limit]
+
+
+def default_output(recipe: Recipe) -> Path:
+    """`runs/<time>-<tuner>-<aligner>`, with a number appended if that exists."""
+    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.tuner.name}-{recipe.aligner.name}"
+    candidate, number = base, 2
+    while candidate.exists():
+        candidate, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return candidate
+
+
+def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> None:
+    """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first difference."""
+    if not (resume and directory.recipe.exists()):
+        return
+    old, new = directory.recipe.read_text(encoding="utf-8").splitlines(), dump(recipe).splitlines()
+    differences = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new) if a != b]
+    if old != new:
+        shown = "\n".join(differences[:5]) or "  (sections differ)"
+        raise RunDirectoryError(
+            f"{directory.path} was started with another recipe:\n{shown}\n"
+            "Resume with --resume --output alone, or start a new run from its result with --model."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages results depend on."""
+    found = {"python": platform.python_version(), "lmflow": __version__}
+    for package in VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory() -> int:
+    """Highest memory use of this process so far in bytes: the GPU's where one is used, else resident memory."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

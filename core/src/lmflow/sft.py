@@ -1,0 +1,39 @@
+"""Aligner `sft`: supervised fine-tuning, and continual pretraining when the samples are plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmflow.components import Aligner, Inferencer, Reward
+
+if TYPE_CHECKING:
+    from lmflow.data.sample import Dataset
+    from lmflow.journal import Journal
+    from lmflow.models import LanguageModel
+    from lmflow.training.trainer import Trainer
+
+
+class Sft(Aligner):
+    """Maximise the likelihood of the answers in the data (of all of it, for plain text)."""
+
+    name = "sft"
+
+    def align(
+        self,
+        model: LanguageModel,
+        data: Dataset,
+        trainer: Trainer,
+        inferencer: Inferencer,
+        reward: Reward | None,
+        journal: Journal,
+    ) -> None:
+        """Train over the data for `training.epochs`, or `training.max_steps` steps."""
+        from lmflow.data.encoding import encode
+
+        sequences, lengths = encode(model, data.train, data.options)
+        journal.note(lengths.describe())
+        journal.metrics["trained_token_share"] = lengths.trained_tokens / lengths.tokens
+        options = trainer.options
+        trainer.plan(options.max_steps or trainer.steps_for(len(sequences), options.epochs))
+        trainer.fit(sequences, epochs=options.epochs, first_step=0)
+        trainer.checkpoint({})

@@ -1,0 +1,93 @@
+"""The negative log-likelihood of target tokens, with the output head computed only where there is a target.
+
+Most of a small model's time and memory goes into the head when it is computed for every position; the positions
+of prompts and padding never need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmflow.data.batches import Batch, collate
+from lmflow.data.sample import TokenSequence
+
+
+def target_mask(trained: Tensor) -> Tensor:
+    """Positions whose next token is a target: (B, T) bool from (B, T) bool `trained`; the last column is False."""
+    mask = torch.zeros_like(trained)
+    mask[:, :-1] = trained[:, 1:]
+    return mask
+
+
+@contextmanager
+def head_restricted_to(module: nn.Module, mask: Tensor) -> Iterator[None]:
+    """Within the context the model's head sees only the positions in `mask` (B, T): logits come as (N, V).
+
+    N is the number of set positions, in row-major order. It works by a temporary hook on the output embeddings,
+    so it holds for any architecture that has them and through any wrapper around the model.
+    """
+    head = module.get_output_embeddings()  # type: ignore[operator]  # every causal language model has it
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][mask], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What the model's forward is given for `batch`.
+
+    Packed batches have no attention mask: Transformers then derives block-diagonal attention from positions that
+    start again at 0, but only with `use_cache=False` (measured; with a cache it attends across samples).
+    """
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False, **batch.extras}
+    if batch.attention_mask is None:
+        inputs["position_ids"] = batch.position_ids
+    else:
+        inputs["attention_mask"] = batch.attention_mask
+    return inputs
+
+
+def target_logprobs(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets, (N,) float32 in row-major order, and their mask as (B, T) of predictors.
+
+    `forward` is what is called (it may be wrapped for several processes); `unwrapped` is the model in it.
+    """
+    mask = target_mask(batch.trained)
+    targets = torch.roll(batch.input_ids, -1, dims=1)[mask]
+    with head_restricted_to(unwrapped, mask):
+        logits = forward(**model_inputs(batch)).logits
+    # cross_entropy fuses log-softmax and gather, which saves one (N, V) tensor.
+    return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
+
+
+def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
+    """Sum over the batch's targets of -log p(target | tokens before it): a scalar in nats."""
+    return -target_logprobs(forward, unwrapped, batch)[0].sum()
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    module: nn.Module, sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device, batch_size: int = 16
+) -> Tensor:
+    """Sum of each sequence's target log-probabilities, (len(sequences),) float32, at temperature 1.
+
+    The module is put in eval mode, so dropout does not blur the result, and back again.
+    """
+    training = module.training
+    module.eval()
+    totals = torch.zeros(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collate([sequences[i] for i in chosen], pad_id).to(device)
+        logprobs, mask = target_logprobs(module, module, batch)
+        per_row = torch.zeros(mask.shape, device=device).masked_scatter(mask, logprobs).sum(dim=1)
+        totals[chosen] = per_row.float().cpu()
+    module.train(training)
+    return totals

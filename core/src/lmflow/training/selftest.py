@@ -1,0 +1,135 @@
+"""Checks made on the real model before the first step, in milliseconds, because each has failed silently elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lmflow.data.batches import Batch, collate, collate_packed
+from lmflow.data.sample import TokenSequence
+from lmflow.errors import TrainingError
+from lmflow.models import LanguageModel
+from lmflow.training.loss import head_restricted_to, model_inputs, negative_log_likelihood, target_mask
+from lmflow.training.trainer import Trainer, trainable_parameters
+
+PROBE_TOKENS = 48
+"""Length the probe sequences are cut to."""
+
+
+def check_model(trainer: Trainer, sequences: Sequence[TokenSequence], *, packing: bool) -> None:
+    """Raise TrainingError naming the check that failed; the model is left exactly as it was.
+
+    Checks that the gradient reaches exactly the parameters the tuner declared, that the logits change once those
+    parameters move, and that the loss does not depend on how samples are put into a batch.
+    """
+    model = trainer.model
+    probes = choose_probes(sequences)
+    training = model.module.training
+    model.module.eval()
+    try:
+        with trainer.autocast():
+            check_batching(model, probes, packing=packing)
+            check_gradients(model, collate(probes, model.pad_id).to(model.device))
+            check_movement(model, collate(probes[:1], model.pad_id).to(model.device))
+    finally:
+        model.module.train(training)
+        model.module.zero_grad(set_to_none=True)
+
+
+def choose_probes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """Up to three sequences of different length, cut around their first targets to at most PROBE_TOKENS."""
+    usable = sorted((s for s in sequences if s.trained_tokens), key=len)
+    if not usable:
+        raise TrainingError("No sample has a trained token.")
+    chosen = [usable[0], usable[len(usable) // 2], usable[-1]][: len(usable)]
+    return [_cut(sequence) for sequence in chosen]
+
+
+def _cut(sequence: TokenSequence) -> TokenSequence:
+    if sequence.extras:  # inputs beyond tokens belong to positions, which a cut would shift
+        return sequence
+    first = next(i for i, trained in enumerate(sequence.trained) if trained and i > 0)
+    start = max(0, first - PROBE_TOKENS // 2)
+    window = slice(start, start + PROBE_TOKENS)
+    return TokenSequence(sequence.ids[window], sequence.trained[window], sequence.source)
+
+
+@torch.no_grad()
+def check_batching(model: LanguageModel, probes: Sequence[TokenSequence], *, packing: bool) -> None:
+    """The loss of a batch is the sum of its samples' own, each computed alone with every logit."""
+    alone = sum(full_loss(model.module, collate([p], model.pad_id).to(model.device)) for p in probes)
+    batch = collate_packed([list(probes)], model.pad_id) if packing else collate(list(probes), model.pad_id)
+    together = negative_log_likelihood(model.module, model.module, batch.to(model.device)).item()
+    low_precision = any(p.dtype != torch.float32 for p in model.module.parameters()) or torch.is_autocast_enabled(
+        model.device.type
+    )
+    if abs(together - alone) > (3e-2 if low_precision else 1e-3) * max(1.0, abs(alone)):
+        how = "packed into one row" if packing else "padded into one batch"
+        advice = "Set --data.packing false." if packing else "This architecture may not support padded batches."
+        raise TrainingError(
+            f"Self-test: the loss depends on the batch: {alone:.5f} nats for {len(probes)} samples alone, "
+            f"{together:.5f} {how}. {advice}"
+        )
+
+
+def full_loss(module: nn.Module, batch: Batch) -> float:
+    """The batch's summed loss from the logits of every position: the plain reference."""
+    logits: Tensor = module(**model_inputs(batch)).logits.float()
+    mask = target_mask(batch.trained)
+    targets = torch.roll(batch.input_ids, -1, dims=1)
+    return nn.functional.cross_entropy(logits[mask], targets[mask], reduction="sum").item()
+
+
+def check_gradients(model: LanguageModel, batch: Batch) -> None:
+    """The gradient reaches every parameter that the tuner declared trainable, and no other."""
+    with torch.enable_grad():
+        negative_log_likelihood(model.module, model.module, batch).backward()  # type: ignore[no-untyped-call]
+    missed = [name for name, p in model.module.named_parameters() if p.requires_grad and p.grad is None]
+    leaked = [name for name, p in model.module.named_parameters() if not p.requires_grad and p.grad is not None]
+    if missed or leaked:
+        what = "does not reach" if missed else "reaches the frozen"
+        names = missed or leaked
+        raise TrainingError(
+            f"Self-test: the gradient {what} {len(names)} parameters, such as {', '.join(names[:3])}. "
+            "The tuner declares another set of parameters than the model uses."
+        )
+
+
+@torch.no_grad()
+def check_movement(model: LanguageModel, batch: Batch) -> None:
+    """Moving the trainable parameters changes the logits: an adapter that is loaded is also applied."""
+    before = last_logits(model.module, batch)
+    with moved(model.module):
+        after = last_logits(model.module, batch)
+    if torch.equal(before, after):
+        raise TrainingError(
+            "Self-test: the logits do not change when the trainable parameters move; the adapter is not applied."
+        )
+
+
+def last_logits(module: nn.Module, batch: Batch) -> Tensor:
+    """Logits that predict the first row's first target, (1, V)."""
+    mask = torch.zeros_like(batch.trained)
+    mask[0, int(target_mask(batch.trained)[0].int().argmax())] = True
+    with head_restricted_to(module, mask):
+        logits: Tensor = module(**model_inputs(batch)).logits
+    return logits.float()
+
+
+@contextmanager
+def moved(module: nn.Module) -> Iterator[None]:
+    """Within the context every trainable parameter is shifted by seeded noise; afterwards exactly as before."""
+    parameters = trainable_parameters(module)
+    saved = {name: parameter.data for name, parameter in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters.values():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.data = parameter.data + 0.05 * noise
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = saved[name]

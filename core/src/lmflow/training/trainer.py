@@ -1,0 +1,356 @@
+"""The one optimizer loop: every aligner trains through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lmflow.data.batches import Batch, collate, collate_packed, pack_rows, plan_epoch, split_micro
+from lmflow.data.sample import TokenSequence
+from lmflow.errors import TrainingError
+from lmflow.journal import Journal
+from lmflow.models import LanguageModel
+from lmflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from lmflow.training.loss import negative_log_likelihood
+from lmflow.training.options import TrainingOptions
+from lmflow.training.schedule import learning_rate_factor, warmup_steps
+
+Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
+"""(forward, unwrapped, batch) -> the sum of the loss over the batch's targets, in nats."""
+
+
+class Trainer:
+    """AdamW over a model's trainable parameters, stepped by samples, normalised by trained tokens.
+
+    The loss of a step is the sum over its targets divided by their number, over all micro-batches and all
+    processes, so it does not depend on how the samples are split. Every source of randomness is a function of
+    (seed, step), so a resumed run continues exactly.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        options: TrainingOptions,
+        journal: Journal,
+        checkpoints: Path,
+        *,
+        precision: str = "fp32",
+        packing: bool = False,
+        max_length: int | None = None,
+        heldout: Sequence[TokenSequence] = (),
+        keep_start_weights: bool = False,
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.journal = journal
+        self.heldout = heldout
+        self.step = 0
+        self.total_steps = 0
+        self.tokens = 0
+        self.restored: Mapping[str, Any] = {}
+        self._checkpoints = checkpoints
+        self._precision = precision
+        self._packing = packing
+        self._max_length = max_length
+        self._accelerator = Accelerator(cpu=model.device.type == "cpu")
+        if options.gradient_checkpointing:
+            model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            # Frozen embeddings would otherwise cut the graph before the first checkpointed block.
+            model.module.enable_input_require_grads()  # type: ignore[operator]
+        self._trainable = trainable_parameters(model.module)
+        if not self._trainable:
+            raise TrainingError("The tuner left no parameter to train.")
+        for parameter in self._trainable.values():  # master weights; compute follows `precision`
+            parameter.data = parameter.data.float()
+        self._start = {name: p.detach().clone() for name, p in self._trainable.items()} if keep_start_weights else None
+        self._optimizer = torch.optim.AdamW(
+            decay_groups(self._trainable.values(), options.weight_decay),
+            lr=options.learning_rate,
+            betas=(options.beta1, options.beta2),
+            eps=options.epsilon,
+        )
+        self._forward = self._accelerator.prepare_model(model.module, device_placement=False)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(self._accelerator.num_processes)
+
+    # Planning
+
+    def steps_for(self, samples: int, epochs: float) -> int:
+        """Optimizer steps that `epochs` passes over `samples` take."""
+        return max(1, math.ceil(epochs * math.ceil(samples / self.options.batch_size)))
+
+    def plan(self, total_steps: int) -> None:
+        """Set the number of steps the learning-rate schedule runs over."""
+        self.total_steps = total_steps
+        self.journal.plan(total_steps, "steps")
+        if self.step:
+            self.journal.advance_plan(self.step)
+
+    # Training
+
+    def fit(
+        self,
+        sequences: Sequence[TokenSequence],
+        *,
+        epochs: float,
+        first_step: int | None = None,
+        first_epoch: int = 0,
+        checkpoints: bool = True,
+        objective: Objective = negative_log_likelihood,
+    ) -> float:
+        """Train on `sequences` and return the mean loss of the steps taken, in nats per trained token.
+
+        `first_step` is the step this call began at in the original run (now, if None): after a resume the steps
+        before the checkpoint are skipped without being read. `first_epoch` varies the shuffling between calls.
+        With `checkpoints` the options' intervals apply, and an interrupt leaves a checkpoint.
+        Raises TrainingError when the loss is not finite, Interrupted when the run was asked to stop.
+        """
+        start = self.step if first_step is None else first_step
+        end = start + self.steps_for(len(sequences), epochs)
+        if self.total_steps:
+            # --training.max_steps may ask for more than the epochs hold (the data is repeated) or for less.
+            end = self.total_steps if first_step is not None else min(end, self.total_steps)
+        self._forward.train()
+        losses = []
+        with self.journal.phase("training", end - self.step):
+            for chosen in self._steps(sequences, start, end, first_epoch):
+                losses.append(self._train_step([sequences[i] for i in chosen], objective, checkpoints))
+                self._after_step(checkpoints)
+        self._forward.eval()
+        return sum(losses) / len(losses) if losses else math.nan
+
+    def _steps(self, sequences: Sequence[TokenSequence], start: int, end: int, epoch: int) -> Iterator[list[int]]:
+        """Sample indices of each step from the current one to `end`, in the order fixed by (seed, epoch)."""
+        lengths = [len(sequence) for sequence in sequences]
+        position = start
+        while position < end:
+            for chosen in plan_epoch(lengths, self.options.batch_size, self.options.seed, epoch):
+                if position >= end:
+                    return
+                if position >= self.step:
+                    yield chosen
+                position += 1
+            epoch += 1
+
+    def _train_step(self, sequences: Sequence[TokenSequence], objective: Objective, checkpoints: bool) -> float:
+        """One optimizer step over `sequences`; returns the loss in nats per trained token."""
+        started = time.perf_counter()
+        torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._accelerator.process_index)
+        learning_rate = self._set_learning_rate()
+        micro_batches = self._micro_batches(sequences)
+        targets = self._sum_over_processes(sum(batch.trained_tokens for batch in micro_batches))
+        if not targets:
+            raise TrainingError("A step has no trained token: " + ", ".join(s.source for s in sequences[:5]))
+        total = torch.zeros((), device=self.model.device)
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with self._gradient_sync(last), self.autocast():
+                loss = objective(self._forward, self.model.module, batch.to(self.model.device))
+            # Data-parallel wrappers average over processes; the sum is what is wanted.
+            self._accelerator.backward(loss * (self._accelerator.num_processes / targets))
+            total += loss.detach()
+        mean = self._sum_over_processes(total.item()) / targets
+        gradient_norm = self._clip()
+        if not (math.isfinite(mean) and math.isfinite(gradient_norm)):
+            self._refuse_non_finite(mean, gradient_norm, sequences, checkpoints)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        tokens = int(self._sum_over_processes(sum(batch.tokens for batch in micro_batches)))
+        self.tokens += tokens
+        seconds = time.perf_counter() - started
+        self.journal.step(
+            {
+                "step": self.step,
+                "loss": mean,
+                "learning_rate": learning_rate,
+                "grad_norm": gradient_norm,
+                "tokens": self.tokens,
+                "tokens_per_second": tokens / seconds,
+                "seconds": seconds,
+            }
+        )
+        return mean
+
+    def _after_step(self, checkpoints: bool) -> None:
+        self.journal.advance()
+        self.journal.advance_plan()
+        options = self.options
+        if options.evaluate_every and self.heldout and self.step % options.evaluate_every == 0:
+            self.journal.step({"step": self.step, "eval_loss": self.evaluate(self.heldout)})
+            self._forward.train()
+        due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
+        if checkpoints and (due or self.journal.stop_signal):
+            self.checkpoint({})
+        self.journal.check_stop()
+
+    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> list[Batch]:
+        """This process's share of a step's samples, as batches of at most `micro_batch_size` rows."""
+        rank, processes = self._accelerator.process_index, self._accelerator.num_processes
+        share = sequences[rank::processes]
+        pad_id = self.model.pad_id
+        if not share:
+            # Every process must take part in the exchange of gradients: a sample without targets adds nothing.
+            idle = sequences[0]
+            return [collate([TokenSequence(idle.ids, [False] * len(idle), idle.source, idle.extras)], pad_id)]
+        size = self.options.micro_batch_size or min(self.options.batch_size, 8)
+        lengths = [len(sequence) for sequence in share]
+        if self._packing:
+            rows = pack_rows(lengths, self._max_length or max(lengths))
+            groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+            return [collate_packed([[share[i] for i in row] for row in group], pad_id) for group in groups]
+        return [
+            collate([share[i] for i in chosen], pad_id)
+            for chosen in split_micro(list(range(len(share))), lengths, size)
+        ]
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between processes once a step, after the last micro-batch."""
+        return nullcontext() if last else self._accelerator.no_sync(self._forward)  # type: ignore[no-any-return]
+
+    def _set_learning_rate(self) -> float:
+        options = self.options
+        factor = learning_rate_factor(
+            self.step,
+            total_steps=self.total_steps,
+            warmup=warmup_steps(options.warmup, self.total_steps),
+            schedule=options.schedule,
+            minimum=options.min_learning_rate_ratio,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = options.learning_rate * factor
+        return options.learning_rate * factor
+
+    def _clip(self) -> float:
+        """Clip the gradient's norm in place and return what it was before."""
+        limit = self.options.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self._trainable.values(), math.inf if limit is None else limit)
+        return float(norm)
+
+    def _sum_over_processes(self, value: float) -> float:
+        if self._accelerator.num_processes == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.model.device)
+        return float(self._accelerator.reduce(total, "sum"))
+
+    def _refuse_non_finite(
+        self, loss: float, norm: float, sequences: Sequence[TokenSequence], checkpoints: bool
+    ) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        if checkpoints and self.step:
+            self.checkpoint({})  # the weights are still those of the last good step
+        names = ", ".join(sequence.source for sequence in sequences[:5])
+        raise TrainingError(
+            f"The loss is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}), on samples {names}. "
+            "The weights of the step before are kept. Lower --training.learning_rate, lengthen --training.warmup, "
+            "or use --training.precision fp32."
+        )
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(self, sequences: Sequence[TokenSequence]) -> float:
+        """Mean loss over `sequences` in nats per trained token, dropout off."""
+        self.model.module.eval()
+        size = self.options.micro_batch_size or 8
+        lengths = [len(sequence) for sequence in sequences]
+        order = sorted(range(len(sequences)), key=lengths.__getitem__)
+        loss, targets = 0.0, 0
+        with self.journal.phase("evaluating", len(sequences)), self.autocast():
+            for start in range(0, len(order), size):
+                chosen = [sequences[i] for i in order[start : start + size]]
+                batch = collate(chosen, self.model.pad_id).to(self.model.device)
+                loss += negative_log_likelihood(self.model.module, self.model.module, batch).item()
+                targets += batch.trained_tokens
+                self.journal.advance(len(chosen))
+                self.journal.check_stop()
+        return loss / targets
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the run's precision; use it around every forward pass, generation included."""
+        if self._precision == "bf16":
+            return torch.autocast(self.model.device.type, torch.bfloat16)
+        return nullcontext()
+
+    @contextmanager
+    def start_weights(self) -> Iterator[None]:
+        """Within the context the model is the one training started from: the reference of KL and of preferences.
+
+        Works with every tuner, because only trainable parameters ever differ. Needs `Aligner.compares_with_start`.
+        """
+        if self._start is None:
+            raise TrainingError("start_weights() needs an aligner that sets compares_with_start.")
+        current = {name: parameter.data for name, parameter in self._trainable.items()}
+        for name, parameter in self._trainable.items():
+            parameter.data = self._start[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self._trainable.items():
+                parameter.data = current[name]
+
+    # Checkpoints
+
+    def checkpoint(self, aligner_state: Mapping[str, Any]) -> None:
+        """Save what is needed to continue; `aligner_state` (plain values) comes back as `restored`."""
+        if not self._accelerator.is_main_process:
+            return
+        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self._trainable.items()}
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "aligner": dict(aligner_state),
+            "metrics": dict(self.journal.metrics),
+        }
+        path = save_checkpoint(
+            self._checkpoints,
+            self.step,
+            Checkpoint(weights, self._optimizer.state_dict(), state),
+            keep=self.options.keep_checkpoints,
+        )
+        self.journal.checkpoint_saved(path)
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        found = list_checkpoints(self._checkpoints)
+        if not found:
+            return
+        saved = load_checkpoint(found[-1])
+        if saved.weights.keys() != self._trainable.keys():
+            raise TrainingError(f"{found[-1]} holds other parameters than this recipe trains; start a new run.")
+        for name, parameter in self._trainable.items():
+            parameter.data.copy_(saved.weights[name])
+        self._optimizer.load_state_dict(dict(saved.optimizer))
+        self.step = saved.state["step"]
+        self.tokens = saved.state["tokens"]
+        self.restored = saved.state["aligner"]
+        self.journal.metrics.update(saved.state["metrics"])
+        self.journal.forget_after(self.step)
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters with `requires_grad`, by name; tied ones appear once."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups: weight decay on matrices, none on biases and norm weights (one dimension)."""
+    chosen = list(parameters)
+    groups = [
+        {"params": [p for p in chosen if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in chosen if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+

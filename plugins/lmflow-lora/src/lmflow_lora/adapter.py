@@ -1,0 +1,56 @@
+"""Model component `adapter`: a PEFT adapter directory, merged into its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from lmflow.components import Model
+from lmflow.errors import LmflowError
+
+if TYPE_CHECKING:
+    from lmflow.models import LanguageModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class Adapter(Model):
+    """A PEFT adapter directory, loaded with its base and merged into it."""
+
+    name = "adapter"
+    shorthand = "path"
+
+    path: str = Field(description="Directory that holds adapter_config.json.")
+    base: str | None = Field(None, description="Base model directory, where it is no longer where the adapter says.")
+
+    @classmethod
+    def recognises(cls, reference: str) -> bool:
+        """A directory with an adapter configuration."""
+        return (Path(reference) / ADAPTER_CONFIG).is_file()
+
+    def load(self, dtype: str, device: str) -> LanguageModel:
+        """Merge in float32, whatever `dtype` is, so that rounding happens once."""
+        import torch
+        from peft import PeftConfig, PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from lmflow.data.tokens import ensure_chat_template
+        from lmflow.models import LanguageModel
+
+        if not self.recognises(self.path):
+            raise LmflowError(f"{self.path} is no adapter directory: {ADAPTER_CONFIG} is missing.")
+        base_path = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
+        try:
+            base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise LmflowError(
+                f"The base model of adapter {self.path} cannot be loaded from {base_path}: {error}\n"
+                "If it has moved, name its directory with --model.base."
+            ) from error
+        module = PeftModel.from_pretrained(base, self.path).merge_and_unload()
+        has_tokenizer = (Path(self.path) / "tokenizer_config.json").exists()
+        tokenizer = AutoTokenizer.from_pretrained(self.path if has_tokenizer else base_path)
+        ensure_chat_template(tokenizer)
+        return LanguageModel(module.to(device=device, dtype=getattr(torch, dtype)).eval(), tokenizer, self.path)

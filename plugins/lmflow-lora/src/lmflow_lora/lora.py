@@ -1,0 +1,111 @@
+"""Tuner `lora`: low-rank updates of chosen linear layers (Hu et al., 2021, arXiv 2106.09685), on PEFT."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from lmflow.components import Tuner
+from lmflow.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lmflow.models import LanguageModel
+
+
+class Lora(Tuner):
+    """Train low-rank updates of chosen linear layers (Hu et al., 2021)."""
+
+    name = "lora"
+
+    rank: int = Field(8, gt=0, description="Rank of each update.")
+    alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the first low-rank matrix.")
+    target_modules: str | list[str] = Field(
+        "auto",
+        description="Layers to adapt: auto (every linear layer of the blocks), a list of names, "
+        "or one regular expression over full names.",
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
+    dora: bool = Field(False, description="Train magnitude and direction apart (arXiv 2402.09353).")
+    initialisation: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = Field(
+        "default", description="How the low-rank matrices start."
+    )
+    modules_to_save: list[str] = Field([], description="Further modules trained in full and saved with the adapter.")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _split_names(cls, value: str | list[str]) -> str | list[str]:
+        """`q_proj,v_proj` on the command line is a list; anything else stays a name or an expression."""
+        if isinstance(value, str) and re.fullmatch(r"[\w.]+(,[\w.]+)+", value):
+            return value.split(",")
+        return value
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Wrap `model` in PEFT; only the adapter (and `modules_to_save`) requires gradients.
+
+        Raises RecipeError when a target matches no layer, naming the layers there are.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self._targets(model),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=True if self.initialisation == "default" else self.initialisation,
+            modules_to_save=self.modules_to_save or None,
+        )
+        wrapped: nn.Module = get_peft_model(model, config)
+        return wrapped
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        """Write `adapter/`: the PEFT adapter, with the tokenizer whose template it was trained with."""
+        target = directory / "adapter"
+        model.save(target)
+        return target
+
+    def _targets(self, model: nn.Module) -> str | list[str]:
+        """What PEFT is given; a string is an expression that must match a layer's full name."""
+        linear = linear_layers(model)
+        if self.target_modules == "auto":
+            return block_linear_names(model)
+        if isinstance(self.target_modules, str):
+            if not any(re.fullmatch(self.target_modules, name) for name in linear):
+                self._refuse(self.target_modules, linear)
+            return self.target_modules
+        for wanted in self.target_modules:
+            if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+                self._refuse(wanted, linear)
+        return self.target_modules
+
+    def _refuse(self, wanted: str, linear: list[str]) -> None:
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise RecipeError([f"tuner.target_modules: no linear layer matches {wanted!r}; there are {', '.join(kinds)}"])
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Full names of the layers LoRA can adapt."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def block_linear_names(model: Any) -> list[str]:
+    """Last names of all linear layers but the output head: those of the blocks.
+
+    PEFT matches by suffix, so a full name is given where the last name alone would also match the head.
+    """
+    head = model.get_output_embeddings()
+    head_names = {name for name, module in model.named_modules() if module is head}
+    full = [name for name in linear_layers(model) if name not in head_names]
+    last = {name.rsplit(".", 1)[-1] for name in full}
+    return sorted(last - {name.rsplit(".", 1)[-1] for name in head_names}) or full

@@ -1,0 +1,289 @@
+"""Aligner `raft`: reward-ranked fine-tuning (Dong et al., 2023, arXiv 2304.06767).
+
+Per iteration: draw a batch of prompts, sample K completions each from the current policy, score them, keep the
+best, fine-tune on what was kept. Left out of the paper: sampling from several models, and warm-up by SFT on
+demonstrations, which is a run of its own (`--aligner sft`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lmflow.components import Aligner, Inferencer, Need, Reward
+from lmflow.data.sample import Sample, TokenSequence
+from lmflow.errors import DataError, RecipeError
+from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow_raft.selection import distinct_n, draw_prompts, keep_best_of_all, keep_best_of_each
+
+if TYPE_CHECKING:
+    from lmflow.data.sample import Dataset
+    from lmflow.journal import Journal
+    from lmflow.models import LanguageModel
+    from lmflow.training.trainer import Trainer
+
+
+class Raft(Aligner):
+    """Sample, rank by reward, fine-tune on the best, repeat (RAFT, Dong et al., 2023)."""
+
+    name = "raft"
+    compares_with_start = True
+    needs = (Need("reward", because="raft ranks completions by reward; name one with --reward"),)
+    training_defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "batch_size": 16,
+        "warmup": 0,
+    }
+
+    iterations: int = Field(4, gt=0, description="Rounds of sampling and fine-tuning.")
+    prompts: int = Field(64, gt=0, description="Prompts drawn per iteration.")
+    samples: int = Field(8, gt=0, description="Completions sampled per prompt (K).")
+    strategy: Literal["local", "top"] = Field(
+        "local", description="Keep the best completion of each prompt (local), or the best share of all (top)."
+    )
+    fraction: float = Field(0.125, gt=0, le=1, description="Share of all completions kept by strategy top.")
+    min_reward: float | None = Field(None, description="Never train on a completion with a lower reward.")
+    temperature: float = Field(1.0, gt=0, description="Temperature completions are sampled at.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set of tokens with this probability.")
+    top_k: int = Field(0, ge=0, description="Sample from the k most probable tokens only; 0 samples from all.")
+    min_new_tokens: int = Field(0, ge=0, description="No completion ends before this many tokens.")
+    epochs: int = Field(1, gt=0, description="Passes over the kept completions per iteration.")
+    heldout_samples: int = Field(2, gt=0, description="Completions sampled per held-out prompt when measuring.")
+
+    def align(
+        self,
+        model: LanguageModel,
+        data: Dataset,
+        trainer: Trainer,
+        inferencer: Inferencer,
+        reward: Reward | None,
+        journal: Journal,
+    ) -> None:
+        """Run the iterations left to do; each ends with a checkpoint, so a resumed run repeats at most one."""
+        assert reward is not None  # declared in `needs`
+        if trainer.processes > 1:
+            raise RecipeError(["aligner.name: raft runs in one process; start it without torchrun or accelerate."])
+        work = Work(model, trainer, inferencer, reward, journal)
+        pool = with_room(model, data.train, self.max_new_tokens, data.options.max_length, journal, "training")
+        fixed = with_room(model, data.heldout, self.max_new_tokens, data.options.max_length, journal, "held-out")
+        fixed = fixed[: self.heldout_prompts]
+        trainer.plan(trainer.options.max_steps or self.iterations * self._steps(trainer, len(pool)))
+        done = int(trainer.restored.get("iteration", 0))
+        if not done:
+            before = self._measure(work, fixed)
+            journal.step({"step": 0, "iteration": 0, **before})
+            remember(journal, "before", before)
+        for iteration in range(done + 1, self.iterations + 1):
+            if trainer.step >= trainer.total_steps:
+                break
+            chosen = [pool[i] for i in draw_prompts(len(pool), self.prompts, iteration, trainer.options.seed)]
+            drawn = self._draw(work, chosen, self.samples, seed=trainer.options.seed * 100_003 + iteration)
+            kept = self._select(drawn)
+            journal.samples(iteration, sample_rows(iteration, drawn, kept))
+            sequences = [training_sequence(drawn, at) for at in kept]
+            loss, training_before = None, journal.seconds["training"]
+            if sequences:
+                loss = trainer.fit(
+                    sequences, epochs=self.epochs, first_epoch=(iteration - 1) * self.epochs, checkpoints=False
+                )
+            else:
+                journal.note(f"iteration {iteration}: no completion reached --aligner.min_reward; nothing to train on")
+            after = self._measure(work, fixed)
+            journal.step(
+                {
+                    "step": trainer.step,
+                    "iteration": iteration,
+                    **describe(drawn, kept, loss),
+                    "seconds_training": journal.seconds["training"] - training_before,
+                    **after,
+                }
+            )
+            remember(journal, "after", after)
+            trainer.checkpoint({"iteration": iteration})
+
+    def _steps(self, trainer: Trainer, pool: int) -> int:
+        """Optimizer steps of one iteration."""
+        prompts = min(self.prompts, pool)
+        kept = prompts if self.strategy == "local" else max(1, round(self.fraction * prompts * self.samples))
+        return trainer.steps_for(kept, self.epochs)
+
+    def _draw(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> Drawn:
+        """Sample n completions for each prompt and score them."""
+        journal = work.journal
+        sampling = Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            n=n,
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            seed=seed,
+        )
+        prompts = [work.model.encode_prompt(sample) for sample in samples]
+        seconds = dict(journal.seconds)
+
+        def progress(tokens: int) -> None:
+            journal.advance(tokens)
+            journal.check_stop()
+
+        with journal.phase("sampling", len(prompts) * n * self.max_new_tokens), work.trainer.autocast():
+            completions = work.inferencer.generate(work.model, prompts, sampling, progress)
+        with journal.phase("scoring", len(prompts) * n):
+            rewards = work.score(samples, completions)
+        spent = {name: journal.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
+        return Drawn(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
+
+    def _select(self, drawn: Drawn) -> list[tuple[int, int]]:
+        if self.strategy == "local":
+            chosen = keep_best_of_each(drawn.rewards)
+        else:
+            chosen = keep_best_of_all(drawn.rewards, self.fraction)
+        if self.min_reward is None:
+            return chosen
+        return [(i, j) for i, j in chosen if drawn.rewards[i][j] >= self.min_reward]
+
+    def _measure(self, work: Work, samples: Sequence[Sample]) -> dict[str, float]:
+        """Mean reward of the fixed held-out prompts, always with the same seed, and KL to the start model."""
+        if not samples:
+            return {}
+        drawn = self._draw(work, samples, self.heldout_samples, seed=work.trainer.options.seed)
+        return {"heldout_reward": mean(flat(drawn.rewards)), "kl": work.kl_to_start(drawn)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every iteration uses."""
+
+    model: LanguageModel
+    trainer: Trainer
+    inferencer: Inferencer
+    reward: Reward
+    journal: Journal
+
+    def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
+        """Rewards in the shape of `completions`; raises RewardError if the reward misbehaves."""
+        from lmflow.rewards import score_completions
+
+        pairs = [(sample, each.text) for sample, row in zip(samples, completions) for each in row]
+        scores = iter(score_completions(self.reward, [s for s, _ in pairs], [text for _, text in pairs]))
+        return [[next(scores) for _ in row] for row in completions]
+
+    def kl_to_start(self, drawn: Drawn) -> float:
+        """Estimate of KL(policy || start model) per completion, in nats: the mean of log p(y|x) - log p0(y|x).
+
+        Unbiased for completions sampled at temperature 1 from all tokens; both models are read at temperature 1.
+        """
+        from lmflow.training.loss import sequence_logprobs
+
+        sequences = [training_sequence(drawn, (i, j)) for i, row in enumerate(drawn.completions) for j in range(len(row))]
+        settings: dict[str, Any] = {"pad_id": self.model.pad_id, "device": self.model.device}
+        with self.journal.phase("comparing with the start model"), self.trainer.autocast():
+            now = sequence_logprobs(self.model.module, sequences, **settings)
+            with self.trainer.start_weights():
+                start = sequence_logprobs(self.model.module, sequences, **settings)
+        return float((now - start).mean())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Completions of a batch of prompts with their rewards, [prompt][sample]."""
+
+    samples: Sequence[Sample]
+    prompts: Sequence[Prompt]
+    completions: Sequence[Sequence[Completion]]
+    rewards: Sequence[Sequence[float]]
+    seconds_sampling: float
+    seconds_scoring: float
+
+
+def training_sequence(drawn: Drawn, at: tuple[int, int]) -> TokenSequence:
+    """Prompt and completion as drawn, the loss on the completion's tokens and its end-of-text token only."""
+    prompt, completion = drawn.prompts[at[0]], drawn.completions[at[0]][at[1]]
+    trained = [False] * len(prompt.ids) + [True] * len(completion.ids)
+    return TokenSequence([*prompt.ids, *completion.ids], trained, drawn.samples[at[0]].source, prompt.extras)
+
+
+def with_room(
+    model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, max_length: int | None, journal: Journal, what: str
+) -> list[Sample]:
+    """Samples whose prompt leaves room for a completion; the others are counted and named, never dropped in silence.
+
+    Raises DataError when there are samples and none has room.
+    """
+    limits = [limit for limit in (max_length, model.context_length) if limit is not None]
+    room = min(limits, default=None)
+    if room is None or not samples:
+        return list(samples)
+    lengths = [len(model.encode_prompt(sample).ids) for sample in samples]
+    too_long = [sample for sample, length in zip(samples, lengths) if length + max_new_tokens > room]
+    if too_long:
+        names = ", ".join(sample.source for sample in too_long[:3])
+        text = (
+            f"{len(too_long)} of {len(samples)} {what} prompts leave no room for {max_new_tokens} new tokens within "
+            f"{room} (longest {max(lengths)}): {names}{', …' if len(too_long) > 3 else ''}"
+        )
+        if len(too_long) == len(samples):
+            raise DataError(f"{text}. Lower --aligner.max_new_tokens or shorten the prompts.")
+        journal.note(f"{text}; they are left out")
+        journal.metrics[f"prompts_too_long_{what.replace('-', '')}"] = len(too_long)
+    return [sample for sample, length in zip(samples, lengths) if length + max_new_tokens <= room]
+
+
+def describe(drawn: Drawn, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:
+    """The metrics of one iteration's samples."""
+    completions = flat(drawn.completions)
+    ids = [completion.ids for completion in completions]
+    metrics = {
+        "reward_mean": mean(flat(drawn.rewards)),
+        "reward_kept_mean": mean([drawn.rewards[i][j] for i, j in kept]) if kept else None,
+        "kept": len(kept),
+        "distinct_1": distinct_n(ids, 1),
+        "distinct_2": distinct_n(ids, 2),
+        "response_length": mean([len(each) for each in ids]),
+        "stopped_share": mean([completion.finish_reason != "length" for completion in completions]),
+        "iteration_loss": loss,
+        "seconds_sampling": drawn.seconds_sampling,
+        "seconds_scoring": drawn.seconds_scoring,
+    }
+    return {name: value for name, value in metrics.items() if value is not None and value == value}
+
+
+def sample_rows(iteration: int, drawn: Drawn, kept: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """One row per completion for samples/, in the order drawn."""
+    chosen = set(kept)
+    return [
+        {
+            "iteration": iteration,
+            "prompt": sample.prompt_text,
+            "completion": completion.text,
+            "reward": drawn.rewards[i][j],
+            "kept": (i, j) in chosen,
+            "tokens": len(completion.ids),
+            "finish_reason": completion.finish_reason,
+            "source": sample.source,
+        }
+        for i, sample in enumerate(drawn.samples)
+        for j, completion in enumerate(drawn.completions[i])
+    ]
+
+
+def remember(journal: Journal, when: str, measured: Mapping[str, float]) -> None:
+    """Put the held-out reward into the run's summary."""
+    if "heldout_reward" in measured:
+        journal.metrics[f"heldout_reward_{when}"] = measured["heldout_reward"]
+    if when == "after":
+        journal.metrics["kl"] = measured.get("kl")
+
+
+def flat(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """All elements of all rows."""
+    return [each for row in rows for each in row]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one value."""
+    return sum(values) / len(values)
