@@ -46,7 +46,7 @@ bench: setup
 
 constraints: $(UV)  ## resolve anew; the file names no index host
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-		--all-extras --group dev --output-file constraints.txt pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
+		$(addprefix --no-emit-package ,lmflow-core $(notdir $(wildcard plugins/*))) --all-extras --group dev --output-file constraints.txt pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
 
 clean:
 	rm -rf $(VENV) .bootstrap
