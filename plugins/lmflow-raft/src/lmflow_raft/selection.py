@@ -30,9 +30,9 @@ def draw_prompts(count: int, per_iteration: int, iteration: int, seed: int) -> l
 
     A function of its arguments alone, so a resumed run draws what the uninterrupted one would have drawn.
     """
-    first = (iteration - 1) * per_iteration
+    size = min(per_iteration, count)
     chosen = []
-    for position in range(first, first + min(per_iteration, count)):
+    for position in range((iteration - 1) * size, iteration * size):
         lap, place = divmod(position, count)
         order = list(range(count))
         random.Random(f"{seed}/{lap}").shuffle(order)

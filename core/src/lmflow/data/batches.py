@@ -1,0 +1,122 @@
+"""Token sequences as batches: padded, or packed so that no sample sees another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmflow.data.sample import TokenSequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, all (B, T): ids, positions, which tokens are targets, and the attention mask.
+
+    The mask is None for packed rows. Those are right only when the model is called with their `position_ids`,
+    without a mask and with `use_cache=False`: Transformers then finds the samples in a row by positions that begin
+    again at 0 (measured on Llama, GPT-2 and Qwen2; with a cache, its default, samples see each other).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    trained: Tensor
+    tokens: int
+    """Tokens that are not padding."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Number of targets; a row's or sample's first token is never one."""
+        return int(self.trained[:, 1:].sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            trained=self.trained.to(device),
+            extras={name: value.to(device) for name, value in self.extras.items()},
+        )
+
+
+def collate(sequences: Sequence[TokenSequence], pad_id: int) -> Batch:
+    """One sequence per row, padded on the right; extras concatenated in row order."""
+    shape = len(sequences), max(len(sequence) for sequence in sequences)
+    input_ids = torch.full(shape, pad_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    trained = torch.zeros(shape, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence)
+        input_ids[row, :length] = torch.tensor(sequence.ids)
+        attention_mask[row, :length] = 1
+        trained[row, :length] = torch.tensor(sequence.trained)
+    trained[:, 0] = False
+    positions = torch.arange(shape[1]).expand(shape)
+    tokens = int(attention_mask.sum())
+    return Batch(input_ids, positions, attention_mask, trained, tokens, _concatenate_extras(sequences))
+
+
+def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batch:
+    """Several sequences per row, positions beginning again at each; what is left of a row is a segment of padding."""
+    lengths = [sum(len(sequence) for sequence in row) for row in rows]
+    shape = len(rows), max(lengths)
+    input_ids = torch.full(shape, pad_id)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    trained = torch.zeros(shape, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        start = 0
+        for sequence in row:
+            end = start + len(sequence)
+            input_ids[index, start:end] = torch.tensor(sequence.ids)
+            position_ids[index, start:end] = torch.arange(len(sequence))
+            trained[index, start:end] = torch.tensor(sequence.trained)
+            trained[index, start] = False
+            start = end
+        position_ids[index, start:] = torch.arange(shape[1] - start)
+    flat = [sequence for row in rows for sequence in row]
+    return Batch(input_ids, position_ids, None, trained, sum(lengths), _concatenate_extras(flat))
+
+
+def pack_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """Indices of the sequences of each row, longest first into the first row with room (first-fit decreasing)."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for row, free in enumerate(room):
+            if lengths[index] <= free:
+                rows[row].append(index)
+                room[row] -= lengths[index]
+                break
+        else:
+            rows.append([index])
+            room.append(max_length - lengths[index])
+    return rows
+
+
+def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Sample indices of each optimizer step of an epoch, shuffled; the last step may have fewer, none is dropped.
+
+    A function of its arguments alone, so a resumed run skips what it has done without reading it.
+    """
+    order = list(range(len(lengths)))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def split_micro(indices: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """A step's samples in micro-batches of at most `size`, alike in length so that little is padded."""
+    order = sorted(indices, key=lambda i: (lengths[i], i))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _concatenate_extras(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
+    names = dict.fromkeys(name for sequence in sequences for name in sequence.extras)
+    return {name: torch.cat([s.extras[name] for s in sequences if name in s.extras]) for name in names}

@@ -1,0 +1,54 @@
+"""The schedule against arithmetic by hand, Transformers' own, and its properties."""
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from lmflow.training.schedule import learning_rate_factor, warmup_steps
+
+
+def factors(schedule: str, total: int, warmup: int, minimum: float = 0.0) -> list[float]:
+    return [
+        learning_rate_factor(s, total_steps=total, warmup=warmup, schedule=schedule, minimum=minimum)
+        for s in range(total)
+    ]
+
+
+def test_linear_by_hand():
+    # two steps of warm-up: 1/2, 2/2; then 4 steps from 1 towards 0: 1, 3/4, 2/4, 1/4
+    assert factors("linear", 6, 2) == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_constant_by_hand():
+    assert factors("constant", 4, 2) == [0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_after_warmup_equals_transformers(schedule: str):
+    total, warmup = 20, 5
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    expected = []
+    for _ in range(total):
+        expected.append(reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
+    assert factors(schedule, total, warmup)[warmup:] == pytest.approx(expected[warmup:], abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_falls_monotonically_to_the_minimum(schedule: str):
+    values = factors(schedule, 50, 5, minimum=0.1)
+    assert all(a >= b for a, b in zip(values[5:], values[6:]))
+    assert min(values[5:]) > 0.1
+    assert learning_rate_factor(50, total_steps=50, warmup=5, schedule=schedule, minimum=0.1) == pytest.approx(0.1)
+
+
+def test_no_step_is_wasted():
+    assert all(value > 0 for name in ("cosine", "linear", "constant") for value in factors(name, 10, 3))
+
+
+@pytest.mark.parametrize(("warmup", "total", "steps"), [(0, 10, 0), (0.1, 10, 1), (0.03, 10, 1), (3, 10, 3), (99, 10, 10)])
+def test_warmup_steps(warmup: float, total: int, steps: int):
+    assert warmup_steps(warmup, total) == steps

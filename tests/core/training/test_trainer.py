@@ -1,0 +1,321 @@
+"""The loop against a plain PyTorch loop, itself split differently, itself resumed, and itself in two processes."""
+
+import copy
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lmflow.data.batches import plan_epoch
+from lmflow.data.sample import TokenSequence
+from lmflow.errors import Interrupted, TrainingError
+from lmflow.journal import Journal
+from lmflow.run_directory import RunDirectory
+from lmflow.training.options import TrainingOptions
+from lmflow.training.schedule import learning_rate_factor, warmup_steps
+from lmflow.training.trainer import Trainer
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def sequences() -> list[TokenSequence]:
+    """30 sequences of 4 to 24 tokens, of which very different shares are trained."""
+    made, draw = [], random.Random(0)
+    for i in range(30):
+        length = draw.randint(4, 24)
+        prompt = draw.randint(1, length - 1)
+        ids = [draw.randint(3, 300) for _ in range(length)]
+        made.append(TokenSequence(ids, [False] * prompt + [True] * (length - prompt), f"s{i}"))
+    return made
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_model: Any) -> Make:
+    def build(model: Any = None, directory: str = "run", resume: bool = False, **settings: Any) -> Trainer:
+        extra = {k: settings.pop(k) for k in ("packing", "max_length", "keep_start_weights", "precision") if k in settings}
+        options = TrainingOptions(**{"batch_size": 6, "learning_rate": 1e-3, "warmup": 2, **settings})
+        place = RunDirectory(tmp_path / directory, resume=resume)
+        place.write_record({"status": "running"})
+        journal = Journal(place, lambda *_, **__: None)
+        trainer = Trainer(copy.deepcopy(model or tiny_model), options, journal, place.checkpoints, **extra)
+        if resume:
+            trainer.restore()
+        place.close()
+        return trainer
+
+    return build
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.module.named_parameters()}
+
+
+def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, options: TrainingOptions) -> list[float]:
+    """The textbook loop: every sample alone, every logit, torch's AdamW; nothing of lmflow's but the sample order."""
+    order = []
+    epoch = 0
+    while len(order) < steps:
+        order += plan_epoch([len(s) for s in sequences], options.batch_size, options.seed, epoch)
+        epoch += 1
+    matrices = [p for p in module.parameters() if p.dim() >= 2]
+    vectors = [p for p in module.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    losses = []
+    module.train()
+    for step in range(steps):
+        chosen = [sequences[i] for i in order[step]]
+        targets = sum(sum(s.trained[1:]) for s in chosen)
+        total = torch.zeros(())
+        for s in chosen:
+            logits = module(torch.tensor([s.ids])).logits[0].log_softmax(-1)
+            for position in range(1, len(s)):
+                if s.trained[position]:
+                    total = total - logits[position - 1, s.ids[position]]
+        (total / targets).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
+        factor = learning_rate_factor(
+            step, total_steps=steps, warmup=warmup_steps(options.warmup, steps), schedule=options.schedule
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(total.detach()) / targets)
+    return losses
+
+
+@pytest.mark.parametrize("split", [{"micro_batch_size": 6}, {"micro_batch_size": 1}, {"micro_batch_size": 4},
+                                   {"packing": True, "max_length": 40}, {"gradient_checkpointing": True}])  # fmt: skip
+def test_twenty_steps_equal_a_plain_loop(split, make: Make, sequences, tiny_model, tmp_path: Path):
+    reference = copy.deepcopy(tiny_model.module)
+    trainer = make(weight_decay=0.1, max_grad_norm=0.5, **split)
+    expected = plain_loop(reference, sequences, 20, trainer.options)
+    trainer.plan(20)
+    trainer.fit(sequences, epochs=4, first_step=0)
+    losses = [m["loss"] for m in metrics(tmp_path / "run")]
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses[-1] < losses[0]
+    assert_equal_weights(weights(trainer), dict(reference.named_parameters()))
+
+
+def test_a_mean_per_micro_batch_would_be_wrong(make: Make, sequences):
+    """The trap this loop avoids is real on this data: means of micro-batches differ from the mean over tokens."""
+    trainer = make()
+    batches = [sequences[:1], sequences[1:6]]
+    means = [trainer.evaluate(batch) for batch in batches]
+    assert abs(sum(means) / 2 - trainer.evaluate(sequences[:6])) > 1e-3
+
+
+def test_evaluation_is_the_mean_over_tokens(make: Make, sequences):
+    trainer = make()
+    each = [(trainer.evaluate([s]), s.trained_tokens) for s in sequences]
+    expected = sum(loss * count for loss, count in each) / sum(count for _, count in each)
+    assert trainer.evaluate(sequences) == pytest.approx(expected, rel=1e-6)
+
+
+def test_resume_repeats_nothing_and_skips_nothing(make: Make, sequences, tmp_path: Path):
+    whole = make(directory="whole")
+    whole.plan(12)
+    whole.fit(sequences, epochs=3, first_step=0)
+
+    first = make(directory="cut", checkpoint_every=5)
+    first.plan(12)
+    stop_at(first, 7)
+    with pytest.raises(Interrupted):
+        first.fit(sequences, epochs=3, first_step=0)
+    second = make(directory="cut", resume=True, checkpoint_every=5)
+    assert second.step == 7
+    second.plan(12)
+    second.fit(sequences, epochs=3, first_step=0)
+
+    assert [m["loss"] for m in metrics(tmp_path / "cut")] == [m["loss"] for m in metrics(tmp_path / "whole")]
+    assert_equal_weights(weights(second), weights(whole), tolerance=0)
+
+
+def test_resume_after_a_kill_between_checkpoints(make: Make, sequences, tmp_path: Path):
+    whole = make(directory="whole")
+    whole.plan(9)
+    whole.fit(sequences, epochs=3, first_step=0)
+
+    killed = make(directory="cut", checkpoint_every=4)
+    killed.plan(9)
+    with pytest.raises(ZeroDivisionError):
+        killed.fit(sequences, epochs=3, first_step=0, objective=failing_at(killed, 6))
+    second = make(directory="cut", resume=True, checkpoint_every=4)
+    assert second.step == 4
+    second.plan(9)
+    second.fit(sequences, epochs=3, first_step=0)
+    assert [m["step"] for m in metrics(tmp_path / "cut")] == list(range(1, 10))
+    assert_equal_weights(weights(second), weights(whole), tolerance=0)
+
+
+def stop_at(trainer: Trainer, step: int) -> None:
+    """Have the run asked to stop, as Ctrl-C would, once `step` is done."""
+    original = trainer.journal.step
+
+    def record(values: dict[str, Any]) -> None:
+        original(values)
+        if values["step"] == step:
+            trainer.journal.stop_signal = signal.SIGINT
+
+    trainer.journal.step = record  # type: ignore[method-assign]
+
+
+def failing_at(trainer: Trainer, step: int) -> Any:
+    from lmflow.training.loss import negative_log_likelihood
+
+    def objective(*args: Any) -> torch.Tensor:
+        if trainer.step == step:
+            raise ZeroDivisionError
+        return negative_log_likelihood(*args)
+
+    return objective
+
+
+def test_dropout_is_the_same_after_resume(make: Make, sequences, tiny_model, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights="gaussian")
+    model = tiny_model.with_module(get_peft_model(tiny_model.module, config))
+    whole = make(model, directory="whole")
+    whole.plan(6)
+    whole.fit(sequences, epochs=2, first_step=0)
+    first = make(model, directory="cut")
+    first.plan(6)
+    stop_at(first, 3)
+    with pytest.raises(Interrupted):
+        first.fit(sequences, epochs=2, first_step=0)
+    second = make(model, directory="cut", resume=True)
+    second.plan(6)
+    second.fit(sequences, epochs=2, first_step=0)
+    assert_equal_weights(weights(second), weights(whole), tolerance=0)
+
+
+def test_same_seed_same_losses_other_seed_others(make: Make, sequences, tmp_path: Path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer = make(directory=name, seed=seed)
+        trainer.plan(5)
+        trainer.fit(sequences, epochs=1, first_step=0)
+    losses = {name: [m["loss"] for m in metrics(tmp_path / name)] for name in "abc"}
+    assert losses["a"] == losses["b"]
+    assert losses["a"] != losses["c"]
+
+
+def test_max_steps_below_and_above_the_epochs(make: Make, sequences, tmp_path: Path):
+    for name, steps in (("few", 2), ("many", 13)):  # 30 samples in sixes: an epoch is 5 steps
+        trainer = make(directory=name)
+        trainer.plan(steps)
+        trainer.fit(sequences, epochs=1, first_step=0)
+        assert len(metrics(tmp_path / name)) == steps
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_step_before(make: Make, sequences, tmp_path: Path):
+    trainer = make()
+    trainer.plan(5)
+
+    def objective(forward: nn.Module, unwrapped: nn.Module, batch: Any) -> torch.Tensor:
+        from lmflow.training.loss import negative_log_likelihood
+
+        loss = negative_log_likelihood(forward, unwrapped, batch)
+        return loss * math.nan if trainer.step == 3 else loss
+
+    with pytest.raises(TrainingError, match=r"not finite at step 4 .*samples s\d+.*learning_rate"):
+        trainer.fit(sequences, epochs=1, first_step=0, objective=objective)
+    assert all(torch.isfinite(w).all() for w in weights(trainer).values())
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
+
+
+def test_start_weights_are_those_training_started_from(make: Make, sequences, tiny_model):
+    start = {name: p.clone() for name, p in tiny_model.module.named_parameters()}
+    trainer = make(keep_start_weights=True)
+    trainer.plan(3)
+    trainer.fit(sequences, epochs=1)
+    trained = weights(trainer)
+    with trainer.start_weights():
+        assert_equal_weights(weights(trainer), start, tolerance=0)
+    assert_equal_weights(weights(trainer), trained, tolerance=0)
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+
+
+def test_bf16_trains_float32_masters(make: Make, sequences, tiny_model, tmp_path: Path):
+    trainer = make(tiny_model.with_module(copy.deepcopy(tiny_model.module).bfloat16()), precision="bf16")
+    assert {p.dtype for p in trainer.model.module.parameters()} == {torch.float32}
+    trainer.plan(10)
+    trainer.fit(sequences, epochs=2, first_step=0)
+    losses = [m["loss"] for m in metrics(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+
+
+def test_no_parameter_to_train(make: Make, tiny_model):
+    tiny_model.module.requires_grad_(False)
+    with pytest.raises(TrainingError, match="no parameter to train"):
+        make()
+
+
+TWO_PROCESSES = """
+import json, pathlib, sys
+import torch
+from transformers import LlamaForCausalLM
+from lmflow.data.sample import TokenSequence
+from lmflow.journal import Journal
+from lmflow.training.options import TrainingOptions
+from lmflow.training.trainer import Trainer
+
+class Model:
+    pad_id = 2
+    device = torch.device("cpu")
+    module = LlamaForCausalLM.from_pretrained(sys.argv[1])
+
+sequences = [TokenSequence(*row) for row in json.loads(pathlib.Path(sys.argv[2]).read_text())]
+options = TrainingOptions(batch_size=6, micro_batch_size=2, learning_rate=1e-3, warmup=2)
+losses = []
+journal = Journal(None, lambda *_, metrics=None, **__: losses.append(metrics["loss"]) if metrics else None)
+trainer = Trainer(Model(), options, journal, pathlib.Path(sys.argv[3]))
+trainer.plan(8)
+trainer.fit(sequences, epochs=1, first_step=0)
+if trainer._accelerator.is_main_process:
+    print("LOSSES", json.dumps([trainer.processes, losses]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(make: Make, sequences, tiny_model, tmp_path: Path):
+    """31 samples in sixes over two processes: the last step has one sample, so one process is idle in it."""
+    sequences = [*sequences, sequences[0]]
+    tiny_model.module.save_pretrained(tmp_path / "model")
+    (tmp_path / "data.json").write_text(json.dumps([[list(s.ids), list(s.trained), s.source] for s in sequences]))
+    (tmp_path / "worker.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0",
+               str(tmp_path / "worker.py"), str(tmp_path / "model"), str(tmp_path / "data.json"), str(tmp_path)]  # fmt: skip
+    output = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    found = [line for line in output.stdout.splitlines() if "LOSSES" in line]
+    assert found, output.stderr[-2000:]
+    processes, losses = json.loads(found[0].split("LOSSES")[1])
+    assert processes == 2
+    single = make(batch_size=6, warmup=2)
+    single.plan(8)
+    single.fit(sequences, epochs=1, first_step=0)
+    assert losses == pytest.approx([m["loss"] for m in metrics(tmp_path / "run")], abs=1e-5)
