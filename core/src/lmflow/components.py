@@ -55,6 +55,8 @@ class Component(BaseModel):
     """Field set by `--slot NAME:VALUE`, as in `--reward python:module:function`."""
     needs: ClassVar[tuple[Need, ...]] = ()
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of the `training` section this component prefers; what the user writes wins."""
 
 
 class Model(Component):

@@ -1,0 +1,82 @@
+"""Models from the outside: directories and hub names that Transformers loads."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from lmflow.components import Model
+from lmflow.errors import LmflowError, RecipeError
+
+if TYPE_CHECKING:
+    from lmflow.models import LanguageModel
+
+
+class Pretrained(Model):
+    """A causal language model that Transformers loads: a directory, or a hub name."""
+
+    name = "pretrained"
+    shorthand = "path"
+
+    path: str = Field(description="Model directory, or a name on the model hub.")
+    revision: str | None = Field(None, description="Revision on the hub, for weights, configuration and tokenizer alike.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="Attention implementation; auto leaves the choice to Transformers."
+    )
+
+    @classmethod
+    def recognises(cls, reference: str) -> bool:
+        """A directory with a model configuration."""
+        return (Path(reference) / "config.json").is_file()
+
+    def load(self, dtype: str, device: str) -> LanguageModel:
+        """Load weights and tokenizer with the same revision and trust."""
+        check_path(self.path)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        settings: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.revision:
+            settings["revision"] = self.revision
+        attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)
+            module = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, **settings, **attention)
+        except (OSError, ValueError, ImportError) as error:
+            raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
+        return assemble(module.to(device), tokenizer, self.path)
+
+
+def assemble(module: Any, tokenizer: Any, source: str) -> LanguageModel:
+    """Weights and tokenizer as a LanguageModel in eval mode, with a chat template.
+
+    Raises LmflowError when there is no token that could end an answer.
+    """
+    from lmflow.data.tokens import ensure_chat_template
+    from lmflow.models import LanguageModel
+
+    ensure_chat_template(tokenizer)
+    model = LanguageModel(module.eval(), tokenizer, source)
+    if not model.end_ids:
+        raise LmflowError(f"{source}: neither tokenizer nor generation configuration names an end-of-text token.")
+    return model
+
+
+def check_path(path: str) -> None:
+    """Raise RecipeError when `path` looks like a place on this machine and nothing is there."""
+    place = Path(path).expanduser()
+    if place.exists() or not (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        if place.is_dir() and not (place / "config.json").is_file():
+            raise RecipeError([f"model.path: {path} is a directory without config.json, so it holds no model"])
+        return
+    siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, siblings, n=1)
+    hint = f"; did you mean {place.parent / near[0]}?" if near else ""
+    raise RecipeError([f"model.path: {path} does not exist{hint}"])
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    return "\n".join(str(error).strip().splitlines()[:count])
