@@ -19,6 +19,10 @@ from lmflow.errors import PluginError
 GROUP = "lmflow"
 
 
+class PluginWarning(UserWarning):
+    """A plugin misbehaved in an event, and the run goes on without it."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """A kind of part: the hook that offers its components, and the class they derive from."""
@@ -131,7 +135,7 @@ class Plugins:
                 self._silenced.add(key)
                 distribution = implementation.plugin_name.partition(":")[0]
                 text = f"plugin {distribution}: {event} raised {type(error).__name__}: {error}; it is not called again"
-                warnings.warn(text, stacklevel=2)
+                warnings.warn(text, PluginWarning, stacklevel=2)
 
     def _explain_unknown(self, slot: str, reference: str) -> str:
         names = sorted(self.offers(slot))

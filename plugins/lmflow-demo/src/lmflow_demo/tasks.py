@@ -55,20 +55,12 @@ def make_count(draw: random.Random) -> Task:
     return Task("count", f"Count the words: {' '.join(words)}", str(len(words)), str(len(words) + 1))
 
 
-def make_next(draw: random.Random) -> Task:
-    """Continue a sequence of even steps; carelessly: count on by one."""
-    step, start = draw.choice((2, 3)), draw.randint(0, 9)
-    shown = [start + step * i for i in range(3)]
-    return Task("next", f"Next number: {' '.join(map(str, shown))}", str(shown[-1] + step), str(shown[-1] + 1))
-
-
 FAMILIES: tuple[Callable[[random.Random], Task], ...] = (
     make_sort,
     make_largest,
     make_reverse,
     make_last,
     make_count,
-    make_next,
 )
 
 

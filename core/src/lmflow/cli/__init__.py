@@ -1,0 +1,68 @@
+"""The command `lmflow`: one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+QUIETING = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What libraries are told before they load: no chatter over the progress display, no telemetry."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 for a failure, 2 for a mistake in what was asked, 128 + n for signal n."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    for name, value in QUIETING.items():
+        os.environ.setdefault(name, value)
+    try:
+        from lmflow.cli.app import run_app
+
+        code = run_app(given)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        if debug:
+            raise
+        code = report_error(error)
+    sys.exit(code)
+
+
+def report_error(error: Exception) -> int:
+    """Print what went wrong without a traceback, and return the exit code."""
+    from lmflow.errors import Interrupted, LmflowError
+
+    if isinstance(error, Interrupted):
+        print_error(str(error), label="")
+        return error.exit_code
+    if isinstance(error, LmflowError):
+        for line in str(error).splitlines() or ["unknown error"]:
+            print_error(line)
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print_error(f"the disk is full: {error.filename or 'a file'} could not be written")
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        print_error(
+            "not enough memory. Lower --training.micro_batch_size, --data.max_length or --inferencer.batch_tokens, or set "
+            "--training.gradient_checkpointing."
+        )
+    else:
+        print_error(f"{type(error).__name__}: {error}".strip())
+        print_error("this is not one of the errors lmflow expects; --debug shows the traceback", label="")
+    return 1
+
+
+def print_error(line: str, label: str = "error: ") -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"{label}{line}\n")

@@ -1,0 +1,99 @@
+"""The commands and how their arguments reach them; plugins are loaded only by commands that need them."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from lmflow import __version__
+
+HELP = "Fine-tune, align, extend and run large language models."
+COMMANDS = ("run", "recipe", "plugins", "export")
+CONTEXT = {"help_option_names": ["--help", "-h"]}
+
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Run the command `arguments` name; returns the exit code, or raises LmflowError."""
+    if not arguments:
+        arguments = ["--help"]
+    command = arguments[0]
+    if not command.startswith("-") and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        sys.stderr.write(f"error: no command is called {command}; {hint}\n")
+        return 2
+    app, rest = build_app(list(arguments))
+    try:
+        code = app(args=rest, prog_name="lmflow", standalone_mode=True)
+    except SystemExit as stop:
+        code = stop.code
+    return code if isinstance(code, int) else 0
+
+
+def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]]:
+    """The Typer app for these arguments, and what is left for it to parse."""
+    app = typer.Typer(
+        help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT
+    )
+    app.callback()(_root)
+    command = arguments[0]
+    rest = arguments
+    if command == "run":
+        from lmflow.cli.run import make_command
+
+        function, rest = make_command(arguments[1:])
+        rest = ["run", *rest]
+        app.command("run", help=RUN_HELP)(function)
+    else:
+        app.command("run", help=RUN_HELP)(_placeholder)
+    if command == "recipe":
+        from lmflow.cli.recipe import make_group
+
+        group, rest = make_group(arguments[1:])
+        rest = ["recipe", *rest]
+        app.add_typer(group, name="recipe", help=RECIPE_HELP)
+    else:
+        app.command("recipe", help=RECIPE_HELP)(_placeholder)
+    _add_plain(app, command, "plugins", "What is installed, and what is wrong with it.")
+    _add_plain(app, command, "export", "Weights of a finished run for other tools.")
+    return app, rest
+
+
+RUN_HELP = "Carry out a recipe: options, a YAML file, or both; without either, supervised tuning of the embedded model."
+RECIPE_HELP = "Show a resolved recipe, explain where its values come from, or print the JSON schema."
+
+
+def _add_plain(app: typer.Typer, command: str, name: str, help_text: str) -> None:
+    """Add a group of commands, its module imported only when it is the one called."""
+    if command == name:
+        import importlib
+
+        module = importlib.import_module(f"lmflow.cli.{name}")
+        app.add_typer(module.group, name=name, help=help_text)
+    else:
+        app.command(name, help=help_text)(_placeholder)
+
+
+def _placeholder() -> None:
+    """Stands in the overview for a command that is not the one called."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lmflow {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+Command = Callable[..., None]

@@ -1,0 +1,174 @@
+"""Options of the chosen components: read from the command line before Typer, and shown by it in the help."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lmflow.errors import RecipeError
+from lmflow.plugins import SLOTS, Plugins
+from lmflow.recipe import TRAINING, Origin, ResolvedRecipe, Setting, chosen_components, resolve
+from lmflow.recipe_values import is_flag, option_type
+from lmflow.training.options import TrainingOptions
+
+NUMBER = re.compile(r"^-\d|^-\.\d")
+TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
+@dataclass
+class Scanned:
+    """What the command line sets, what is left for Typer, and what is wrong already."""
+
+    settings: list[Setting] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def recipe_file(self) -> Path | None:
+        """The recipe's file, if one is given."""
+        files = [word for word in self._positional() if not word.startswith("-")]
+        return Path(files[0]) if files else None
+
+    def _positional(self) -> list[str]:
+        words, skip = [], False
+        for word in self.rest:
+            if skip:
+                skip = False
+            elif word in ("--output", "--format"):
+                skip = True
+            else:
+                words.append(word)
+        return words
+
+
+def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool]) -> Scanned:
+    """Take `--slot NAME` and `--section.option VALUE` out of the arguments.
+
+    `fixed` names the command's own options and whether each takes a value. Every other option becomes a problem with
+    the nearest name, so that all mistakes are reported at once.
+    """
+    scanned = Scanned()
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            scanned.rest.append(word)
+            continue
+        option, equals, value = word.partition("=")
+        if option in fixed or option == "--help":
+            scanned.rest.append(word)
+            if fixed.get(option) and not equals and words:
+                scanned.rest.append(words.pop(0))
+        elif _is_setting(option):
+            _take_setting(option, value if equals else None, words, plugins, scanned)
+        else:
+            scanned.problems.append(_unknown(option, fixed))
+            if not equals and words and not words[0].startswith("-"):
+                words.pop(0)
+    return scanned
+
+
+def _is_setting(option: str) -> bool:
+    name = option.removeprefix("--").removeprefix("no-")
+    return "." in name or name in SLOTS
+
+
+def _take_setting(option: str, value: str | None, words: list[str], plugins: Plugins, scanned: Scanned) -> None:
+    path = option.removeprefix("--")
+    if path.startswith("no-"):
+        path, value = path.removeprefix("no-"), "false"
+    elif value is None and _is_flag(path, plugins):
+        value = words.pop(0) if words and words[0].lower() in TRUTHS else "true"
+    elif value is None and words and (not words[0].startswith("-") or NUMBER.match(words[0])):
+        value = words.pop(0)
+    if value is None:
+        scanned.problems.append(f"{option}: needs a value")
+    else:
+        scanned.settings.append(Setting(path, value, Origin("option", option)))
+
+
+def _is_flag(path: str, plugins: Plugins) -> bool:
+    section, _, key = path.partition(".")
+    owners: list[type[BaseModel]] = [TrainingOptions] if section == TRAINING else []
+    owners += [offers[0].component for offers in plugins.offers(section).values()]
+    return any(key in owner.model_fields and is_flag(owner.model_fields[key]) for owner in owners)
+
+
+def _unknown(option: str, fixed: Mapping[str, bool]) -> str:
+    known = [*fixed, *(f"--{slot}" for slot in SLOTS)]
+    near = difflib.get_close_matches(option, known, n=1)
+    return f"{option}: unknown option; " + (f"did you mean {near[0]}?" if near else "lmflow run --help lists them")
+
+
+def resolve_scanned(scanned: Scanned, plugins: Plugins, file: Path | None) -> ResolvedRecipe:
+    """The recipe of a command line; raises RecipeError with everything wrong in it."""
+    try:
+        resolved = resolve(plugins, file, scanned.settings)
+    except RecipeError as error:
+        raise RecipeError([*scanned.problems, *error.problems]) from None
+    if scanned.problems:
+        raise RecipeError(scanned.problems)
+    return resolved
+
+
+# Help
+
+
+def with_recipe_options(function: Callable[..., None], scanned: Scanned, plugins: Plugins) -> Callable[..., None]:
+    """`function` with the options of the chosen components in its signature, which is what Typer shows as help."""
+
+    def command(*args: Any, **values: Any) -> None:
+        own = inspect.signature(function).parameters
+        function(*args, **{name: value for name, value in values.items() if name in own})
+
+    file = scanned.recipe_file
+    chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings)
+    shown = [_slot_option(slot, plugins) for slot in SLOTS]
+    for slot, component in chosen.items():
+        panel = f"{slot} {component.name}"
+        shown += [_option(slot, key, info, panel) for key, info in component.model_fields.items()]
+    preferred = _preferred(chosen)
+    for key, info in TrainingOptions.model_fields.items():
+        shown.append(_option(TRAINING, key, info, TRAINING, preferred.get(key)))
+    signature = inspect.signature(function, eval_str=True)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *shown])  # type: ignore[attr-defined]
+    command.__doc__ = function.__doc__
+    return command
+
+
+def _preferred(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    preferred: dict[str, Any] = {}
+    for slot in ("tuner", "aligner"):
+        if slot in chosen:
+            preferred |= chosen[slot].training_defaults
+    return preferred
+
+
+def _slot_option(slot: str, plugins: Plugins) -> inspect.Parameter:
+    names = ", ".join(sorted(plugins.offers(slot)))
+    return _parameter(f"--{slot}", f"One of {names}.", "NAME", None, "components")
+
+
+def _option(section: str, key: str, info: FieldInfo, panel: str, preferred: Any = None) -> inspect.Parameter:
+    default = preferred if preferred is not None else info.default
+    shown = None if info.is_required() or default is None else str(default).lower() if is_flag(info) else str(default)
+    return _parameter(f"--{section}.{key}", info.description or "", option_type(info), shown, panel)
+
+
+def _parameter(option: str, text: str, metavar: str, default: str | None, panel: str) -> inspect.Parameter:
+    declared = typer.Option(
+        option, help=text, metavar=metavar, show_default=default if default else False, rich_help_panel=panel
+    )
+    name = option.removeprefix("--").replace(".", "__").replace("-", "_")
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, declared]
+    )

@@ -1,0 +1,59 @@
+"""`lmflow recipe`: the resolved recipe, where its values come from, and the JSON schema."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmflow.cli.options import resolve_scanned, scan, with_recipe_options
+from lmflow.plugins import load_plugins
+from lmflow.recipe import ResolvedRecipe, as_dict, dump, schema
+
+
+def make_group(arguments: Sequence[str]) -> tuple[typer.Typer, list[str]]:
+    """The `recipe` commands for these arguments, and what is left of them for Typer to parse."""
+    plugins = load_plugins()
+    scanned = scan(arguments[1:], plugins, {"--output": True, "--json": False})
+    group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+    def command(name: str, text: str, show: Callable[[ResolvedRecipe], None]) -> None:
+        def function(
+            recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="A recipe file.")] = None,
+        ) -> None:
+            show(resolve_scanned(scanned, plugins, recipe))
+
+        group.command(name, help=text)(with_recipe_options(function, scanned, plugins))
+
+    command("show", "Print the resolved recipe as YAML.", lambda resolved: _write(dump(resolved.recipe)))
+    command("explain", "Print every value and where it came from.", lambda resolved: _write(explain(resolved)))
+
+    @group.command("schema", help="Print the JSON schema of recipe files, for editors.")
+    def print_schema() -> None:
+        import json
+
+        _write(json.dumps(schema(plugins), indent=2) + "\n")
+
+    return group, [*arguments[:1], *scanned.rest]
+
+
+def explain(resolved: ResolvedRecipe) -> str:
+    """One line per value: path, value, origin."""
+    rows = []
+    for section, values in as_dict(resolved.recipe).items():
+        for key, value in (values or {}).items():
+            path = f"{section}.{key}"
+            rows.append((path, _shown(value), str(resolved.origins.get(path, "default"))))
+    widths = [min(max(len(row[column]) for row in rows), 44) for column in (0, 1)]
+    return "".join(f"{path:<{widths[0]}}  {value:<{widths[1]}}  {origin}\n" for path, value, origin in rows)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)

