@@ -1,0 +1,18 @@
+"""report.html: one self-contained page about a run, made from the files in its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmflow.report.content import read_content
+from lmflow.report.page import render_page
+from lmflow.run_directory import REPORT, write_atomically
+
+__all__ = ["write_report"]
+
+
+def write_report(directory: Path) -> Path:
+    """Write the page for the run at `directory`, whatever state the run is in; returns its path."""
+    path = directory / REPORT
+    write_atomically(path, render_page(read_content(directory)))
+    return path
