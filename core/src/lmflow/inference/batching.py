@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 
-def batches_by_length(lengths: Sequence[int], n: int, new_tokens: int, budget: int) -> list[list[int]]:
-    """Prompt indices of each batch: alike in length, so that little is padded, within `budget` tokens of cache.
+def longest_first(lengths: Sequence[int]) -> deque[int]:
+    """Indices by falling length: neighbours are alike, so little is padded, and what needs most memory comes first."""
+    return deque(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)))
 
-    A batch of P prompts takes P * n * (its longest prompt + new_tokens); one prompt always fits.
+
+def admit(
+    queue: deque[int], lengths: Sequence[int], rooms: Sequence[int], n: int, budget: int, running: tuple[int, int, int]
+) -> list[int]:
+    """Take from the front of `queue` the prompts that can be decoded beside what is running, n rows each.
+
+    `running` is the number of rows being decoded, the tokens in the cache of each, and the most that are still to come
+    to one. A batch takes rows * (longest now + most to come) tokens of cache, and stays within `budget` unless a
+    single prompt is alone in it. None is taken while those that fit are few beside the rows running, for reading
+    prompts costs a forward pass.
     """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches:
-            rows = (len(batches[-1]) + 1) * n
-            if rows * (lengths[batches[-1][0]] + new_tokens) <= budget:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
-    return batches
+    rows, width, room = running
+    fitting = 0
+    for index in queue:
+        width, room = max(width, lengths[index]), max(room, rooms[index])
+        if rows + fitting > 0 and (rows + fitting + n) * (width + room) > budget:
+            break
+        fitting += n
+    if fitting < len(queue) * n and fitting * 4 < rows:
+        return []
+    return [queue.popleft() for _ in range(fitting // n)]

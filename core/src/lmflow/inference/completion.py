@@ -40,7 +40,8 @@ class Completion:
 
     `ids` holds what was drawn, an end-of-text token included; `text` is decoded without special tokens and cut
     before a stop string. `logprobs[i]` is the log-probability of `ids[i]` under the distribution it was drawn
-    from (after temperature, top-k and top-p; plain log-softmax for temperature 0).
+    from: after temperature, top-k and top-p, and without padding and forbidden ends, which are never drawn; for
+    temperature 0 the log-softmax over the same tokens.
     """
 
     ids: tuple[int, ...]

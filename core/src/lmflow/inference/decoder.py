@@ -9,105 +9,130 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from lmflow.errors import LmflowError
+from lmflow.inference.cache import drop_left, growing_cache, is_flexible, join
 from lmflow.inference.completion import Prompt
 
 
 class Decoder:
-    """Rows that grow by one token at a time; finished ones can leave.
+    """Rows that grow by one token at a time; finished ones leave, others may join.
 
     Prompts are padded on the left, so that the last position of every row is real; positions and mask make the
     padding invisible.
     """
 
-    def __init__(self, module: nn.Module, prompts: Sequence[Prompt], pad_id: int, new_tokens: int) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        check_decodable(module)
         self._module = module
-        device = next(module.parameters()).device
-        lengths = [len(prompt.ids) for prompt in prompts]
-        self._width = max(lengths)
-        ids = torch.full((len(prompts), self._width), pad_id)
-        mask = torch.zeros(len(prompts), self._width + new_tokens, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            start = self._width - lengths[row]
-            ids[row, start:] = torch.tensor(prompt.ids)
-            mask[row, start:] = 1
-        self._ids = ids.to(device)
-        # Without padding no mask is needed, and attention is faster for it.
-        self._mask = mask.to(device) if min(lengths) < self._width else None
-        self._next_position = torch.tensor(lengths, device=device)
-        self._extras = _concatenate(prompts, device)
-        self._cache = DynamicCache(config=_text_config(module))
-        self._last_only = {"logits_to_keep": 1} if _takes(module, "logits_to_keep") else {}
+        self._device = next(module.parameters()).device
+        self._cache = growing_cache(module.config)
+        self._width = 0
+        self._padding = torch.empty(0, dtype=torch.long, device=self._device)
+        self._padded = False
+        takes = inspect.signature(_beneath_adapter(module).forward).parameters
+        self._positioned = "position_ids" in takes
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
-    def prefill(self, n: int) -> Tensor:
+    @property
+    def width(self) -> int:
+        """Positions in the cache of every row, padding included."""
+        return self._width
+
+    @property
+    def flexible(self) -> bool:
+        """Whether rows can join; not so where the model keeps sliding windows or recurrent states."""
+        return is_flexible(self._cache)
+
+    def prefill(self, prompts: Sequence[Prompt], n: int = 1) -> Tensor:
         """Read the prompts, each once, and repeat every row n times: logits of the next token, (P * n, V)."""
-        positions = None
-        if self._mask is not None:
-            positions = (self._mask[:, : self._width].cumsum(-1) - 1).clamp_min(0)
-        logits = self._forward(self._ids, positions, **self._extras)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        width = max(lengths)
+        ids = torch.tensor([[0] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts])
+        self._padding = torch.tensor([width - length for length in lengths], device=self._device)
+        self._padded = min(lengths) < width
+        logits = self._forward(ids.to(self._device), concatenate_extras(prompts, self._device))
         if n > 1:
-            self._cache.batch_repeat_interleave(n)
-            self._next_position = self._next_position.repeat_interleave(n)
-            self._mask = None if self._mask is None else self._mask.repeat_interleave(n, dim=0)
-            logits = logits.repeat_interleave(n, dim=0)
+            repeated = torch.arange(len(prompts), device=self._device).repeat_interleave(n)
+            self._select(repeated)
+            logits = logits[repeated]
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token per row, (R,), and return the logits of the next, (R, V)."""
-        self._width += 1
-        logits = self._forward(tokens.unsqueeze(-1), self._next_position.unsqueeze(-1))
-        self._next_position = self._next_position + 1
-        return logits
+        return self._forward(tokens.unsqueeze(-1), {})
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but those at the indices `rows`."""
-        self._cache.batch_select_indices(rows)
-        self._next_position = self._next_position[rows]
-        if self._mask is not None:
-            self._mask = self._mask[rows]
+        """Drop all rows but those at the indices `rows`, and the padding that those have in common."""
+        self._select(rows)
+        if not self._padded:
+            return
+        shared = int(self._padding.min())
+        if shared and self.flexible:
+            drop_left(self._cache, shared)
+            self._padding = self._padding - shared
+            self._width -= shared
+        self._padded = bool(self._padding.any())
 
-    def _forward(self, ids: Tensor, positions: Tensor | None, **extras: Any) -> Tensor:
-        inputs = {"position_ids": positions} if positions is not None else {}
+    def join(self, other: Decoder) -> None:
+        """Add the rows of another decoder of the same model below these; both must be flexible."""
+        join(self._cache, other._cache)
+        width = max(self._width, other._width)
+        self._padded = self._padded or other._padded or self._width != other._width
+        self._padding = torch.cat([self._padding + width - self._width, other._padding + width - other._width])
+        self._width = width
+
+    def _select(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._padding = self._padding[rows]
+
+    def _forward(self, ids: Tensor, extras: dict[str, Tensor]) -> Tensor:
+        """Logits (R, V) after the last of `ids`, (R, T)."""
+        columns = torch.arange(self._width + ids.shape[1], device=self._device)
+        inputs: dict[str, Any] = {}
+        if self._padded:
+            # Given only where there is padding: without a mask attention takes a faster way.
+            inputs["attention_mask"] = (columns >= self._padding.unsqueeze(-1)).long()
+        if self._positioned:
+            inputs["position_ids"] = (columns[self._width :] - self._padding.unsqueeze(-1)).clamp_min(0)
         output = self._module(
-            input_ids=ids,
-            attention_mask=None if self._mask is None else self._mask[:, : self._width],
-            past_key_values=self._cache,
-            use_cache=True,
-            **inputs,
-            **self._last_only,
-            **extras,
+            input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs, **self._last_only, **extras
         )
+        self._width += ids.shape[1]
         logits: Tensor = output.logits[:, -1]
         return logits.float()
 
 
 @contextmanager
-def for_inference(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, and back to the mode before."""
-    training = module.training
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of `module` in eval mode, and afterwards each in the mode it was in."""
+    training = [part for part in module.modules() if part.training]
     module.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        module.train(training)
+        for part in training:
+            part.training = True
 
 
-def _text_config(module: nn.Module) -> Any:
-    config: Any = module.config
-    return config.get_text_config(decoder=True)
+def check_decodable(module: nn.Module) -> None:
+    """Raise LmflowError for a model that cannot be fed token by token."""
+    adapter = getattr(module, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise LmflowError(
+            f"Inferencer hf cannot sample through a {adapter.peft_type.value} adapter: it puts its virtual tokens "
+            "before every forward pass, not only the first. Use an adapter that changes weights, such as LoRA."
+        )
 
 
-def _takes(module: nn.Module, argument: str) -> bool:
-    """Whether the model beneath any adapter takes the argument."""
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
-    return argument in inspect.signature(base.forward).parameters
-
-
-def _concatenate(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+def concatenate_extras(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+    """Further inputs of the model, those of all prompts that have them in row order."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.extras)
     return {
         name: torch.cat([prompt.extras[name] for prompt in prompts if name in prompt.extras]).to(device)
         for name in names
     }
+
+
+def _beneath_adapter(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module

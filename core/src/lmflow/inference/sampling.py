@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,47 +15,81 @@ def filtered_logprobs(logits: Tensor, temperature: float, top_k: int = 0, top_p:
     """Log-probabilities of the distribution that is sampled: (B, V) float32 from (B, V) logits.
 
     Temperature first, then top-k, then top-p (Holtzman et al., 2020, arXiv 1904.09751), as in Transformers; tokens
-    left out have -inf. With temperature 0 the greedy token is drawn, and what is returned is the plain log-softmax.
+    left out have -inf. Temperature 0 is the limit: all probability on the most probable token, the first of equals.
     """
     logits = logits.float()
     if temperature == 0:
-        return logits.log_softmax(-1)
-    logits = logits / temperature
+        best = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -math.inf)
     if top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        mass_before = probabilities.cumsum(-1) - probabilities
-        removed = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, mass_before >= top_p)
-        logits = logits.masked_fill(removed, -math.inf)
+        # Ascending and by the mass that is left out, as Transformers does it, so that both cut at the same token.
+        ordered, order = logits.sort(dim=-1)
+        left_out = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+        left_out[:, -1] = False
+        logits = logits.masked_fill(torch.empty_like(left_out).scatter(-1, order, left_out), -math.inf)
     return logits.log_softmax(-1)
 
 
-def draw(logprobs: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row, (B,): the inverse of the cumulative distribution (B, V) at uniforms (B,) in [0, 1).
 
-    Each row's draw depends on its own number alone. With temperature 0 the most probable token, the first of equals.
+    A row's token depends on its own number alone, and never has probability 0. Logits that differ in their last bits,
+    as they do between batches of different shape, change it with a probability of about that difference.
     """
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # Below the total, which rounding may have left a little under or over 1.
+    target = torch.minimum(uniforms.double().unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def draw_scored(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens drawn from logits (B, V), and their log-probabilities as `Completion` defines them, (B,) each."""
     if temperature == 0:
-        return logprobs.argmax(-1)
-    cumulative = logprobs.exp().double().cumsum(-1)
-    # Scaling by the total keeps rounding from pointing past the last token with any probability.
-    target = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logprobs.shape[-1] - 1)
+        tokens, logprobs = logits.argmax(-1), logits.float().log_softmax(-1)
+    else:
+        logprobs = filtered_logprobs(logits, temperature, top_k, top_p)
+        tokens = draw(logprobs, uniforms)
+    return tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def uniform_streams(prompts: Sequence[Sequence[int]], n: int, length: int, seed: int) -> Tensor:
-    """Random numbers in [0, 1) for every completion, (len(prompts) * n, length) float64, n rows per prompt in turn.
+def stream_key(ids: Sequence[int], sample: int, seed: int, purpose: str = "draw") -> int:
+    """Key, a signed 64-bit number, of the random stream of one completion: number `sample` of the prompt `ids`.
 
-    A row is a function of (seed, the prompt's ids, which of its samples), so that no neighbour changes it. A prompt
-    given twice in one call therefore gets the same completions twice; different ones are what `n` is for.
+    It depends on nothing else, so that no neighbour in a batch changes a completion. A prompt given twice in one call
+    therefore gets the same completions twice; different ones are what `n` is for. `purpose`, up to 16 bytes, gives an
+    algorithm that needs several random numbers per token independent streams.
     """
-    rows = np.empty((len(prompts) * n, length))
-    for index, ids in enumerate(prompts):
-        digest = hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=8).digest()
-        key = int.from_bytes(digest, "little")
-        for sample in range(n):
-            rows[index * n + sample] = np.random.default_rng([seed, key, sample]).random(length)
-    return torch.from_numpy(rows)
+    digest = hashlib.blake2b(digest_size=8, person=purpose.encode())
+    digest.update(f"{seed}/{sample}/".encode())
+    digest.update(array("q", ids).tobytes())
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def uniforms(keys: Tensor, counters: Tensor) -> Tensor:
+    """Number `counters` of the stream of each of `keys`, both int64 of one shape: float64 in [0, 1).
+
+    SplitMix64 (Steele, Lea & Flood, 2014): a hash of key and counter, so any number is had without those before it.
+    """
+    mixed = keys + (counters + 1) * _signed(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
+    mixed = mixed ^ _shifted(mixed, 31)
+    return _shifted(mixed, 11).double() * 2.0**-53
+
+
+def _signed(constant: int) -> int:
+    """The signed 64-bit integer with the bits of `constant`; int64 tensors multiply modulo 2**64."""
+    return constant - (1 << 64)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shift to the right that fills with zeros; torch's own copies the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -8,50 +8,62 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What a decoder shows for bytes that are no whole character yet."""
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> str | None:
-    """The text before the first stop string in it, None if there is none."""
-    found = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-    return text[: min(found)] if found else None
-
-
 class TextStream:
-    """Text of one completion as its tokens are drawn; what has been given out is never taken back.
+    """Text of one completion as its tokens are drawn; what has been given out never changes.
 
     Held back are characters of which only some bytes are there, and what may be the beginning of a stop string.
+    Only the last few tokens are decoded each time: those since the text last ended with a whole character, after the
+    ones before them, because some tokenizers render a token by what precedes it.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
         self._decode = decode
-        self._stops = stops
+        self._stops = [stop for stop in stops if stop]
         self._ids: list[int] = []
-        self._given = 0
+        self._context_start = 0
+        self._context_end = 0
+        self._context = ""
+        self._settled = ""
+        self._final = 0
+        self._taken = 0
+        self.text = ""
+        """All text so far, whole characters only, cut before a stop string."""
         self.stopped = False
 
-    def add(self, token: int) -> str:
-        """Text that has become final with this token, often none."""
+    def add(self, token: int) -> None:
+        """Follow the text by one token."""
         self._ids.append(token)
-        text = self._decode(self._ids)
-        cut = cut_at_stop(text, self._stops)
-        if cut is not None:
-            self.stopped = True
-            return self._give(cut)
-        return self._give(text.rstrip(REPLACEMENT)[: len(text) - self._possible_stop(text)])
+        fresh = self._decode(self._ids[self._context_start :])[len(self._context) :]
+        text = self._settled + fresh.rstrip(REPLACEMENT)
+        if fresh and not fresh.endswith(REPLACEMENT):
+            self._settled = text
+            self._context_start, self._context_end = self._context_end, len(self._ids)
+            self._context = self._decode(self._ids[self._context_start :])
+        self._extend(text)
+        self._final = len(self.text) - (0 if self.stopped else self._possible_stop())
 
-    def finish(self) -> str:
-        """What was held back, once no more tokens come."""
-        return "" if self.stopped else self._give(self._decode(self._ids))
+    def finish(self) -> None:
+        """No more tokens come: nothing is held back, and the text is that of all tokens decoded at once."""
+        if not self.stopped:
+            whole = self._decode(self._ids)
+            self._extend(whole if whole.startswith(self.text) else self.text)
+        self._final = len(self.text)
 
-    def _give(self, final: str) -> str:
-        piece = final[self._given :]
-        self._given = max(self._given, len(final))
+    def take(self) -> str:
+        """Text that has become final since the last call, often none."""
+        piece = self.text[self._taken : self._final]
+        self._taken = max(self._taken, self._final)
         return piece
 
-    def _possible_stop(self, text: str) -> int:
-        """Length of the longest ending of `text` that begins a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:size]):
-                    longest = size
-                    break
-        return longest
+    def _extend(self, text: str) -> None:
+        """Make `text` the text so far, looking for stop strings where it is new."""
+        searched = len(self.text)
+        places = [text.find(stop, max(0, searched - len(stop) + 1)) for stop in self._stops]
+        found = [place for place in places if place >= 0]
+        self.stopped = bool(found)
+        self.text = text[: min(found)] if found else text
+
+    def _possible_stop(self) -> int:
+        """Length of the longest ending of the text that begins a stop string."""
+        sizes = (size for stop in self._stops for size in range(1, len(stop)) if self.text.endswith(stop[:size]))
+        return max(sizes, default=0)
