@@ -45,7 +45,8 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # Below the total, which rounding may have left a little under or over 1.
     target = torch.minimum(uniforms.double().unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return found.clamp_max(logprobs.shape[-1] - 1)  # a row of nan, whose token then has the log-probability nan
 
 
 def draw_scored(

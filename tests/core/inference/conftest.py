@@ -1,0 +1,100 @@
+"""Models of three architectures around one tokenizer, and prompts of mixed length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def make_model(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """A LanguageModel of a few thousand seeded weights, float32, with a sharper distribution than random weights give."""
+
+    def make(architecture: str = "llama", **options: Any) -> Any:
+        import torch
+        from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        from lmflow.models import LanguageModel
+
+        tokenizer = make_tokenizer()
+        torch.manual_seed(1)
+        common = {"vocab_size": len(tokenizer), "eos_token_id": 1, "pad_token_id": 2, "bos_token_id": None}
+        blocks = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        }
+        if architecture == "llama":
+            module = make_llama(len(tokenizer), seed=1, **options)
+        elif architecture == "gpt2":
+            module = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common, **options))
+        elif architecture == "qwen2":
+            module = Qwen2ForCausalLM(Qwen2Config(**blocks, **common, **options))
+        else:
+            module = MistralForCausalLM(MistralConfig(**blocks, **common, **options))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(6)
+        return LanguageModel(module.eval(), tokenizer, architecture)
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: Callable[..., Any]) -> Any:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def prompts(make_tokenizer: Callable[..., Any]) -> list[Any]:
+    from lmflow.inference.completion import Prompt
+
+    texts = [
+        "the quick brown fox jumps over",
+        "lazy",
+        "a model learns to answer and then to stop, and more: ä€",
+        "user",
+    ]
+    return [Prompt(make_tokenizer()(text)["input_ids"]) for text in texts]
+
+
+@pytest.fixture
+def scripted(make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """A LanguageModel that says given tokens: after token i of the script, with near certainty token i + 1."""
+
+    def make(script: list[int]) -> Any:
+        import torch
+        from torch import nn
+        from transformers import DynamicCache
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        from lmflow.models import LanguageModel
+
+        class Scripted(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                from transformers import LlamaConfig
+
+                self.config = LlamaConfig(num_hidden_layers=1, max_position_embeddings=4096)
+                self.weight = nn.Parameter(torch.zeros(1))
+
+            def forward(
+                self, input_ids: Any, past_key_values: DynamicCache, use_cache: bool, attention_mask: Any = None
+            ) -> Any:
+                rows, width = input_ids.shape
+                past_key_values.update(torch.zeros(rows, 1, width, 1), torch.zeros(rows, 1, width, 1), 0)
+                logits = torch.zeros(rows, width, len(tokenizer))
+                logits[:, -1, script[past_key_values.get_seq_length() - 1]] = 50.0
+                return CausalLMOutputWithPast(logits=logits)
+
+        tokenizer = make_tokenizer()
+        return LanguageModel(Scripted().eval(), tokenizer, "scripted")
+
+    return make
