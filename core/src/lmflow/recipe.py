@@ -146,7 +146,9 @@ def _gather(file: Path | None, options: Sequence[Setting], problems: list[str]) 
         section = path.partition(".")[0]
         if section not in SECTIONS:
             near = difflib.get_close_matches(section, SECTIONS, n=1)
-            problems.append(f"{_place(setting)}: unknown section" + (f"; did you mean {near[0]}?" if near else ""))
+            where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
+            line = f"{where}: unknown section" + (f"; did you mean {near[0]}?" if near else "")
+            problems += [] if line in problems else [line]
     return settings | seen
 
 

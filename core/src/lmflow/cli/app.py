@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -26,7 +26,10 @@ def run_app(arguments: Sequence[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         sys.stderr.write(f"error: no command is called {command}; {hint}\n")
         return 2
-    app, rest = build_app(list(arguments))
+    built = build_app(list(arguments))
+    if built is None:
+        return 0
+    app, rest = built
     try:
         code = app(args=rest, prog_name="lmflow", standalone_mode=True)
     except SystemExit as stop:
@@ -34,28 +37,31 @@ def run_app(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]]:
-    """The Typer app for these arguments, and what is left for it to parse."""
+def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
+    """The Typer app for these arguments and what is left for it to parse; None if help was shown already."""
     app = typer.Typer(
         help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT
     )
     app.callback()(_root)
-    command = arguments[0]
-    rest = arguments
+    command, rest = arguments[0], arguments
     if command == "run":
         from lmflow.cli.run import make_command
 
-        function, rest = make_command(arguments[1:])
-        rest = ["run", *rest]
-        app.command("run", help=RUN_HELP)(function)
+        made = make_command(arguments[1:])
+        if made is None:
+            return None
+        app.command("run", help=RUN_HELP)(made[0])
+        rest = ["run", *made[1]]
     else:
         app.command("run", help=RUN_HELP)(_placeholder)
     if command == "recipe":
         from lmflow.cli.recipe import make_group
 
-        group, rest = make_group(arguments[1:])
-        rest = ["recipe", *rest]
-        app.add_typer(group, name="recipe", help=RECIPE_HELP)
+        group = make_group(arguments[1:] or ["--help"])
+        if group is None:
+            return None
+        app.add_typer(group[0], name="recipe", help=RECIPE_HELP)
+        rest = ["recipe", *group[1]]
     else:
         app.command("recipe", help=RECIPE_HELP)(_placeholder)
     _add_plain(app, command, "plugins", "What is installed, and what is wrong with it.")
@@ -95,5 +101,3 @@ def _root(
 ) -> None:
     """Options of the command itself."""
 
-
-Command = Callable[..., None]

@@ -1,23 +1,19 @@
-"""Options of the chosen components: read from the command line before Typer, and shown by it in the help."""
+"""Options of the chosen components: read from the command line before Typer sees it."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import SLOTS, Plugins
-from lmflow.recipe import TRAINING, Origin, ResolvedRecipe, Setting, chosen_components, resolve
-from lmflow.recipe_values import is_flag, option_type
+from lmflow.recipe import TRAINING, Origin, ResolvedRecipe, Setting, resolve
+from lmflow.recipe_values import is_flag
 from lmflow.training.options import TrainingOptions
 
 NUMBER = re.compile(r"^-\d|^-\.\d")
@@ -31,6 +27,11 @@ class Scanned:
     settings: list[Setting] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def wants_help(self) -> bool:
+        """Whether --help is given."""
+        return "--help" in self.rest or "-h" in self.rest
 
     @property
     def recipe_file(self) -> Path | None:
@@ -118,57 +119,3 @@ def resolve_scanned(scanned: Scanned, plugins: Plugins, file: Path | None) -> Re
     if scanned.problems:
         raise RecipeError(scanned.problems)
     return resolved
-
-
-# Help
-
-
-def with_recipe_options(function: Callable[..., None], scanned: Scanned, plugins: Plugins) -> Callable[..., None]:
-    """`function` with the options of the chosen components in its signature, which is what Typer shows as help."""
-
-    def command(*args: Any, **values: Any) -> None:
-        own = inspect.signature(function).parameters
-        function(*args, **{name: value for name, value in values.items() if name in own})
-
-    file = scanned.recipe_file
-    chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings)
-    shown = [_slot_option(slot, plugins) for slot in SLOTS]
-    for slot, component in chosen.items():
-        panel = f"{slot} {component.name}"
-        shown += [_option(slot, key, info, panel) for key, info in component.model_fields.items()]
-    preferred = _preferred(chosen)
-    for key, info in TrainingOptions.model_fields.items():
-        shown.append(_option(TRAINING, key, info, TRAINING, preferred.get(key)))
-    signature = inspect.signature(function, eval_str=True)
-    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *shown])  # type: ignore[attr-defined]
-    command.__doc__ = function.__doc__
-    return command
-
-
-def _preferred(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    preferred: dict[str, Any] = {}
-    for slot in ("tuner", "aligner"):
-        if slot in chosen:
-            preferred |= chosen[slot].training_defaults
-    return preferred
-
-
-def _slot_option(slot: str, plugins: Plugins) -> inspect.Parameter:
-    names = ", ".join(sorted(plugins.offers(slot)))
-    return _parameter(f"--{slot}", f"One of {names}.", "NAME", None, "components")
-
-
-def _option(section: str, key: str, info: FieldInfo, panel: str, preferred: Any = None) -> inspect.Parameter:
-    default = preferred if preferred is not None else info.default
-    shown = None if info.is_required() or default is None else str(default).lower() if is_flag(info) else str(default)
-    return _parameter(f"--{section}.{key}", info.description or "", option_type(info), shown, panel)
-
-
-def _parameter(option: str, text: str, metavar: str, default: str | None, panel: str) -> inspect.Parameter:
-    declared = typer.Option(
-        option, help=text, metavar=metavar, show_default=default if default else False, rich_help_panel=panel
-    )
-    name = option.removeprefix("--").replace(".", "__").replace("-", "_")
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, declared]
-    )

@@ -9,15 +9,25 @@ from typing import Annotated
 
 import typer
 
-from lmflow.cli.options import resolve_scanned, scan, with_recipe_options
+from lmflow.cli.help import recipe_help
+from lmflow.cli.options import resolve_scanned, scan
 from lmflow.plugins import load_plugins
 from lmflow.recipe import ResolvedRecipe, as_dict, dump, schema
 
 
-def make_group(arguments: Sequence[str]) -> tuple[typer.Typer, list[str]]:
-    """The `recipe` commands for these arguments, and what is left of them for Typer to parse."""
+SHOW = "Print the resolved recipe as YAML."
+EXPLAIN = "Print every value and where it came from."
+
+
+def make_group(arguments: Sequence[str]) -> tuple[typer.Typer, list[str]] | None:
+    """The `recipe` commands for these arguments, and what is left for Typer; None if help was all they asked."""
     plugins = load_plugins()
-    scanned = scan(arguments[1:], plugins, {"--output": True, "--json": False})
+    scanned = scan(arguments[1:], plugins, {})
+    about = {"show": SHOW, "explain": EXPLAIN}
+    if scanned.wants_help and arguments[0] in about:
+        usage = f"lmflow recipe {arguments[0]} [RECIPE.yaml] [OPTIONS]"
+        sys.stdout.write(recipe_help(usage, about[arguments[0]], (), scanned, plugins))
+        return None
     group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
     def command(name: str, text: str, show: Callable[[ResolvedRecipe], None]) -> None:
@@ -26,10 +36,10 @@ def make_group(arguments: Sequence[str]) -> tuple[typer.Typer, list[str]]:
         ) -> None:
             show(resolve_scanned(scanned, plugins, recipe))
 
-        group.command(name, help=text)(with_recipe_options(function, scanned, plugins))
+        group.command(name, help=text)(function)
 
-    command("show", "Print the resolved recipe as YAML.", lambda resolved: _write(dump(resolved.recipe)))
-    command("explain", "Print every value and where it came from.", lambda resolved: _write(explain(resolved)))
+    command("show", SHOW, lambda resolved: _write(dump(resolved.recipe)))
+    command("explain", EXPLAIN, lambda resolved: _write(explain(resolved)))
 
     @group.command("schema", help="Print the JSON schema of recipe files, for editors.")
     def print_schema() -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmflow.cli.options import Scanned, resolve_scanned, scan, with_recipe_options
+from lmflow.cli.help import recipe_help
+from lmflow.cli.options import Scanned, resolve_scanned, scan
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins, load_plugins
 
@@ -18,26 +19,41 @@ if TYPE_CHECKING:
     from lmflow.journal_display import Display
 
 FIXED = {"--output": True, "--resume": False, "--overwrite": False, "--quiet": False, "--json": False}
+HELP = (
+    ("--output DIR", "The run's directory; by default a new one in runs/."),
+    ("--resume", "Continue the run in --output."),
+    ("--overwrite", "Replace the run in --output."),
+    ("--quiet", "Print nothing but errors."),
+    ("--json", "Print run.json on standard output, and nothing else."),
+    ("--debug", "Show tracebacks."),
+)
+ABOUT = (
+    "Carry out a recipe: options, a YAML file, or both. Without either, the embedded model is tuned on the embedded "
+    "tasks. Options mirror the file: `tuner: {name: lora, rank: 16}` is --tuner lora --tuner.rank 16."
+)
 
 
-def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]]:
-    """The `run` command for these arguments, and what is left of them for Typer to parse."""
+def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+    """The `run` command for these arguments, and what is left of them for Typer; None if help was all they asked."""
     plugins = load_plugins()
     scanned = scan(arguments, plugins, FIXED)
+    if scanned.wants_help:
+        sys.stdout.write(recipe_help("lmflow run [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
+        return None
 
     def run(
-        recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="A recipe file.")] = None,
+        recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]")] = None,
         *,
-        output: Annotated[Path | None, typer.Option(help="The run's directory; by default a new one in runs/.")] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
-        quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print run.json on standard output, nothing else.")] = False,
+        output: Annotated[Path | None, typer.Option("--output")] = None,
+        resume: Annotated[bool, typer.Option("--resume")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
+        as_json: Annotated[bool, typer.Option("--json")] = False,
     ) -> None:
         """Carry out one recipe."""
         start(plugins, scanned, recipe, output, resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
 
-    return with_recipe_options(run, scanned, plugins), scanned.rest
+    return run, scanned.rest
 
 
 def start(

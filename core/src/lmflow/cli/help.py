@@ -1,0 +1,66 @@
+"""Help for commands that take a recipe's options: the command's own, then a section per chosen component.
+
+Typer's panels would do, but drawing them takes longer than all else that help does together.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from lmflow.cli.options import Scanned
+from lmflow.plugins import SLOTS, Plugins
+from lmflow.recipe import TRAINING, chosen_components
+from lmflow.recipe_values import is_flag, option_type
+from lmflow.training.options import TrainingOptions
+
+Row = tuple[str, str]
+"""An option with what it takes, and what it means."""
+
+
+def recipe_help(usage: str, text: str, own: Sequence[Row], scanned: Scanned, plugins: Plugins) -> str:
+    """The whole help of a command: `own` are its fixed options, the rest follows from the components chosen."""
+    file = scanned.recipe_file
+    chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings)
+    sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
+    sections.append(("Components", [(f"--{slot} NAME", _names(slot, plugins)) for slot in SLOTS]))
+    for slot, component in chosen.items():
+        about = (component.__doc__ or "").strip().splitlines()[0]
+        sections.append((f"{slot} {component.name}: {about}", list(_rows(slot, component, {}))))
+    preferred = {key: value for slot in chosen.values() for key, value in slot.training_defaults.items()}
+    sections.append((f"{TRAINING}: {TrainingOptions.__doc__}", list(_rows(TRAINING, TrainingOptions, preferred))))
+    width = min(shutil.get_terminal_size().columns, 120)
+    body = "".join(_section(title, rows, width) for title, rows in sections if rows)
+    return f"\nUsage: {usage}\n\n{textwrap.fill(text, width)}\n{body}\n"
+
+
+def _names(slot: str, plugins: Plugins) -> str:
+    return f"One of {', '.join(sorted(plugins.offers(slot)))}."
+
+
+def _rows(section: str, owner: type[BaseModel], preferred: Mapping[str, Any]) -> Iterator[Row]:
+    for key, info in owner.model_fields.items():
+        default = preferred.get(key, None if info.is_required() else info.default)
+        shown = str(default).lower() if is_flag(info) else str(default)
+        note = " [required]" if info.is_required() else f" [default: {shown}]" if default not in (None, [], ()) else ""
+        yield f"--{section}.{key} {option_type(info)}", f"{info.description}{note}"
+
+
+def _section(title: str, rows: Sequence[Row], width: int) -> str:
+    """A heading and its options in two columns; a long option pushes its text to the next line."""
+    heading = f"\033[1m{title}\033[0m" if sys.stdout.isatty() else title
+    column = min(max(len(left) for left, _ in rows) + 4, 42)
+    lines = [f"\n{heading}"]
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, max(width - column, 30)) or [""]
+        if len(left) + 4 > column:
+            lines.append(f"  {left}")
+        else:
+            lines.append(f"  {left:<{column - 2}}{wrapped.pop(0)}")
+        lines += [" " * column + line for line in wrapped]
+    return "\n".join(lines) + "\n"

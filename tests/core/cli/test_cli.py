@@ -1,0 +1,154 @@
+"""The command line: help without heavy imports, all mistakes at once, exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LMFLOW = str(Path(sys.executable).with_name("lmflow"))
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy")
+LIGHT_COMMANDS = [
+    ["--help"],
+    ["--version"],
+    ["plugins"],
+    ["run", "--help"],
+    ["run", "--tuner", "lora", "--aligner", "raft", "--help"],
+    ["recipe", "show", "--tuner", "lora", "--aligner", "raft"],
+    ["recipe", "explain"],
+    ["recipe", "schema"],
+]
+
+
+def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    import os
+
+    env = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
+    return subprocess.run([LMFLOW, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+
+
+@pytest.mark.parametrize("arguments", LIGHT_COMMANDS, ids=" ".join)
+def test_imports_nothing_heavy(arguments: list[str]):
+    code = (
+        "import sys\nfrom lmflow.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not found, found\n"
+        "assert 'lmflow.plugins' not in sys.modules or sys.argv[1:] != ['--help']\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_overview_loads_no_plugin():
+    code = (
+        "import sys\nfrom lmflow.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not [n for n in sys.modules if n.startswith(('lmflow_', 'lmflow.plugins', 'pluggy'))]"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["run", "--tuner", "lora", "--aligner", "raft", "--help"]], ids=" ".join)
+def test_starts_within_three_times_typer_and_pydantic(arguments: list[str]):
+    """The fastest of several, interleaved, so that what else the machine does matters little."""
+    base = [sys.executable, "-c", "import typer, pydantic; from pydantic import BaseModel"]
+    ours = [LMFLOW, *arguments]
+    best = {"base": 1e9, "ours": 1e9}
+    for _ in range(7):
+        for name, command in (("base", base), ("ours", ours)):
+            started = time.perf_counter()
+            subprocess.run(command, capture_output=True, check=True)
+            best[name] = min(best[name], time.perf_counter() - started)
+    assert best["ours"] <= 3 * best["base"], best
+
+
+def test_help_shows_the_options_of_the_chosen_components():
+    text = call("run", "--tuner", "lora", "--aligner", "raft", "--help").stdout
+    for expected in ("tuner lora", "--tuner.rank", "INTEGER", "Rank of each update.", "default: 8", "aligner raft",
+                     "--aligner.iterations", "--training.learning_rate", "--output", "--resume"):  # fmt: skip
+        assert expected in text, text
+    assert "--aligner.samples" not in call("run", "--tuner", "lora", "--help").stdout
+
+
+def test_help_takes_names_from_the_recipe_too(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("tuner: lora\n")
+    assert "--tuner.rank" in call("run", "r.yaml", "--help", cwd=tmp_path).stdout
+
+
+def test_all_mistakes_at_once():
+    done = call("run", "--tunr", "lora", "--tuner", "lora", "--tuner.rnak", "4", "--training.batch_size", "-1", "--outptu", "x")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    for expected in ("--tunr: unknown option; did you mean --tuner?", "--tuner.rnak: unknown option; did you mean tuner.rank?",
+                     "--training.batch_size: must be greater than 0, got '-1'",
+                     "--outptu: unknown option; did you mean --output?"):  # fmt: skip
+        assert expected in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_command():
+    done = call("rnu")
+    assert (done.returncode, done.stderr) == (2, "error: no command is called rnu; did you mean run?\n")
+
+
+def test_without_arguments_the_help_is_shown():
+    done = call()
+    assert done.returncode == 0
+    assert "run" in done.stdout
+
+
+def test_explain_says_where_values_come_from(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("tuner: lora\ntraining: {batch_size: 4}\n")
+    lines = call("recipe", "explain", "r.yaml", "--aligner", "raft", "--tuner.rank", "2", cwd=tmp_path).stdout.splitlines()
+    origins = {line.split()[0]: " ".join(line.split()[2:]) for line in lines}
+    assert origins["tuner.rank"] == "option --tuner.rank"
+    assert origins["training.batch_size"] == "file r.yaml:2"
+    assert origins["training.schedule"] == "plugin aligner raft"
+    assert origins["tuner.alpha"] == "default"
+
+
+def test_show_prints_what_run_would_write(tmp_path: Path):
+    shown = call("recipe", "show", "--tuner", "lora", "--data.packing", "--no-tuner.dora").stdout
+    assert "packing: true" in shown
+    (tmp_path / "r.yaml").write_text(shown)
+    assert call("recipe", "show", "r.yaml", cwd=tmp_path).stdout == shown
+
+
+def test_plugins_lists_what_is_installed():
+    text = call("plugins").stdout
+    for expected in ("lmflow-core", "lmflow-lora", "raft", "Train low-rank updates"):
+        assert expected in text
+    listed = json.loads(call("plugins", "--json").stdout)
+    assert {"lmflow-core", "lmflow-lora", "lmflow-raft"} <= {each["distribution"] for each in listed["plugins"]}
+    assert "--tuner.rank" in call("plugins", "show", "lora").stdout
+    assert call("plugins", "show", "nothing").returncode == 2
+
+
+def test_unexpected_errors_are_short_and_debug_shows_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from lmflow import cli
+    from lmflow.cli import app
+
+    def fail(_: object) -> int:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(app, "run_app", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run"])
+    assert stop.value.code == 1
+    assert "error: RuntimeError: surprise" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="surprise"):
+        cli.main(["run", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [(MemoryError(), 1, "micro_batch_size"), (OSError(28, "No space left", "x.bin"), 1, "disk is full: x.bin")],
+)
+def test_memory_and_disk(error: Exception, code: int, expected: str, capsys: pytest.CaptureFixture[str]):
+    from lmflow.cli import report_error
+
+    assert report_error(error) == code
+    assert expected in capsys.readouterr().err
