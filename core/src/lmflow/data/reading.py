@@ -6,13 +6,13 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmflow.components import DataFormat
 from lmflow.data.formats import resolve_format
 from lmflow.data.records import Record, fingerprint, read_records
-from lmflow.data.sample import Dataset, Sample
+from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.errors import DataError
 
 SHOWN = 5
@@ -50,7 +50,7 @@ def load_dataset(
     if heldout_records is not None:
         train, heldout = samples, to_samples(chosen, heldout_records)
     else:
-        train, heldout = split(samples, chosen, formats, seed)
+        train, heldout = split(samples, data, formats, seed)
     summary = DataSummary(data.path, chosen.name, len(records), len(train), len(heldout), digest)
     return Dataset(train, heldout, chosen), summary
 
@@ -80,6 +80,8 @@ def split(
         records = read_records(place)
         chosen = resolve_format(data, formats, records)
         return list(samples), to_samples(chosen, records)
+    if share > 0 and len(samples) == 1 and is_text(samples[0]):
+        return split_text(samples[0], share)
     count = round(share * len(samples))
     if share > 0 and len(samples) > 1:
         count = min(max(count, 1), len(samples) - 1)
@@ -88,6 +90,24 @@ def split(
     chosen_indices = set(order[:count])
     train = [sample for index, sample in enumerate(samples) if index not in chosen_indices]
     return train, [samples[index] for index in order[:count]]
+
+
+def is_text(sample: Sample) -> bool:
+    """Whether the sample is plain text rather than a dialogue."""
+    return not sample.templated and len(sample.messages) == 1
+
+
+def split_text(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]]:
+    """One text as two: its last share, from the beginning of a line, is held out."""
+    text = sample.messages[0].content
+    at = text.rfind("\n", 0, round(len(text) * (1 - share))) + 1
+    if not at:
+        return [sample], []
+    parts = (text[:at], "training part"), (text[at:], "held-out part")
+    train, heldout = (
+        replace(sample, messages=(Message("assistant", part),), source=f"{sample.source} ({name})") for part, name in parts
+    )
+    return [train], [heldout]
 
 
 def _as_share(validation: float | str) -> float | None:

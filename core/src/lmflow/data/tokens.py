@@ -54,7 +54,12 @@ def encode_prompt(tokenizer: Any, sample: Sample) -> list[int]:
     prompt = sample.prompt()
     if not prompt.templated:
         return [token for index, turn in enumerate(prompt.messages) for token in _plain_ids(tokenizer, turn, index)]
-    return _ids(tokenizer, render(tokenizer, prompt, prompt.messages, prompt=True))
+    text = render(tokenizer, prompt, prompt.messages, prompt=True)
+    earlier = [index for index, turn in enumerate(prompt.messages) if turn.role == "assistant"]
+    if not earlier:
+        return _ids(tokenizer, text)
+    starts = [len(render(tokenizer, prompt, prompt.messages[:index], prompt=True)) for index in earlier]
+    return _tokens_with_offsets(tokenizer, text, starts)[0]
 
 
 def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, prompt: bool = False) -> str:
@@ -115,12 +120,8 @@ def _last_answer_of(tokenizer: Any, sample: Sample, index: int, end_ids: Sequenc
 def _from_spans(
     tokenizer: Any, sample: Sample, text: str, spans: Sequence[Span], end_ids: Sequence[int]
 ) -> TokenSequence:
-    """Tokens wholly inside a span are targets, but for what the template puts after the token that ends the answer."""
-    try:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    except NotImplementedError as error:
-        raise DataError("The tokenizer reports no character offsets; convert it to a fast tokenizer.") from error
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    """Tokens inside a span are targets, but for what the template puts after the token that ends the answer."""
+    ids, offsets = _tokens_with_offsets(tokenizer, text, [start for start, _ in spans])
     special = {*tokenizer.all_special_ids, *end_ids}
     trained = [False] * len(ids)
     for start, end in spans:
@@ -130,6 +131,28 @@ def _from_spans(
         for i in inside:
             trained[i] = i <= last
     return _ended(sample, ids, trained, end_ids)
+
+
+def _tokens_with_offsets(tokenizer: Any, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
+    """Ids and character spans of `text`.
+
+    The text is tokenised whole, as the template's own ids are, unless a token would straddle a place where an answer
+    starts: there the text is cut, because a prompt ends there too when the model is asked.
+    """
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = [(a, b) for a, b in encoded["offset_mapping"]]
+        cuts = [start for start in starts if any(a < start < b for a, b in offsets)]
+        if not cuts:
+            return list(encoded["input_ids"]), offsets
+        ids, offsets = [], []
+        for begin, end in zip([0, *cuts], [*cuts, len(text)]):
+            piece = tokenizer(text[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+            ids += piece["input_ids"]
+            offsets += [(a + begin, b + begin) for a, b in piece["offset_mapping"]]
+    except NotImplementedError as error:
+        raise DataError("The tokenizer reports no character offsets; convert it to a fast tokenizer.") from error
+    return ids, offsets
 
 
 def _ended(sample: Sample, ids: list[int], trained: list[bool], end_ids: Sequence[int]) -> TokenSequence:

@@ -1,0 +1,167 @@
+"""What records mean, how formats are recognised, and what malformed ones are told as."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmflow.components import DataFormat
+from lmflow.data.formats import FORMATS, Auto, resolve_format
+from lmflow.data.reading import load_dataset
+from lmflow.data.records import Record, read_records
+from lmflow.data.sample import Message
+from lmflow.errors import DataError
+
+BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
+
+GOOD: list[tuple[str, dict[str, Any], list[tuple[str, str]], bool]] = [
+    ("text_only", {"text": "once"}, [("assistant", "once")], False),
+    ("text2text", {"input": "q", "output": "a"}, [("user", "q"), ("assistant", "a")], False),
+    ("alpaca", {"instruction": "do", "input": "", "output": "done"}, [("user", "do"), ("assistant", "done")], True),
+    ("alpaca", {"instruction": "do", "input": "it", "output": "done"}, [("user", "do\n\nit"), ("assistant", "done")], True),
+    ("alpaca", {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]},
+     [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], True),
+    ("conversation", {"conversation_id": 1, "system": "s", "messages": [{"role": "user", "content": "q"}]},
+     [("system", "s"), ("user", "q")], True),
+    ("messages", {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}]},
+     [("system", "s"), ("user", "q")], True),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+     [("user", "ab")], True),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+     [("user", "q"), ("assistant", "a")], True),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
+     [("user", "q"), ("assistant", "a")], True),
+    ("prompt", {"prompt": "q"}, [("user", "q")], True),
+    ("prompt", {"prompt": "q", "completion": "a"}, [("user", "q"), ("assistant", "a")], True),
+    ("prompt", {"prompt": [{"role": "user", "content": "q"}]}, [("user", "q")], True),
+    ("hh", {"chosen": "\n\nHuman: hi\n\nAssistant: yes\n\nmore\n\nHuman: ok\n\nAssistant: bye", "rejected": "x"},
+     [("user", "hi"), ("assistant", "yes\n\nmore"), ("user", "ok"), ("assistant", "bye")], True),
+    ("hh", {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant:", "rejected": "x"}, [("user", "a\n\nb"), ("assistant", "")], True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "record", "turns", "templated"), GOOD, ids=[g[0] for g in GOOD])
+def test_records_become_samples_and_are_recognised(name: str, record: dict[str, Any], turns: Any, templated: bool):
+    sample = BY_NAME[name]().sample(record, "f:1")
+    assert [(m.role, m.content) for m in sample.messages] == turns
+    assert sample.templated == templated
+    assert sample.record == record
+    assert resolve_format(Auto(), FORMATS, [Record(record, "f:1")]).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        ("text_only", {"text": 3}, "f:1: text: expected text, found a number 3"),
+        ("text2text", {"input": "q"}, "f:1: output: expected text, it is missing"),
+        ("alpaca", {"instruction": None, "output": "a"}, "f:1: instruction: expected text, found nothing"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": ["x"]}, r"history\[0\]: expected a pair of texts"),
+        ("messages", {"messages": []}, "messages: expected a list of at least one turn, found a list"),
+        ("messages", {"messages": ["hi"]}, r"messages\[0\]: expected an object with role and content, found text"),
+        ("messages", {"messages": [{"role": "usr", "content": "q"}]}, r"messages\[0\]\.role: expected one of .*user.*found text"),
+        ("messages", {"messages": [{"role": "user", "content": 3}]}, r"messages\[0\]\.content: expected text"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\]: expected a text part"),
+        ("sharegpt", {"conversations": [{"value": "q"}]}, r"conversations\[0\]\.from: expected one of .*it is missing"),
+        ("hh", {"chosen": "no marks"}, "chosen: expected text that begins with a blank line"),
+    ],
+)
+def test_malformed_records(name: str, record: dict[str, Any], message: str):
+    with pytest.raises(DataError, match=message):
+        BY_NAME[name]().sample(record, "f:1")
+
+
+def test_options_survive_recognition():
+    data = Auto(path="x", max_length=7, packing=True)
+    resolved = resolve_format(data, FORMATS, [Record({"text": "a"}, "f:1")])
+    assert (resolved.path, resolved.max_length, resolved.packing) == ("x", 7, True)
+
+
+def test_a_declared_type_decides():
+    record = Record({"messages": [{"role": "user", "content": "q"}]}, "f:1", declared="conversation")
+    assert resolve_format(Auto(), FORMATS, [record]).name == "conversation"
+
+
+def test_records_of_no_known_format():
+    with pytest.raises(DataError, match=r"f:1: records with foo, bar are none of the installed formats \(alpaca.*--data NAME"):
+        resolve_format(Auto(), FORMATS, [Record({"foo": 1, "bar": 2}, "f:1")])
+
+
+def test_a_named_format_is_taken_at_its_word():
+    chosen = BY_NAME["text2text"]()
+    assert resolve_format(chosen, FORMATS, [Record({"foo": 1}, "f:1")]) is chosen
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "count"),
+    [("alpaca_en_demo.json", "alpaca", 999), ("dpo_en_demo.json", "sharegpt", 300),
+     ("hh_rlhf_harmless_test.jsonl.gz", "hh", 2312), ("tinyshakespeare.txt", "text_only", 1)],
+)  # fmt: skip
+def test_real_files(file: str, name: str, count: int, shared_data: Path):
+    records = read_records(shared_data / file)
+    data = resolve_format(Auto(), FORMATS, records)
+    assert (data.name, len(records)) == (name, count)
+    samples = [data.sample(record.fields, record.source) for record in records]
+    assert all(isinstance(message, Message) for sample in samples for message in sample.messages)
+
+
+# Reading whole data sets
+
+
+def lines(tmp_path: Path, rows: list[str]) -> str:
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return str(path)
+
+
+def test_split_is_seeded_disjoint_and_complete(tmp_path: Path):
+    path = lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(40)])
+    data = Auto(path=path, validation=0.25)
+    dataset, summary = load_dataset(data, FORMATS, 0)
+    train, heldout = ({s.messages[0].content for s in part} for part in (dataset.train, dataset.heldout))
+    assert (len(train), len(heldout), len(train | heldout)) == (30, 10, 40)
+    assert load_dataset(data, FORMATS, 0)[0] == dataset
+    assert {s.messages[0].content for s in load_dataset(data, FORMATS, 1)[0].heldout} != heldout
+    assert (summary.format, summary.records, summary.train, summary.heldout) == ("prompt", 40, 30, 10)
+
+
+@pytest.mark.parametrize(("validation", "count"), [(0.0, 0), (0.01, 1), (0.99, 9), ("0.5", 5)])
+def test_at_least_one_on_each_side(validation: Any, count: int, tmp_path: Path):
+    data = Auto(path=lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(10)]), validation=validation)
+    assert len(load_dataset(data, FORMATS, 0)[0].heldout) == count
+
+
+def test_validation_from_a_file(tmp_path: Path):
+    (tmp_path / "held.jsonl").write_text('{"text": "other format"}\n')
+    data = Auto(path=lines(tmp_path, ['{"prompt": "a"}']), validation=str(tmp_path / "held.jsonl"))
+    dataset, _ = load_dataset(data, FORMATS, 0)
+    assert [s.messages[0].content for s in dataset.heldout] == ["other format"]
+
+
+def test_one_text_is_split_near_its_end(tmp_path: Path):
+    (tmp_path / "book.txt").write_text("".join(f"Line number {i}.\n" for i in range(1000)))
+    dataset, _ = load_dataset(Auto(path=str(tmp_path / "book.txt"), validation=0.1), FORMATS, 0)
+    [train], [heldout] = dataset.train, dataset.heldout
+    whole = train.messages[0].content + heldout.messages[0].content
+    assert whole == (tmp_path / "book.txt").read_text()
+    assert heldout.messages[0].content.startswith("Line number 90")
+
+
+def test_every_malformed_record_is_counted(tmp_path: Path):
+    rows = ['{"instruction": "a", "output": "b"}'] + ['{"instruction": "a", "output": 1}'] * 7
+    with pytest.raises(DataError) as caught:
+        load_dataset(Auto(path=lines(tmp_path, rows)), FORMATS, 0)
+    text = str(caught.value)
+    assert text.startswith("7 of 8 records do not fit format alpaca:\nd.jsonl:2: output: expected text")
+    assert text.endswith("… and 2 more")
+
+
+def test_limit_and_bad_share(tmp_path: Path):
+    path = lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(10)])
+    assert load_dataset(Auto(path=path, limit=4, validation=0), FORMATS, 0)[1].records == 4
+    with pytest.raises(DataError, match=r"data.validation: 1\.5 is neither"):
+        load_dataset(Auto(path=path, validation=1.5), FORMATS, 0)
+
+
+def test_a_format_without_data_of_its_own():
+    with pytest.raises(DataError, match=r"alpaca brings no data of its own.*--data.path"):
+        load_dataset(BY_NAME["alpaca"](), FORMATS, 0)
