@@ -10,12 +10,18 @@ import pytest
 
 @pytest.fixture(scope="session")
 def make_model(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
-    """A LanguageModel of a few thousand seeded weights, float32, with a sharper distribution than random weights give."""
+    """A LanguageModel of a few thousand seeded weights, its distribution sharper than random weights give."""
 
     def make(architecture: str = "llama", **options: Any) -> Any:
         import torch
-        from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
-        from transformers import Qwen2Config, Qwen2ForCausalLM
+        from transformers import (
+            GPT2Config,
+            GPT2LMHeadModel,
+            MistralConfig,
+            MistralForCausalLM,
+            Qwen2Config,
+            Qwen2ForCausalLM,
+        )
 
         from lmflow.models import LanguageModel
 

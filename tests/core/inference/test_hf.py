@@ -42,8 +42,14 @@ def ids_of(drawn: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
 
 @pytest.mark.parametrize(
     ("architecture", "options"),
-    [("llama", {}), ("gpt2", {}), ("qwen2", {}), ("mistral", {"sliding_window": 8}), ("llama", {"attn_implementation": "eager"})],
-)  # fmt: skip
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("qwen2", {}),
+        ("mistral", {"sliding_window": 8}),
+        ("llama", {"attn_implementation": "eager"}),
+    ],
+)
 def test_greedy_equals_transformers(make_model: Any, prompts: list[Prompt], architecture: str, options: Any):
     model = make_model(architecture, **options)
     drawn = hf.generate(model, prompts, Sampling(temperature=0, max_new_tokens=30))
@@ -241,9 +247,10 @@ def test_progress_counts_tokens_and_may_stop(model: Any, prompts: list[Prompt]):
 @pytest.mark.parametrize("wrapped", ["bare", "checkpointing", "peft", "dynamic"])
 def test_training_goes_on_as_before(make_model: Any, prompts: list[Prompt], wrapped: str):
     """Modes, configuration and parameters are left as they were, and gradients flow, also through an adapter."""
-    options = {}
+    options: dict[str, Any] = {}
     if wrapped == "dynamic":  # keeps frequencies it computes while running: they must not be inference tensors
-        options = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "max_position_embeddings": 16}  # fmt: skip
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+        options = {"rope_parameters": rope, "max_position_embeddings": 16}
     model = make_model("llama", **options)
     if wrapped == "peft":
         from peft import LoraConfig, get_peft_model
@@ -251,7 +258,7 @@ def test_training_goes_on_as_before(make_model: Any, prompts: list[Prompt], wrap
         model = model.with_module(get_peft_model(model.module, LoraConfig(r=2, init_lora_weights=False)))
     module = model.module
     if wrapped == "checkpointing":
-        module.activation_checkpointing_enable()
+        module.gradient_checkpointing_enable()
     module.config.use_cache = False
     module.train()
     frozen = module.get_input_embeddings()

@@ -36,8 +36,17 @@ def test_bytes_that_never_become_a_character_come_at_the_end():
 
 def test_what_may_begin_a_stop_string_is_held_back():
     assert pieces(TextStream(decode_bytes, ["###", "\n\n"]), b"a#b##c###d") == [
-        "a", "", "#b", "", "", "##c", "", "", "", "",
-    ]  # fmt: skip
+        "a",
+        "",
+        "#b",
+        "",
+        "",
+        "##c",
+        "",
+        "",
+        "",
+        "",
+    ]
     assert pieces(TextStream(decode_bytes, ["\n\n"]), b"a\n") == ["a", "", "\n"]
 
 
