@@ -131,7 +131,12 @@ def test_events_reach_every_plugin_and_a_failing_one_is_named_once(install):
 def test_the_installed_plugins_are_sound():
     plugins = load_plugins()
     assert plugins.broken == []
-    offered: Iterable[Any] = [o.component for slot in ("model", "tuner", "aligner", "reward") for os in plugins.offers(slot).values() for o in os]
+    offered: Iterable[Any] = [
+        o.component
+        for slot in ("model", "tuner", "aligner", "reward")
+        for os in plugins.offers(slot).values()
+        for o in os
+    ]
     for component in offered:
         assert (component.__doc__ or "").strip(), component
         for key, info in component.model_fields.items():

@@ -41,7 +41,14 @@ def problems(plugins: Plugins, file: Path | None = None, **values: str) -> str:
 def test_defaults(plugins):
     recipe = resolve(plugins).recipe
     names = {slot: getattr(recipe, slot).name for slot in SLOTS}
-    assert names == {"model": "demo", "data": "demo", "tuner": "full", "aligner": "sft", "inferencer": "hf", "reward": "demo"}
+    assert names == {
+        "model": "demo",
+        "data": "demo",
+        "tuner": "full",
+        "aligner": "sft",
+        "inferencer": "hf",
+        "reward": "demo",
+    }
 
 
 def test_defaults_give_way_to_the_file_and_the_file_to_options(plugins, write):
@@ -61,7 +68,10 @@ def test_components_prefer_training_defaults(plugins):
     resolved = resolve(plugins, None, options(aligner="raft"))
     assert resolved.recipe.training.schedule == "constant"
     assert str(resolved.origins["training.schedule"]) == "plugin aligner raft"
-    assert resolve(plugins, None, options(aligner="raft", training__schedule="linear")).recipe.training.schedule == "linear"
+    assert (
+        resolve(plugins, None, options(aligner="raft", training__schedule="linear")).recipe.training.schedule
+        == "linear"
+    )
 
 
 def test_a_path_means_own_model_and_data(plugins):
@@ -80,8 +90,7 @@ def test_every_mistake_at_once_with_its_place(plugins, write):
         "--training.learning_rate: expected a number, got 'fast'",
     ):
         assert expected in lines, text
-    assert any(line.startswith("--inferencer.name: no inferencer is called hff; did you mean hf?") or
-               line.startswith("--inferencer: no inferencer is called hff; did you mean hf?") for line in lines), text  # fmt: skip
+    assert any(line.startswith("--inferencer: no inferencer is called hff; did you mean hf?") for line in lines), text
     assert "'cosin'; did you mean cosine?" in text
     assert "--aligner.epocs: unknown option" in text
 
@@ -136,7 +145,9 @@ def test_option_texts(plugins, values: dict[str, str], field: str, expected: Any
 
 
 def test_none_and_paths_that_look_like_numbers(plugins):
-    recipe = resolve(plugins, None, options(training__max_grad_norm="none", data__path="2024", data__validation="0.2")).recipe
+    recipe = resolve(
+        plugins, None, options(training__max_grad_norm="none", data__path="2024", data__validation="0.2")
+    ).recipe
     assert recipe.training.max_grad_norm is None
     assert recipe.data.path == "2024"
     assert recipe.data.validation == 0.2
@@ -177,8 +188,10 @@ def test_model_references(plugins, model_directory: Path, tmp_path: Path):
 
 
 def combinations() -> list[dict[str, str]]:
-    required = {"model": {"pretrained": {"model__path": "x/y"}, "adapter": {"model__path": "x/y"}},
-                "reward": {"python": {"reward__function": "a:b"}, "classifier": {"reward__path": "x"}}}  # fmt: skip
+    required = {
+        "model": {"pretrained": {"model__path": "x/y"}, "adapter": {"model__path": "x/y"}},
+        "reward": {"python": {"reward__function": "a:b"}, "classifier": {"reward__path": "x"}},
+    }
     found = []
     plugins = load_plugins()
     for slot in SLOTS:

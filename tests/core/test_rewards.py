@@ -54,9 +54,13 @@ def test_a_function_sees_prompts_completions_and_records(in_directory: Path):
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [("my_missing:score", "ModuleNotFoundError"), ("my_rewards_b:nothing", "AttributeError"),
-     ("my_rewards_b:VALUE", "not a function but int"), ("my_rewards_c:score", "SyntaxError")],
-)  # fmt: skip
+    [
+        ("my_missing:score", "ModuleNotFoundError"),
+        ("my_rewards_b:nothing", "AttributeError"),
+        ("my_rewards_b:VALUE", "not a function but int"),
+        ("my_rewards_c:score", "SyntaxError"),
+    ],
+)
 def test_a_function_that_cannot_be_loaded(in_directory: Path, function: str, message: str):
     (in_directory / "my_rewards_b.py").write_text("VALUE = 3\n")
     (in_directory / "my_rewards_c.py").write_text("def score(:\n")
@@ -91,8 +95,15 @@ def make_classifier(tmp_path: Path, make_tokenizer: Any) -> Any:
     def make(labels: int) -> Path:
         tokenizer = make_tokenizer()
         torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                             num_attention_heads=2, num_labels=labels, pad_token_id=2)  # fmt: skip
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_labels=labels,
+            pad_token_id=2,
+        )
         directory = tmp_path / f"classifier{labels}"
         LlamaForSequenceClassification(config).save_pretrained(directory)
         tokenizer.save_pretrained(directory)

@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 def lmflow(tmp_path: Path, environment: Mapping[str, str]) -> Callable[..., Outcome]:
     """Run `lmflow ARGUMENTS` in a temporary directory."""
 
-    def call(*arguments: str, timeout: float = 300, env: Mapping[str, str] = {}) -> Outcome:  # noqa: B006
+    def call(*arguments: str, timeout: float = 300, env: Mapping[str, str] = {}) -> Outcome:
         command = [str(Path(sys.executable).with_name("lmflow")), *arguments]
         done = subprocess.run(
             command,

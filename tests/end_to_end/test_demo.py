@@ -10,7 +10,16 @@ import yaml
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-SMALL = ["--aligner.iterations", "1", "--aligner.prompts", "8", "--aligner.samples", "2", "--aligner.heldout_prompts", "4"]
+SMALL = [
+    "--aligner.iterations",
+    "1",
+    "--aligner.prompts",
+    "8",
+    "--aligner.samples",
+    "2",
+    "--aligner.heldout_prompts",
+    "4",
+]
 
 
 def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
@@ -24,9 +33,19 @@ def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
     on_disk = json.loads((out / "run.json").read_text())
     assert on_disk["status"] == "completed"
     assert {"torch", "transformers", "peft", "lmflow"} <= on_disk["versions"].keys()
-    assert {"heldout_reward_before", "heldout_reward_after", "heldout_accuracy_before", "heldout_accuracy_after",
-            "eval_loss_before", "eval_loss_after", "generic_loss_before", "generic_loss_after", "tokens",
-            "tokens_per_second", "kl"} <= on_disk["metrics"].keys()  # fmt: skip
+    assert {
+        "heldout_reward_before",
+        "heldout_reward_after",
+        "heldout_accuracy_before",
+        "heldout_accuracy_after",
+        "eval_loss_before",
+        "eval_loss_after",
+        "generic_loss_before",
+        "generic_loss_after",
+        "tokens",
+        "tokens_per_second",
+        "kl",
+    } <= on_disk["metrics"].keys()
     assert on_disk["wall_seconds"] > 0
     assert on_disk["peak_memory_bytes"] > 1e7
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
@@ -58,7 +77,9 @@ def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
     assert pick[0] == pick[1]
 
     # The result is a model like any other: training goes on from it.
-    chained = lmflow("run", "--model", "out", "--training.max_steps", "1", "--tuner", "lora", "--output", "next", "--json")
+    chained = lmflow(
+        "run", "--model", "out", "--training.max_steps", "1", "--tuner", "lora", "--output", "next", "--json"
+    )
     assert chained.code == 0, chained.err
 
 
@@ -81,7 +102,9 @@ def test_quiet(lmflow):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_demo_lifts_the_held_out_reward(seed: int, lmflow, tmp_path: Path):
     """The promise on the README's first screen, with the defaults."""
-    done = lmflow("run", "--tuner", "lora", "--aligner", "raft", "--training.seed", str(seed), "--output", "out", "--json")
+    done = lmflow(
+        "run", "--tuner", "lora", "--aligner", "raft", "--training.seed", str(seed), "--output", "out", "--json"
+    )
     assert done.code == 0, done.err
     figures = done.record["metrics"]
     assert figures["heldout_reward_after"] - figures["heldout_reward_before"] >= 0.2

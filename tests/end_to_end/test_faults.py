@@ -52,9 +52,12 @@ def test_raft_needs_a_reward(lmflow, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("body", "expected"),
-    [("raise ValueError('boom')", "boom"), ("return [1.0]", "returned 1 scores"),
-     ("return [float('nan')] * len(completions)", "nan")],
-)  # fmt: skip
+    [
+        ("raise ValueError('boom')", "boom"),
+        ("return [1.0]", "returned 1 scores"),
+        ("return [float('nan')] * len(completions)", "nan"),
+    ],
+)
 def test_a_reward_that_misbehaves_later_keeps_the_finished_iterations(lmflow, tmp_path: Path, body: str, expected: str):
     """The fifth batch scored is the second iteration's samples (greedy, held-out, first, held-out, second)."""
     (tmp_path / "mine.py").write_text(
@@ -64,7 +67,16 @@ def test_a_reward_that_misbehaves_later_keeps_the_finished_iterations(lmflow, tm
         f"    if calls == 5: {body}\n"
         "    return [float(len(c)) for c in completions]\n"
     )
-    small = ["--aligner.prompts", "4", "--aligner.samples", "2", "--aligner.heldout_prompts", "2", "--aligner.max_new_tokens", "8"]
+    small = [
+        "--aligner.prompts",
+        "4",
+        "--aligner.samples",
+        "2",
+        "--aligner.heldout_prompts",
+        "2",
+        "--aligner.max_new_tokens",
+        "8",
+    ]
     done = lmflow(*RAFT, "--reward", "python:mine:score", *small)
     refused(done, 1, expected, "prompt:", "completion:")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -72,7 +84,9 @@ def test_a_reward_that_misbehaves_later_keeps_the_finished_iterations(lmflow, tm
     assert expected in record["error"]
     assert (tmp_path / "out" / "samples" / "iteration-0001.jsonl").exists()
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000001"]
-    (tmp_path / "mine.py").write_text("def score(prompts, completions, records): return [float(len(c)) for c in completions]\n")
+    (tmp_path / "mine.py").write_text(
+        "def score(prompts, completions, records): return [float(len(c)) for c in completions]\n"
+    )
     resumed = lmflow("run", "--resume", "--output", "out", "--json")
     assert resumed.code == 0, resumed.err
 
@@ -87,8 +101,19 @@ def test_output_that_holds_a_run(lmflow, tmp_path: Path):
 def test_a_signal_finishes_the_step_and_says_how_to_resume(number, code, tmp_path: Path, environment, lmflow, metrics):
     data = [{"instruction": f"Say {i}", "output": f"{i} and {i + 1}"} for i in range(400)]
     (tmp_path / "d.json").write_text(json.dumps(data))
-    arguments = ["run", "--tuner", "lora", "--data.path", "d.json", "--data.validation", "0.02", "--training.epochs", "3",
-                 "--training.batch_size", "4"]  # fmt: skip
+    arguments = [
+        "run",
+        "--tuner",
+        "lora",
+        "--data.path",
+        "d.json",
+        "--data.validation",
+        "0.02",
+        "--training.epochs",
+        "3",
+        "--training.batch_size",
+        "4",
+    ]
     command = [str(Path(sys.executable).with_name("lmflow")), *arguments, "--output", "cut"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for_lines(tmp_path / "cut" / "metrics.jsonl", 5)
@@ -123,16 +148,37 @@ def test_a_full_disk(tmp_path: Path, lmflow):
         "        raise OSError(errno.ENOSPC, 'No space left on device', str(arguments[0]))\n"
         "sys.addaudithook(fill)\n"
     )
-    small = ["--aligner.prompts", "4", "--training.batch_size", "4", "--aligner.samples", "2",
-             "--aligner.heldout_prompts", "2", "--aligner.max_new_tokens", "8"]  # fmt: skip
+    small = [
+        "--aligner.prompts",
+        "4",
+        "--training.batch_size",
+        "4",
+        "--aligner.samples",
+        "2",
+        "--aligner.heldout_prompts",
+        "2",
+        "--aligner.max_new_tokens",
+        "8",
+    ]
     done = lmflow(*RAFT, *small, env={"PYTHONPATH": str(tmp_path)})
     refused(done, 1, "disk is full", "--resume")
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000001"]
 
 
 def test_a_non_finite_loss(lmflow, tmp_path: Path):
-    done = lmflow("run", "--tuner", "lora", "--training.learning_rate", "1e30", "--training.max_grad_norm", "none",
-                  "--training.max_steps", "20", "--output", "out")  # fmt: skip
+    done = lmflow(
+        "run",
+        "--tuner",
+        "lora",
+        "--training.learning_rate",
+        "1e30",
+        "--training.max_grad_norm",
+        "none",
+        "--training.max_steps",
+        "20",
+        "--output",
+        "out",
+    )
     refused(done, 1, "not finite", "--training.learning_rate")
 
 
@@ -146,7 +192,16 @@ def test_no_socket_but_loopback(lmflow, tmp_path: Path):
         "            open('opened.txt', 'a').write(f'{event} {arguments}\\n')\n"
         "sys.addaudithook(watch)\n"
     )
-    small = ["--aligner.prompts", "4", "--aligner.samples", "2", "--aligner.heldout_prompts", "2", "--aligner.iterations", "1"]
+    small = [
+        "--aligner.prompts",
+        "4",
+        "--aligner.samples",
+        "2",
+        "--aligner.heldout_prompts",
+        "2",
+        "--aligner.iterations",
+        "1",
+    ]
     env = {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     done = lmflow(*RAFT, *small, "--json", env=env)
     assert done.code == 0, done.err

@@ -18,8 +18,22 @@ def alpaca(tmp_path: Path) -> str:
 
 
 def test_sft_on_own_model_and_data(lmflow, alpaca: str, model_directory: Path, tmp_path: Path, metrics):
-    done = lmflow("run", "--tuner", "lora", "--model.path", str(model_directory), "--data.path", alpaca,
-                  "--data.validation", "0.2", "--training.epochs", "5", "--output", "out", "--json")  # fmt: skip
+    done = lmflow(
+        "run",
+        "--tuner",
+        "lora",
+        "--model.path",
+        str(model_directory),
+        "--data.path",
+        alpaca,
+        "--data.validation",
+        "0.2",
+        "--training.epochs",
+        "5",
+        "--output",
+        "out",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert done.record["data"]["format"] == "alpaca"
     assert done.record["metrics"]["eval_loss_after"] < done.record["metrics"]["eval_loss_before"]
@@ -29,10 +43,29 @@ def test_sft_on_own_model_and_data(lmflow, alpaca: str, model_directory: Path, t
 
 def test_raft_with_own_reward(lmflow, model_directory: Path, tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(10)))
-    (tmp_path / "mine.py").write_text("def short(prompts, completions, records):\n    return [-len(c) for c in completions]\n")
-    done = lmflow("run", "--tuner", "lora", "--aligner", "raft", "--model.path", str(model_directory),
-                  "--data.path", "prompts.jsonl", "--reward.name", "python:mine:short", "--aligner.iterations", "1",
-                  "--aligner.max_new_tokens", "8", "--output", "out", "--json")  # fmt: skip
+    (tmp_path / "mine.py").write_text(
+        "def short(prompts, completions, records):\n    return [-len(c) for c in completions]\n"
+    )
+    done = lmflow(
+        "run",
+        "--tuner",
+        "lora",
+        "--aligner",
+        "raft",
+        "--model.path",
+        str(model_directory),
+        "--data.path",
+        "prompts.jsonl",
+        "--reward.name",
+        "python:mine:short",
+        "--aligner.iterations",
+        "1",
+        "--aligner.max_new_tokens",
+        "8",
+        "--output",
+        "out",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert "heldout_reward_after" in done.record["metrics"]
     assert "heldout_accuracy_after" not in done.record["metrics"]
@@ -41,17 +74,41 @@ def test_raft_with_own_reward(lmflow, model_directory: Path, tmp_path: Path):
 def test_full_tuner_writes_a_whole_model(lmflow, alpaca: str, model_directory: Path, tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
-    done = lmflow("run", "--model", str(model_directory), "--data.path", alpaca, "--training.max_steps", "2",
-                  "--output", "out", "--json")  # fmt: skip
+    done = lmflow(
+        "run",
+        "--model",
+        str(model_directory),
+        "--data.path",
+        alpaca,
+        "--training.max_steps",
+        "2",
+        "--output",
+        "out",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
 
 
 def test_continual_pretraining_on_plain_text(lmflow, model_directory: Path, tmp_path: Path):
     (tmp_path / "book.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
-    done = lmflow("run", "--model", str(model_directory), "--data.path", "book.txt", "--data.max_length", "64",
-                  "--data.packing", "--data.validation", "book.txt", "--training.learning_rate", "1e-3",
-                  "--output", "out", "--json")  # fmt: skip
+    done = lmflow(
+        "run",
+        "--model",
+        str(model_directory),
+        "--data.path",
+        "book.txt",
+        "--data.max_length",
+        "64",
+        "--data.packing",
+        "--data.validation",
+        "book.txt",
+        "--training.learning_rate",
+        "1e-3",
+        "--output",
+        "out",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert done.record["metrics"]["eval_loss_after"] < done.record["metrics"]["eval_loss_before"]
 
@@ -68,8 +125,20 @@ def test_no_trained_token_is_refused_with_the_records_named(lmflow, model_direct
 def test_sft_on_real_alpaca_records(lmflow, shared_data: Path, tmp_path: Path, metrics):
     """Held-out loss falls on the embedded model, and the same seed gives the same losses twice."""
     for name in ("a", "b"):
-        done = lmflow("run", "--tuner", "lora", "--data.path", str(shared_data / "alpaca_en_demo.json"),
-                      "--data.limit", "200", "--training.learning_rate", "1e-3", "--output", name, "--json")  # fmt: skip
+        done = lmflow(
+            "run",
+            "--tuner",
+            "lora",
+            "--data.path",
+            str(shared_data / "alpaca_en_demo.json"),
+            "--data.limit",
+            "200",
+            "--training.learning_rate",
+            "1e-3",
+            "--output",
+            name,
+            "--json",
+        )
         assert done.code == 0, done.err
         assert done.record["metrics"]["eval_loss_after"] < done.record["metrics"]["eval_loss_before"]
     first, second = ([m["loss"] for m in metrics(tmp_path / name) if "loss" in m] for name in ("a", "b"))
@@ -83,10 +152,30 @@ def test_raft_on_real_prompts(lmflow, shared_data: Path, tmp_path: Path):
         "    assert all('chosen' in record for record in records)\n"
         "    return [('please' in c) - len(c) / 100 for c in completions]\n"
     )
-    done = lmflow("run", "--tuner", "lora", "--aligner", "raft", "--data.path",
-                  str(shared_data / "hh_rlhf_harmless_test.jsonl.gz"), "--data.limit", "200",
-                  "--reward", "python:mine:polite", "--aligner.iterations", "2", "--aligner.prompts", "32",
-                  "--aligner.samples", "4", "--aligner.max_new_tokens", "24", "--output", "out", "--json")  # fmt: skip
+    done = lmflow(
+        "run",
+        "--tuner",
+        "lora",
+        "--aligner",
+        "raft",
+        "--data.path",
+        str(shared_data / "hh_rlhf_harmless_test.jsonl.gz"),
+        "--data.limit",
+        "200",
+        "--reward",
+        "python:mine:polite",
+        "--aligner.iterations",
+        "2",
+        "--aligner.prompts",
+        "32",
+        "--aligner.samples",
+        "4",
+        "--aligner.max_new_tokens",
+        "24",
+        "--output",
+        "out",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert done.record["data"]["format"] == "hh"
     figures = done.record["metrics"]

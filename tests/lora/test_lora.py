@@ -58,9 +58,15 @@ def test_auto_on_gpt2_takes_conv1d():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rank": 4, "alpha": 16, "target_modules": ["q_proj", "v_proj"]}, {"rslora": True}, {"dora": True},
-     {"initialisation": "gaussian"}, {"initialisation": "orthogonal"}],
-)  # fmt: skip
+    [
+        {},
+        {"rank": 4, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+        {"rslora": True},
+        {"dora": True},
+        {"initialisation": "gaussian"},
+        {"initialisation": "orthogonal"},
+    ],
+)
 def test_equals_peft_used_directly(options: dict[str, Any], make_llama):
     lora = Lora(**options)
     torch.manual_seed(3)

@@ -49,9 +49,7 @@ class Setting:
         self.directory.write_record({"status": "running"})
         self.journal = Journal(self.directory, lambda *_, **__: None)
         settings = TrainingOptions(**{"batch_size": 4, "learning_rate": 3e-3, "schedule": "constant", **options})
-        self.trainer = Trainer(
-            model, settings, self.journal, self.directory.checkpoints, keep_start_weights=True
-        )
+        self.trainer = Trainer(model, settings, self.journal, self.directory.checkpoints, keep_start_weights=True)
         self.model = model
         if resume:
             self.trainer.restore()
@@ -108,8 +106,18 @@ def test_reward_rises_and_everything_is_recorded(make_setting, tmp_path: Path):
     iterations = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "iteration" in m]
     assert [m["iteration"] for m in iterations] == [0, 1, 2, 3, 4, 5]
     for each in iterations[1:]:
-        assert {"reward_mean", "reward_kept_mean", "heldout_reward", "distinct_1", "distinct_2", "response_length",
-                "kl", "seconds_sampling", "seconds_scoring", "seconds_training"} <= each.keys()  # fmt: skip
+        assert {
+            "reward_mean",
+            "reward_kept_mean",
+            "heldout_reward",
+            "distinct_1",
+            "distinct_2",
+            "response_length",
+            "kl",
+            "seconds_sampling",
+            "seconds_scoring",
+            "seconds_training",
+        } <= each.keys()
         assert each["reward_kept_mean"] >= each["reward_mean"]
     assert iterations[-1]["reward_mean"] > iterations[1]["reward_mean"]
     assert iterations[0]["kl"] == pytest.approx(0.0, abs=1e-5)

@@ -84,7 +84,9 @@ class DataFormat(Component):
     path: str | None = Field(None, description="File or directory of records: .json, .jsonl, .txt, each also .gz.")
     max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
     too_long: str = Field(
-        "truncate", pattern="^(truncate|drop|error)$", description="What to do with longer samples: truncate, drop, error."
+        "truncate",
+        pattern="^(truncate|drop|error)$",
+        description="What to do with longer samples: truncate, drop, error.",
     )
     packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
     validation: float | str = Field(

@@ -22,7 +22,9 @@ class Pretrained(Model):
     shorthand = "path"
 
     path: str = Field(description="Model directory, or a name on the model hub.")
-    revision: str | None = Field(None, description="Revision on the hub, for weights, configuration and tokenizer alike.")
+    revision: str | None = Field(
+        None, description="Revision on the hub, for weights, configuration and tokenizer alike."
+    )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="Attention implementation; auto leaves the choice to Transformers."

@@ -254,7 +254,8 @@ def _section(
 ) -> dict[str, Setting]:
     """The slot's settings by field; unknown ones become problems."""
     given = {
-        field_name: Setting(f"{slot}.{field_name}", value, choice.origin) for field_name, value in choice.implied.items()
+        field_name: Setting(f"{slot}.{field_name}", value, choice.origin)
+        for field_name, value in choice.implied.items()
     }
     for setting in _of_section(settings, slot):
         key = setting.path.partition(".")[2]
@@ -263,7 +264,9 @@ def _section(
         if key not in choice.component.model_fields:
             problems.append(f"{_place(setting)}: {_unknown_key(key, slot, choice.component, plugins)}")
         elif key in given:
-            problems.append(f"{_place(setting)}: given twice (--{slot} {choice.written}:{given[key].value} sets it too)")
+            problems.append(
+                f"{_place(setting)}: given twice (--{slot} {choice.written}:{given[key].value} sets it too)"
+            )
         else:
             given[key] = setting
     return given

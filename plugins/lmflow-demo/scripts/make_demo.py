@@ -135,12 +135,15 @@ class Rows:
         self.tokenizer = tokenizer
         self.exclude = exclude
         end = tokenizer.eos_token_id
-        self.texts = [tokenizer(text, add_special_tokens=False).input_ids[: ROW - 1] + [end] for text in texts]
+        self.texts = [tokenizer(text, add_special_tokens=False).input_ids[: ROW - 1] for text in texts]
+        for ids in self.texts:
+            ids.append(end)
         self.round = 0
         self.dialogues: list[tuple[list[int], list[bool]]] = []
         self.order: list[int] = []
 
     def document(self, dialogue: bool) -> tuple[list[int], list[bool]]:
+        """The next dialogue, or the next paragraph, and which of its tokens are trained."""
         if dialogue:
             if not self.dialogues:
                 self.round += 1
@@ -157,6 +160,7 @@ class Rows:
         return ids, [True] * len(ids)
 
     def row(self, dialogue: bool) -> tuple[list[int], list[bool], list[int]]:
+        """Tokens, targets and positions of one row."""
         ids: list[int] = []
         trained: list[bool] = []
         positions: list[int] = []
@@ -168,12 +172,15 @@ class Rows:
         return ids[:ROW], trained[:ROW], positions[:ROW]
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows of dialogues and of text in turn, (ROWS_PER_STEP, ROW) each."""
         rows = [self.row(dialogue=index % 2 == 0) for index in range(ROWS_PER_STEP)]
         ids, trained, positions = zip(*rows)
         return torch.tensor(ids), torch.tensor(trained), torch.tensor(positions)
 
 
-def train(tokenizer: PreTrainedTokenizerFast, texts: list[str], exclude: frozenset[str], steps: int) -> LlamaForCausalLM:
+def train(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], exclude: frozenset[str], steps: int
+) -> LlamaForCausalLM:
     """Pretrain from seeded weights; one cosine, AdamW."""
     torch.manual_seed(SEED)
     config = LlamaConfig(

@@ -51,7 +51,9 @@ def test_overview_loads_no_plugin():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["run", "--tuner", "lora", "--aligner", "raft", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plugins"], ["run", "--tuner", "lora", "--aligner", "raft", "--help"]], ids=" ".join
+)
 def test_starts_within_three_times_typer_and_pydantic(arguments: list[str]):
     """The fastest of several, interleaved, so that what else the machine does matters little."""
     base = [sys.executable, "-c", "import typer, pydantic; from pydantic import BaseModel"]
@@ -67,8 +69,18 @@ def test_starts_within_three_times_typer_and_pydantic(arguments: list[str]):
 
 def test_help_shows_the_options_of_the_chosen_components():
     text = call("run", "--tuner", "lora", "--aligner", "raft", "--help").stdout
-    for expected in ("tuner lora", "--tuner.rank", "INTEGER", "Rank of each update.", "default: 8", "aligner raft",
-                     "--aligner.iterations", "--training.learning_rate", "--output", "--resume"):  # fmt: skip
+    for expected in (
+        "tuner lora",
+        "--tuner.rank",
+        "INTEGER",
+        "Rank of each update.",
+        "default: 8",
+        "aligner raft",
+        "--aligner.iterations",
+        "--training.learning_rate",
+        "--output",
+        "--resume",
+    ):
         assert expected in text, text
     assert "--aligner.samples" not in call("run", "--tuner", "lora", "--help").stdout
 
@@ -79,12 +91,17 @@ def test_help_takes_names_from_the_recipe_too(tmp_path: Path):
 
 
 def test_all_mistakes_at_once():
-    done = call("run", "--tunr", "lora", "--tuner", "lora", "--tuner.rnak", "4", "--training.batch_size", "-1", "--outptu", "x")
+    done = call(
+        "run", "--tunr", "lora", "--tuner", "lora", "--tuner.rnak", "4", "--training.batch_size", "-1", "--outptu", "x"
+    )
     assert done.returncode == 2
     assert done.stdout == ""
-    for expected in ("--tunr: unknown option; did you mean --tuner?", "--tuner.rnak: unknown option; did you mean tuner.rank?",
-                     "--training.batch_size: must be greater than 0, got '-1'",
-                     "--outptu: unknown option; did you mean --output?"):  # fmt: skip
+    for expected in (
+        "--tunr: unknown option; did you mean --tuner?",
+        "--tuner.rnak: unknown option; did you mean tuner.rank?",
+        "--training.batch_size: must be greater than 0, got '-1'",
+        "--outptu: unknown option; did you mean --output?",
+    ):
         assert expected in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -102,7 +119,9 @@ def test_without_arguments_the_help_is_shown():
 
 def test_explain_says_where_values_come_from(tmp_path: Path):
     (tmp_path / "r.yaml").write_text("tuner: lora\ntraining: {batch_size: 4}\n")
-    lines = call("recipe", "explain", "r.yaml", "--aligner", "raft", "--tuner.rank", "2", cwd=tmp_path).stdout.splitlines()
+    lines = call(
+        "recipe", "explain", "r.yaml", "--aligner", "raft", "--tuner.rank", "2", cwd=tmp_path
+    ).stdout.splitlines()
     origins = {line.split()[0]: " ".join(line.split()[2:]) for line in lines}
     assert origins["tuner.rank"] == "option --tuner.rank"
     assert origins["training.batch_size"] == "file r.yaml:2"
@@ -127,7 +146,9 @@ def test_plugins_lists_what_is_installed():
     assert call("plugins", "show", "nothing").returncode == 2
 
 
-def test_unexpected_errors_are_short_and_debug_shows_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_unexpected_errors_are_short_and_debug_shows_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     from lmflow import cli
     from lmflow.cli import app
 

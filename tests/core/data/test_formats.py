@@ -18,26 +18,64 @@ GOOD: list[tuple[str, dict[str, Any], list[tuple[str, str]], bool]] = [
     ("text_only", {"text": "once"}, [("assistant", "once")], False),
     ("text2text", {"input": "q", "output": "a"}, [("user", "q"), ("assistant", "a")], False),
     ("alpaca", {"instruction": "do", "input": "", "output": "done"}, [("user", "do"), ("assistant", "done")], True),
-    ("alpaca", {"instruction": "do", "input": "it", "output": "done"}, [("user", "do\n\nit"), ("assistant", "done")], True),
-    ("alpaca", {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]},
-     [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], True),
-    ("conversation", {"conversation_id": 1, "system": "s", "messages": [{"role": "user", "content": "q"}]},
-     [("system", "s"), ("user", "q")], True),
-    ("messages", {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}]},
-     [("system", "s"), ("user", "q")], True),
-    ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
-     [("user", "ab")], True),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-     [("user", "q"), ("assistant", "a")], True),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
-     [("user", "q"), ("assistant", "a")], True),
+    (
+        "alpaca",
+        {"instruction": "do", "input": "it", "output": "done"},
+        [("user", "do\n\nit"), ("assistant", "done")],
+        True,
+    ),
+    (
+        "alpaca",
+        {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]},
+        [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+        True,
+    ),
+    (
+        "conversation",
+        {"conversation_id": 1, "system": "s", "messages": [{"role": "user", "content": "q"}]},
+        [("system", "s"), ("user", "q")],
+        True,
+    ),
+    (
+        "messages",
+        {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}]},
+        [("system", "s"), ("user", "q")],
+        True,
+    ),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+        [("user", "ab")],
+        True,
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        [("user", "q"), ("assistant", "a")],
+        True,
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
+        [("user", "q"), ("assistant", "a")],
+        True,
+    ),
     ("prompt", {"prompt": "q"}, [("user", "q")], True),
     ("prompt", {"prompt": "q", "completion": "a"}, [("user", "q"), ("assistant", "a")], True),
     ("prompt", {"prompt": [{"role": "user", "content": "q"}]}, [("user", "q")], True),
-    ("hh", {"chosen": "\n\nHuman: hi\n\nAssistant: yes\n\nmore\n\nHuman: ok\n\nAssistant: bye", "rejected": "x"},
-     [("user", "hi"), ("assistant", "yes\n\nmore"), ("user", "ok"), ("assistant", "bye")], True),
-    ("hh", {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant:", "rejected": "x"}, [("user", "a\n\nb"), ("assistant", "")], True),
-]  # fmt: skip
+    (
+        "hh",
+        {"chosen": "\n\nHuman: hi\n\nAssistant: yes\n\nmore\n\nHuman: ok\n\nAssistant: bye", "rejected": "x"},
+        [("user", "hi"), ("assistant", "yes\n\nmore"), ("user", "ok"), ("assistant", "bye")],
+        True,
+    ),
+    (
+        "hh",
+        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant:", "rejected": "x"},
+        [("user", "a\n\nb"), ("assistant", "")],
+        True,
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "record", "turns", "templated"), GOOD, ids=[g[0] for g in GOOD])
@@ -58,9 +96,17 @@ def test_records_become_samples_and_are_recognised(name: str, record: dict[str, 
         ("alpaca", {"instruction": "a", "output": "b", "history": ["x"]}, r"history\[0\]: expected a pair of texts"),
         ("messages", {"messages": []}, "messages: expected a list of at least one turn, found a list"),
         ("messages", {"messages": ["hi"]}, r"messages\[0\]: expected an object with role and content, found text"),
-        ("messages", {"messages": [{"role": "usr", "content": "q"}]}, r"messages\[0\]\.role: expected one of .*user.*found text"),
+        (
+            "messages",
+            {"messages": [{"role": "usr", "content": "q"}]},
+            r"messages\[0\]\.role: expected one of .*user.*found text",
+        ),
         ("messages", {"messages": [{"role": "user", "content": 3}]}, r"messages\[0\]\.content: expected text"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"content\[0\]: expected a text part"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            r"content\[0\]: expected a text part",
+        ),
         ("sharegpt", {"conversations": [{"value": "q"}]}, r"conversations\[0\]\.from: expected one of .*it is missing"),
         ("hh", {"chosen": "no marks"}, "chosen: expected text that begins with a blank line"),
     ],
@@ -82,7 +128,9 @@ def test_a_declared_type_decides():
 
 
 def test_records_of_no_known_format():
-    with pytest.raises(DataError, match=r"f:1: records with foo, bar are none of the installed formats \(alpaca.*--data NAME"):
+    with pytest.raises(
+        DataError, match=r"f:1: records with foo, bar are none of the installed formats \(alpaca.*--data NAME"
+    ):
         resolve_format(Auto(), FORMATS, [Record({"foo": 1, "bar": 2}, "f:1")])
 
 
@@ -93,9 +141,13 @@ def test_a_named_format_is_taken_at_its_word():
 
 @pytest.mark.parametrize(
     ("file", "name", "count"),
-    [("alpaca_en_demo.json", "alpaca", 999), ("dpo_en_demo.json", "sharegpt", 300),
-     ("hh_rlhf_harmless_test.jsonl.gz", "hh", 2312), ("tinyshakespeare.txt", "text_only", 1)],
-)  # fmt: skip
+    [
+        ("alpaca_en_demo.json", "alpaca", 999),
+        ("dpo_en_demo.json", "sharegpt", 300),
+        ("hh_rlhf_harmless_test.jsonl.gz", "hh", 2312),
+        ("tinyshakespeare.txt", "text_only", 1),
+    ],
+)
 def test_real_files(file: str, name: str, count: int, shared_data: Path):
     records = read_records(shared_data / file)
     data = resolve_format(Auto(), FORMATS, records)

@@ -82,11 +82,20 @@ def test_packed_samples_do_not_see_each_other(family: str, attention: str, make_
     if family == "llama":
         module = make_llama(attn_implementation=attention)
     elif family == "gpt2":
-        config: Any = GPT2Config(vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=128, attn_implementation=attention)
+        config: Any = GPT2Config(
+            vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=128, attn_implementation=attention
+        )
         module = AutoModelForCausalLM.from_config(config).eval()
     else:
-        config = Qwen2Config(vocab_size=420, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                             num_attention_heads=4, num_key_value_heads=2, attn_implementation=attention)  # fmt: skip
+        config = Qwen2Config(
+            vocab_size=420,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attn_implementation=attention,
+        )
         module = AutoModelForCausalLM.from_config(config).eval()
     draw = random.Random(0)
     made = [TokenSequence([draw.randrange(420) for _ in range(n)], [True] * n) for n in (5, 9, 7, 3)]

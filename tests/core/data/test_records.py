@@ -23,7 +23,11 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in TWO)
         ("a.jsonl", json.dumps(TWO), ["a.jsonl: record 1", "a.jsonl: record 2"]),
         ("a.json", "\ufeff" + json.dumps(TWO, ensure_ascii=False), ["a.json: record 1", "a.json: record 2"]),
         ("a.json", json.dumps({"type": "text_only", "instances": TWO}), ["a.json: instance 1", "a.json: instance 2"]),
-        ("a.json", json.dumps({"type": "text_only", "instances": TWO}, indent=1), ["a.json: instance 1", "a.json: instance 2"]),
+        (
+            "a.json",
+            json.dumps({"type": "text_only", "instances": TWO}, indent=1),
+            ["a.json: instance 1", "a.json: instance 2"],
+        ),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])

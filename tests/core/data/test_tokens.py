@@ -38,7 +38,12 @@ THINKING = (  # as Qwen3: the reasoning of earlier turns is left out
 NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
 DIALOGUE = Sample(
-    (Message("user", "the fox"), Message("assistant", "jumps"), Message("user", "and then"), Message("assistant", "stops")),
+    (
+        Message("user", "the fox"),
+        Message("assistant", "jumps"),
+        Message("user", "and then"),
+        Message("assistant", "stops"),
+    ),
     source="d:1",
 )
 END = 1  # <|im_end|> in the tests' tokenizer
@@ -77,7 +82,9 @@ def trained_text(tokenizer: Any, sequence: Any) -> list[str]:
     ids=["chatml", "marked", "llama3", "llama2", "gemma", "plain"],
 )
 @pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"], ids=["own pad", "pad is eos"])
-def test_ids_are_the_templates_and_answers_with_their_end_are_trained(template: str, expected: list[str], pad: str, with_template: Any):
+def test_ids_are_the_templates_and_answers_with_their_end_are_trained(
+    template: str, expected: list[str], pad: str, with_template: Any
+):
     tokenizer = with_template(template, pad=pad)
     [sequence] = encode_sample(tokenizer, DIALOGUE, end_ids=[END])
     turns = [{"role": m.role, "content": m.content} for m in DIALOGUE.messages]
@@ -97,8 +104,14 @@ def test_a_system_turn_first(template: str, with_template: Any):
 def test_reasoning_is_kept_in_every_target(with_template: Any):
     """Where later turns rewrite earlier ones, each answer is trained as the last one: with its reasoning."""
     tokenizer = with_template(THINKING)
-    sample = Sample((Message("user", "q"), Message("assistant", "<think>why</think>a"),
-                     Message("user", "r"), Message("assistant", "<think>how</think>b")))  # fmt: skip
+    sample = Sample(
+        (
+            Message("user", "q"),
+            Message("assistant", "<think>why</think>a"),
+            Message("user", "r"),
+            Message("assistant", "<think>how</think>b"),
+        )
+    )
     sequences = encode_sample(tokenizer, sample, end_ids=[END])
     assert [trained_text(tokenizer, s) for s in sequences] == [
         ["<think>why</think>a<|im_end|>"],
@@ -118,9 +131,11 @@ def test_an_end_is_added_where_the_template_has_none(with_template: Any):
 
 @pytest.mark.parametrize(
     ("messages", "expected"),
-    [((Message("assistant", "the fox"),), ["the fox<|im_end|>"]),
-     ((Message("user", "the fox"), Message("assistant", " jumps")), [" jumps<|im_end|>"])],
-)  # fmt: skip
+    [
+        ((Message("assistant", "the fox"),), ["the fox<|im_end|>"]),
+        ((Message("user", "the fox"), Message("assistant", " jumps")), [" jumps<|im_end|>"]),
+    ],
+)
 def test_untemplated_text_ends_too(messages: Any, expected: list[str], with_template: Any):
     tokenizer = with_template(CHATML)
     [sequence] = encode_sample(tokenizer, Sample(messages, templated=False), end_ids=[END])

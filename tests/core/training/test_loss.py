@@ -65,8 +65,14 @@ def test_equals_brute_force(family: str, make_llama):
         config = GPT2Config(vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=128)
         module = AutoModelForCausalLM.from_config(config).eval()
     else:
-        config = Qwen2Config(vocab_size=420, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                             num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+        config = Qwen2Config(
+            vocab_size=420,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
         module = AutoModelForCausalLM.from_config(config).eval()
     samples = sequences()
     expected = sum(loss_of_one(module, s) for s in samples)

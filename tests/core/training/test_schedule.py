@@ -1,5 +1,7 @@
 """The schedule against arithmetic by hand, Transformers' own, and its properties."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import get_scheduler
@@ -40,7 +42,7 @@ def test_after_warmup_equals_transformers(schedule: str):
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_falls_monotonically_to_the_minimum(schedule: str):
     values = factors(schedule, 50, 5, minimum=0.1)
-    assert all(a >= b for a, b in zip(values[5:], values[6:]))
+    assert all(a >= b for a, b in itertools.pairwise(values[5:]))
     assert min(values[5:]) > 0.1
     assert learning_rate_factor(50, total_steps=50, warmup=5, schedule=schedule, minimum=0.1) == pytest.approx(0.1)
 
@@ -49,6 +51,8 @@ def test_no_step_is_wasted():
     assert all(value > 0 for name in ("cosine", "linear", "constant") for value in factors(name, 10, 3))
 
 
-@pytest.mark.parametrize(("warmup", "total", "steps"), [(0, 10, 0), (0.1, 10, 1), (0.03, 10, 1), (3, 10, 3), (99, 10, 10)])
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"), [(0, 10, 0), (0.1, 10, 1), (0.03, 10, 1), (3, 10, 3), (99, 10, 10)]
+)
 def test_warmup_steps(warmup: float, total: int, steps: int):
     assert warmup_steps(warmup, total) == steps

@@ -42,7 +42,9 @@ def sequences() -> list[TokenSequence]:
 @pytest.fixture
 def make(tmp_path: Path, tiny_model: Any) -> Make:
     def build(model: Any = None, directory: str = "run", resume: bool = False, **settings: Any) -> Trainer:
-        extra = {k: settings.pop(k) for k in ("packing", "max_length", "keep_start_weights", "precision") if k in settings}
+        extra = {
+            k: settings.pop(k) for k in ("packing", "max_length", "keep_start_weights", "precision") if k in settings
+        }
         options = TrainingOptions(**{"batch_size": 6, "learning_rate": 1e-3, "warmup": 2, **settings})
         place = RunDirectory(tmp_path / directory, resume=resume)
         place.write_record({"status": "running"})
@@ -105,8 +107,16 @@ def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, op
     return losses
 
 
-@pytest.mark.parametrize("split", [{"micro_batch_size": 6}, {"micro_batch_size": 1}, {"micro_batch_size": 4},
-                                   {"packing": True, "max_length": 40}, {"gradient_checkpointing": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"micro_batch_size": 6},
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 4},
+        {"packing": True, "max_length": 40},
+        {"gradient_checkpointing": True},
+    ],
+)
 def test_twenty_steps_equal_a_plain_loop(split, make: Make, sequences, tiny_model, tmp_path: Path):
     reference = copy.deepcopy(tiny_model.module)
     trainer = make(weight_decay=0.1, max_grad_norm=0.5, **split)
@@ -307,9 +317,19 @@ def test_two_processes_equal_one(make: Make, sequences, tiny_model, tmp_path: Pa
     tiny_model.module.save_pretrained(tmp_path / "model")
     (tmp_path / "data.json").write_text(json.dumps([[list(s.ids), list(s.trained), s.source] for s in sequences]))
     (tmp_path / "worker.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0",
-               str(tmp_path / "worker.py"), str(tmp_path / "model"), str(tmp_path / "data.json"), str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        str(tmp_path / "worker.py"),
+        str(tmp_path / "model"),
+        str(tmp_path / "data.json"),
+        str(tmp_path),
+    ]
     output = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     found = [line for line in output.stdout.splitlines() if "LOSSES" in line]
     assert found, output.stderr[-2000:]

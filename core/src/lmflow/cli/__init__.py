@@ -54,8 +54,8 @@ def report_error(error: Exception) -> int:
         print_error(f"the disk is full: {error.filename or 'a file'} could not be written")
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         print_error(
-            "not enough memory. Lower --training.micro_batch_size, --data.max_length or --inferencer.batch_tokens, or set "
-            "--training.gradient_checkpointing."
+            "not enough memory. Lower --training.micro_batch_size, --data.max_length or --inferencer.batch_tokens, "
+            "or set --training.gradient_checkpointing."
         )
     else:
         print_error(f"{type(error).__name__}: {error}".strip())

@@ -100,4 +100,3 @@ def _root(
     ] = False,
 ) -> None:
     """Options of the command itself."""
-

@@ -130,7 +130,9 @@ def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
         if isinstance(value, int):
             shown.append(f"{LABELS.get(name, name)} {value:,}")
         elif isinstance(value, float):
-            shown.append(f"{LABELS.get(name, name)} {value:,.0f}" if value >= 100 else f"{LABELS.get(name, name)} {value:.3f}")
+            shown.append(
+                f"{LABELS.get(name, name)} {value:,.0f}" if value >= 100 else f"{LABELS.get(name, name)} {value:.3f}"
+            )
     return shown
 
 

@@ -14,7 +14,6 @@ from lmflow.cli.options import resolve_scanned, scan
 from lmflow.plugins import load_plugins
 from lmflow.recipe import ResolvedRecipe, as_dict, dump, schema
 
-
 SHOW = "Print the resolved recipe as YAML."
 EXPLAIN = "Print every value and where it came from."
 

@@ -118,4 +118,4 @@ def show_own_warnings(display: Display) -> None:
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", PluginWarning)
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show

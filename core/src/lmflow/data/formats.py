@@ -252,7 +252,7 @@ def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, c
         place = f"{field}[{index}]"
         if not isinstance(turn, dict):
             raise bad(source, place, f"an object with {role} and {content}", turn)
-        known = ROLES.get(turn.get(role)) if isinstance(turn.get(role), str) else None
+        known = ROLES.get(str(turn.get(role)))
         if known is None:
             raise bad(source, f"{place}.{role}", f"one of {', '.join(ROLES)}", turn.get(role), missing=role not in turn)
         turns.append(Message(known, _content(turn.get(content), source, f"{place}.{content}")))

@@ -31,9 +31,7 @@ class DataSummary:
     sha256: str
 
 
-def load_dataset(
-    data: DataFormat, formats: Sequence[type[DataFormat]], seed: int
-) -> tuple[Dataset, DataSummary]:
+def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
     """Read, interpret and split the records `data` describes.
 
     Raises DataError with the first malformed records, or when there is nothing to train on.
@@ -105,7 +103,8 @@ def split_text(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]
         return [sample], []
     parts = (text[:at], "training part"), (text[at:], "held-out part")
     train, heldout = (
-        replace(sample, messages=(Message("assistant", part),), source=f"{sample.source} ({name})") for part, name in parts
+        replace(sample, messages=(Message("assistant", part),), source=f"{sample.source} ({name})")
+        for part, name in parts
     )
     return [train], [heldout]
 

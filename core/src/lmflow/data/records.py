@@ -92,7 +92,9 @@ def _from_line(line: str, file: Path, number: int) -> Record:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object") from None
+        raise DataError(
+            f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object"
+        ) from None
     return _record(value, place, None)
 
 

@@ -15,12 +15,16 @@ class TrainingOptions(BaseModel):
     learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
     batch_size: int = Field(8, gt=0, description="Samples per optimizer step.")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="Samples (rows, when packing) per forward pass; at most 8 if unset. Changes memory only."
+        None,
+        gt=0,
+        description="Samples (rows, when packing) per forward pass; at most 8 if unset. Changes memory only.",
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the data, where the aligner does not say otherwise.")
     max_steps: int | None = Field(None, gt=0, description="Number of optimizer steps, whatever the epochs.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Course of the learning rate.")
-    warmup: float = Field(0.03, ge=0, description="Share of the steps (or number of steps, from 1) the rate rises over.")
+    warmup: float = Field(
+        0.03, ge=0, description="Share of the steps (or number of steps, from 1) the rate rises over."
+    )
     min_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Where the schedule ends, as a share.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay of matrices; biases and norms have none.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient.")
@@ -31,8 +35,12 @@ class TrainingOptions(BaseModel):
         "auto", description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
-    evaluate_every: int | None = Field(None, gt=0, description="Steps between evaluations; start and end only if unset.")
+    evaluate_every: int | None = Field(
+        None, gt=0, description="Steps between evaluations; start and end only if unset."
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; at the end only if unset.")
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints to keep.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute; auto takes a GPU if there is.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to compute; auto takes a GPU if there is."
+    )

@@ -217,7 +217,7 @@ class Trainer:
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes once a step, after the last micro-batch."""
-        return nullcontext() if last else self._accelerator.no_sync(self._forward)  # type: ignore[no-any-return]
+        return nullcontext() if last else self._accelerator.no_sync(self._forward)
 
     def _set_learning_rate(self) -> float:
         options = self.options
@@ -352,5 +352,3 @@ def decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in chosen if p.dim() < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-

@@ -6,12 +6,68 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-WORDS = (
-    "apple river stone cloud lamp paper music winter garden silver table window forest bread candle mirror pencil "
-    "rabbit summer bottle copper dragon engine flower guitar hammer island jacket kettle ladder marble needle orange "
-    "planet ribbon saddle ticket valley wagon yellow anchor basket cotton desert falcon ginger harbor insect jungle "
-    "lemon meadow novel ocean parrot quartz rocket sailor tunnel violin walnut"
-).split()
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "lamp",
+    "paper",
+    "music",
+    "winter",
+    "garden",
+    "silver",
+    "table",
+    "window",
+    "forest",
+    "bread",
+    "candle",
+    "mirror",
+    "pencil",
+    "rabbit",
+    "summer",
+    "bottle",
+    "copper",
+    "dragon",
+    "engine",
+    "flower",
+    "guitar",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "marble",
+    "needle",
+    "orange",
+    "planet",
+    "ribbon",
+    "saddle",
+    "ticket",
+    "valley",
+    "wagon",
+    "yellow",
+    "anchor",
+    "basket",
+    "cotton",
+    "desert",
+    "falcon",
+    "ginger",
+    "harbor",
+    "insect",
+    "jungle",
+    "lemon",
+    "meadow",
+    "novel",
+    "ocean",
+    "parrot",
+    "quartz",
+    "rocket",
+    "sailor",
+    "tunnel",
+    "violin",
+    "walnut",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,9 @@ class Work:
         """
         from lmflow.training.loss import sequence_logprobs
 
-        sequences = [training_sequence(drawn, (i, j)) for i, row in enumerate(drawn.completions) for j in range(len(row))]
+        sequences = [
+            training_sequence(drawn, (i, j)) for i, row in enumerate(drawn.completions) for j in range(len(row))
+        ]
         settings: dict[str, Any] = {"pad_id": self.model.pad_id, "device": self.model.device}
         with self.journal.phase("comparing with the start model"), self.trainer.autocast():
             now = sequence_logprobs(self.model.module, sequences, **settings)
@@ -208,7 +210,12 @@ def training_sequence(drawn: Drawn, at: tuple[int, int]) -> TokenSequence:
 
 
 def with_room(
-    model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, max_length: int | None, journal: Journal, what: str
+    model: LanguageModel,
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    max_length: int | None,
+    journal: Journal,
+    what: str,
 ) -> list[Sample]:
     """Samples whose prompt leaves room for a completion; the others are counted and named, never dropped in silence.
 
