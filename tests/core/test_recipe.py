@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.plugins import SLOTS, Plugins, load_plugins
+from lmflow.plugins import RECIPE_SLOTS, Plugins, load_plugins
 from lmflow.recipe import Origin, Setting, dump, model_from_reference, resolve, schema
 
 
@@ -40,9 +40,10 @@ def problems(plugins: Plugins, file: Path | None = None, **values: str) -> str:
 
 def test_defaults(plugins):
     recipe = resolve(plugins).recipe
-    names = {slot: getattr(recipe, slot).name for slot in SLOTS}
+    names = {slot: getattr(getattr(recipe, slot), "name", None) for slot in RECIPE_SLOTS}
     assert names == {
         "model": "demo",
+        "context": None,
         "data": "demo",
         "tuner": "full",
         "aligner": "sft",
@@ -194,7 +195,7 @@ def combinations() -> list[dict[str, str]]:
     }
     found = []
     plugins = load_plugins()
-    for slot in SLOTS:
+    for slot in RECIPE_SLOTS:
         for name in plugins.offers(slot):
             found.append({slot: name, **required.get(slot, {}).get(name, {})})
     return found
@@ -209,8 +210,8 @@ def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str
 
 def test_schema_describes_every_component(plugins):
     described = schema(plugins)
-    assert described["properties"].keys() == {*SLOTS, "training"}
-    for slot in SLOTS:
+    assert described["properties"].keys() == {*RECIPE_SLOTS, "training"}
+    for slot in RECIPE_SLOTS:
         names = {option["properties"]["name"]["const"] for option in described["properties"][slot]["anyOf"][1:]}
         assert names == set(plugins.offers(slot))
     written = yaml.safe_load(dump(resolve(plugins).recipe))

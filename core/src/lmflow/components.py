@@ -68,10 +68,22 @@ class Model(Component):
         return False
 
     @abstractmethod
-    def load(self, dtype: str, device: str) -> LanguageModel:
+    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Return model and tokenizer, weights in `dtype` ("float32", "bfloat16") on `device`, in eval mode.
 
+        `context` changes the model's configuration before the model is built with it.
         Raises LmflowError with what is missing and how to get it.
+        """
+
+
+class Context(Component):
+    """Slot `context`: how far a model's positions reach, and what they mean."""
+
+    @abstractmethod
+    def configure(self, config: Any) -> None:
+        """Change a Transformers configuration in place, so that a model built with it reads longer texts.
+
+        Raises LmflowError naming the model type and the reason when that cannot be done.
         """
 
 
@@ -177,6 +189,31 @@ class Inferencer(Component):
         """Yield one completion's text piece by piece; the default yields it whole."""
         [[completion]] = self.generate(model, [prompt], sampling)
         yield completion.text
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluator found: figures by name, and one row per sample (or length, or depth) they come from."""
+
+    metrics: Mapping[str, float]
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+class Evaluator(Component):
+    """Slot `evaluator`: one way to measure a model, used by `lmflow eval`."""
+
+    reads_data: ClassVar[bool] = True
+    """Whether it measures on the user's records; if not, `samples` is empty and no data is asked for."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+    ) -> Evaluation:
+        """Measure `model` on `samples`. Raises LmflowError where the samples lack what is measured."""
+
+    def draw(self, evaluation: Evaluation, directory: Path) -> list[Path]:
+        """Write pictures of what was found below `directory`; returns their paths. The default draws none."""
+        return []
 
 
 class Reward(Component):

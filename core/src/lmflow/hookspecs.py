@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from lmflow.components import Aligner, DataFormat, Inferencer, Model, Reward, Tuner
+    from lmflow.components import Aligner, Context, DataFormat, Evaluator, Inferencer, Model, Reward, Tuner
     from lmflow.recipe import Recipe
 
 PROJECT = "lmflow"
@@ -25,6 +25,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def lmflow_models() -> Iterable[type[Model]]:
     """Places a model can come from, chosen with --model (demo, pretrained)."""
+    return ()
+
+
+@hookspec
+def lmflow_contexts() -> Iterable[type[Context]]:
+    """Ways to make a model read longer texts, chosen with --context; none is chosen by default."""
     return ()
 
 
@@ -55,6 +61,12 @@ def lmflow_inferencers() -> Iterable[type[Inferencer]]:
 @hookspec
 def lmflow_rewards() -> Iterable[type[Reward]]:
     """Ways to score completions, chosen with --reward (python:module:function, classifier)."""
+    return ()
+
+
+@hookspec
+def lmflow_evaluators() -> Iterable[type[Evaluator]]:
+    """Ways to measure a model, chosen with `lmflow eval --evaluator` (perplexity, accuracy)."""
     return ()
 
 

@@ -30,20 +30,26 @@ class Slot:
     name: str
     hook: str
     base: type[Component]
+    in_recipe: bool = True
+    """Whether a recipe of a run has a part for it; evaluators belong to `lmflow eval` alone."""
 
 
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         Slot("model", "lmflow_models", components.Model),
+        Slot("context", "lmflow_contexts", components.Context),
         Slot("data", "lmflow_data_formats", components.DataFormat),
         Slot("tuner", "lmflow_tuners", components.Tuner),
         Slot("aligner", "lmflow_aligners", components.Aligner),
         Slot("inferencer", "lmflow_inferencers", components.Inferencer),
         Slot("reward", "lmflow_rewards", components.Reward),
+        Slot("evaluator", "lmflow_evaluators", components.Evaluator, in_recipe=False),
     )
 }
 """Every slot, in the order of a recipe. A new slot is one row here and one hook."""
+
+RECIPE_SLOTS: Sequence[str] = tuple(slot.name for slot in SLOTS.values() if slot.in_recipe)
 
 
 @dataclass(frozen=True)

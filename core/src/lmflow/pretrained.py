@@ -12,6 +12,7 @@ from lmflow.components import Model
 from lmflow.errors import LmflowError, RecipeError
 
 if TYPE_CHECKING:
+    from lmflow.components import Context
     from lmflow.models import LanguageModel
 
 
@@ -35,8 +36,8 @@ class Pretrained(Model):
         """A directory with a model configuration."""
         return (Path(reference) / "config.json").is_file()
 
-    def load(self, dtype: str, device: str) -> LanguageModel:
-        """Load weights and tokenizer with the same revision and trust."""
+    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
+        """Load configuration, weights and tokenizer with the same revision and trust."""
         check_path(self.path)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,10 +47,23 @@ class Pretrained(Model):
         attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)
-            module = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, **settings, **attention)
+            config = configuration(self.path, context, **settings)
+            module = AutoModelForCausalLM.from_pretrained(
+                self.path, config=config, dtype=dtype, **settings, **attention
+            )
         except (OSError, ValueError, ImportError) as error:
             raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
         return assemble(module.to(device), tokenizer, self.path)
+
+
+def configuration(source: str | Path, context: Context | None, **settings: Any) -> Any:
+    """The configuration of the model at `source`, changed by `context` if there is one."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, **settings)
+    if context is not None:
+        context.configure(config)
+    return config
 
 
 def assemble(module: Any, tokenizer: Any, source: str) -> LanguageModel:

@@ -10,16 +10,18 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from lmflow.components import Aligner, Component, DataFormat, Inferencer, Model, Reward, Tuner
+from lmflow.components import Aligner, Component, Context, DataFormat, Inferencer, Model, Reward, Tuner
 from lmflow.errors import LmflowError, PluginError, RecipeError
-from lmflow.plugins import SLOTS, Plugins
+from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe_values import explain_error, parse_option
 from lmflow.run_directory import read_record
 from lmflow.training.options import TrainingOptions
 
 TRAINING = "training"
-SECTIONS = (*SLOTS, TRAINING)
+SECTIONS = (*RECIPE_SLOTS, TRAINING)
 NOTHING = ("none", "null", "~")
+OPTIONAL = ("reward", "context")
+"""Slots a recipe may leave empty."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Recipe:
     """One run, ready to be carried out."""
 
     model: Model
+    context: Context | None
     data: DataFormat
     tuner: Tuner
     aligner: Aligner
@@ -72,7 +75,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     """
     problems: list[str] = []
     settings = _gather(file, options, problems)
-    chosen = {slot: _choose(plugins, slot, settings, problems) for slot in SLOTS if slot != "reward"}
+    chosen = {slot: _choose(plugins, slot, settings, problems) for slot in RECIPE_SLOTS if slot != "reward"}
     chosen["reward"] = _choose(plugins, "reward", settings, problems, _default_reward(chosen["data"]))
     parts: dict[str, BaseModel | None] = {}
     origins: dict[str, Origin] = {}
@@ -107,7 +110,7 @@ def chosen_components(plugins: Plugins, file: Path | None, options: Sequence[Set
     """The components a recipe and options name, as far as they can be found: what the help shows."""
     ignored: list[str] = []
     settings = _gather(file, options, ignored)
-    chosen = {slot: _choose(plugins, slot, settings, ignored) for slot in SLOTS}
+    chosen = {slot: _choose(plugins, slot, settings, ignored) for slot in RECIPE_SLOTS}
     return {slot: choice.component for slot, choice in chosen.items() if choice}
 
 
@@ -136,7 +139,7 @@ def _gather(file: Path | None, options: Sequence[Setting], problems: list[str]) 
         settings = {setting.path: setting for setting in read_settings(file, problems)}
     seen: dict[str, Setting] = {}
     for option in options:
-        path = f"{option.path}.name" if option.path in SLOTS else option.path
+        path = f"{option.path}.name" if option.path in RECIPE_SLOTS else option.path
         if path in seen:
             problems.append(f"{option.origin.place}: given twice ({seen[path].value!r} and {option.value!r})")
         seen[path] = Setting(path, option.value, option.origin)
@@ -171,7 +174,7 @@ def _choose(
                 problems.append(f"{_place(stray)}: set, but no {slot} is chosen; name one with --{slot}")
             return None
         setting = Setting(f"{slot}.name", name, Origin("plugin" if default else "default", "data" if default else ""))
-    if slot == "reward" and (setting.value is None or setting.value in NOTHING):
+    if slot in OPTIONAL and (setting.value is None or setting.value in NOTHING):
         return None
     if not isinstance(setting.value, str):
         problems.append(f"{_place(setting)}: expected the name of a {slot}, got {setting.value!r}")
@@ -301,7 +304,7 @@ def _unknown_key(key: str, section: str, owner: type[BaseModel], plugins: Plugin
     near = difflib.get_close_matches(key, owner.model_fields, n=1)
     if near:
         return f"unknown option; did you mean {section}.{near[0]}?"
-    for slot in SLOTS:
+    for slot in RECIPE_SLOTS:
         for name, offers in plugins.offers(slot).items():
             if key in offers[0].component.model_fields:
                 same = slot == section
@@ -362,7 +365,7 @@ def _incompatibilities(chosen: Mapping[str, Choice | None]) -> list[str]:
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, every one of them explicit."""
     sections: dict[str, Any] = {}
-    for slot in SLOTS:
+    for slot in RECIPE_SLOTS:
         part: Component | None = getattr(recipe, slot)
         name = recipe.names.get(slot) or (part.name if part else None)
         sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
@@ -378,7 +381,7 @@ def dump(recipe: Recipe) -> str:
 
 def schema(plugins: Plugins) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe file over all installed components, for editors."""
-    sections = {slot: {"anyOf": list(_slot_schemas(plugins, slot))} for slot in SLOTS}
+    sections = {slot: {"anyOf": list(_slot_schemas(plugins, slot))} for slot in RECIPE_SLOTS}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lmflow recipe",

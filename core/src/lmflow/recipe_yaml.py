@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.plugins import SLOTS
+from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe import SECTIONS, Origin, Setting
 
 
@@ -47,7 +47,7 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
         if isinstance(node, yaml.MappingNode):
             for key, value, at in _entries(node, file, problems, f"{section}."):
                 yield Setting(f"{section}.{key}", _construct(value), Origin("file", f"{file}:{at}"))
-        elif section in SLOTS or section not in SECTIONS:
+        elif section in RECIPE_SLOTS or section not in SECTIONS:
             yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))
         else:
             problems.append(f"{file}:{line}: {section}: expected options, one per line")

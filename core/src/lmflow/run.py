@@ -144,7 +144,7 @@ class Run:
         device = choose_device(self.recipe.training.device)
         precision = choose_precision(self.recipe.training.precision, device)
         with self.journal.phase(f"loading model {self.recipe.model.name}"):
-            model = self.recipe.model.load(DTYPES[precision], device)
+            model = self.recipe.model.load(DTYPES[precision], device, self.recipe.context)
         self.record |= {"device": device, "precision": precision}
         return model, precision
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
-from lmflow.plugins import SLOTS, Plugins
+from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe import TRAINING, chosen_components
 from lmflow.recipe_values import is_flag, option_type
 from lmflow.training.options import TrainingOptions
@@ -28,7 +28,7 @@ def recipe_help(usage: str, text: str, own: Sequence[Row], scanned: Scanned, plu
     file = scanned.recipe_file
     chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings)
     sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
-    sections.append(("Components", [(f"--{slot} NAME", _names(slot, plugins)) for slot in SLOTS]))
+    sections.append(("Components", [(f"--{slot} NAME", _names(slot, plugins)) for slot in RECIPE_SLOTS]))
     for slot, component in chosen.items():
         about = (component.__doc__ or "").strip().splitlines()[0]
         sections.append((f"{slot} {component.name}: {about}", list(_rows(slot, component, {}))))

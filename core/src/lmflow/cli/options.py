@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lmflow.errors import RecipeError
-from lmflow.plugins import SLOTS, Plugins
+from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe import TRAINING, Origin, ResolvedRecipe, Setting, resolve
 from lmflow.recipe_values import is_flag
 from lmflow.training.options import TrainingOptions
@@ -80,7 +80,7 @@ def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool]) 
 
 def _is_setting(option: str) -> bool:
     name = option.removeprefix("--").removeprefix("no-")
-    return "." in name or name in SLOTS
+    return "." in name or name in RECIPE_SLOTS
 
 
 def _take_setting(option: str, value: str | None, words: list[str], plugins: Plugins, scanned: Scanned) -> None:
@@ -105,7 +105,7 @@ def _is_flag(path: str, plugins: Plugins) -> bool:
 
 
 def _unknown(option: str, fixed: Mapping[str, bool]) -> str:
-    known = [*fixed, *(f"--{slot}" for slot in SLOTS)]
+    known = [*fixed, *(f"--{slot}" for slot in RECIPE_SLOTS)]
     near = difflib.get_close_matches(option, known, n=1)
     return f"{option}: unknown option; " + (f"did you mean {near[0]}?" if near else "lmflow run --help lists them")
 

@@ -104,10 +104,10 @@ def bar_chart(
         for index, (name, value) in enumerate(zip(series, values)):
             start = -wide / 2 if stacked else wide * (index - len(series) / 2)
             top, bottom = y_of(base + value), y_of(base)
+            told = f"{name}, {x_label} {labels[at]}: {said(value)}"
             parts.append(
                 f'<rect class="bar c{index}" x="{centres[at] + start:.1f}" y="{top:.1f}" width="{max(wide, 0.5):.1f}" '
-                f'height="{max(0.0, bottom - top):.1f}"><title>{escape(f"{name}, {x_label} {labels[at]}: {said(value)}")}'
-                "</title></rect>"
+                f'height="{max(0.0, bottom - top):.1f}"><title>{escape(told)}</title></rect>'
             )
             base += value if stacked else 0.0
     legend = {name: said(sum(values)) if stacked else "" for name, values in series.items()}
@@ -161,8 +161,8 @@ def _figure(title: str, body: str, legend: Mapping[str, str], description: str, 
     )
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><div class="legend">{keys}</div>'
-        f'<svg class="{"large" if size == LARGE else "small"}" viewBox="0 0 {size.width} {size.height}" role="img"><title>{escape(title)}</title>'
-        f"<desc>{escape(description)}</desc>{body}</svg>"
+        f'<svg class="{"large" if size == LARGE else "small"}" viewBox="0 0 {size.width} {size.height}" role="img">'
+        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{body}</svg>"
         f"<details><summary>Values</summary>{table}</details></figure>"
     )
 

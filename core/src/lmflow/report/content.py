@@ -163,16 +163,15 @@ def read_rows(path: Path, gaps: list[str], without: str, *, expected: bool, most
         if expected:
             gaps.append(f"There is no {path.name}: {without}.")
     if bad:
-        gaps.append(
-            f"{path.name}: {bad:,} line{'s' if bad > 1 else ''} could not be read and {'are' if bad > 1 else 'is'} left out."
-        )
+        lines = f"{bad:,} lines could not be read and are" if bad > 1 else "1 line could not be read and is"
+        gaps.append(f"{path.name}: {lines} left out.")
     return rows
 
 
 def read_samples(folder: Path, gaps: list[str]) -> dict[int, Sequence[Row]]:
     """Samples of the first and the last iteration that has any, by iteration."""
     files = sorted(folder.glob("iteration-*.jsonl"))
-    found = {}
+    found: dict[int, Sequence[Row]] = {}
     for path in files[:1] + files[1:][-1:]:
         digits = path.stem.rpartition("-")[2]
         rows = read_rows(path, gaps, "", expected=False, most=SAMPLES_READ)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import DataFormat, Model, Reward
+from lmflow.components import Context, DataFormat, Model, Reward
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
@@ -20,14 +20,15 @@ class Demo(Model):
 
     name = "demo"
 
-    def load(self, dtype: str, device: str) -> LanguageModel:
+    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load the packaged weights."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from lmflow.pretrained import assemble
+        from lmflow.pretrained import assemble, configuration
 
         with as_file(files("lmflow_demo") / "model") as directory:
-            module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+            config = configuration(directory, context)
+            module = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(directory)
             return assemble(module.to(device), tokenizer, str(directory))
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lmflow.components import Model
+from lmflow.components import Context, Model
 from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
@@ -42,16 +42,17 @@ class SmolLM2(Model):
 
     folder: ClassVar[str] = f"smollm2-135m-instruct-{VERSION}"
 
-    def load(self, dtype: str, device: str) -> LanguageModel:
+    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from lmflow.pretrained import assemble
+        from lmflow.pretrained import assemble, configuration
 
         directory = cache_directory() / self.folder
         if not directory.is_dir():
             convert(weights_file(), directory)
-        module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        config = configuration(directory, context)
+        module = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
         return assemble(module.to(device), AutoTokenizer.from_pretrained(directory), str(directory))
 
 

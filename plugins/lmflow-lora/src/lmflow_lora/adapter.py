@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lmflow.components import Model
+from lmflow.components import Context, Model
 from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Adapter(Model):
         """A directory with an adapter configuration."""
         return (Path(reference) / ADAPTER_CONFIG).is_file()
 
-    def load(self, dtype: str, device: str) -> LanguageModel:
+    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Merge in float32, whatever `dtype` is, so that rounding happens once."""
         import torch
         from peft import PeftConfig, PeftModel
@@ -38,12 +38,15 @@ class Adapter(Model):
 
         from lmflow.data.tokens import ensure_chat_template
         from lmflow.models import LanguageModel
+        from lmflow.pretrained import configuration
 
         if not self.recognises(self.path):
             raise LmflowError(f"{self.path} is no adapter directory: {ADAPTER_CONFIG} is missing.")
         base_path = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
         try:
-            base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
+            base = AutoModelForCausalLM.from_pretrained(
+                base_path, config=configuration(base_path, context), dtype=torch.float32
+            )
         except (OSError, ValueError) as error:
             raise LmflowError(
                 f"The base model of adapter {self.path} cannot be loaded from {base_path}: {error}\n"

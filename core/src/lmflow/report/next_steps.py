@@ -1,0 +1,21 @@
+"""What to type after a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def next_commands(record: Mapping[str, Any], directory: Path) -> list[str]:
+    """Commands that continue from the run at `directory`, the most useful first."""
+    run = shlex.quote(str(directory))
+    if record.get("status") != "completed":
+        return [f"lmflow run --resume --output {run}"]
+    commands = []
+    if record.get("result") == "adapter":
+        commands.append(f"lmflow export merge {run} --output {shlex.quote(f'{directory}-merged')}")
+    commands.append(f"lmflow run --model {run} --tuner lora --data.path YOUR.jsonl")
+    commands.append(f"lmflow run {shlex.quote(str(directory / 'recipe.yaml'))} --training.seed 1")
+    return commands
