@@ -211,8 +211,8 @@ def sampled(content: Content) -> str:
         parts.append(
             f"<details><summary>Sampled in iteration {iteration}: {escape(clip(str(prompt or ''), 120))}</summary>"
             f'<div class="scroll"><table><thead><tr><th scope="col">reward</th><th scope="col">kept</th>'
-            f'<th scope="col">completion</th><th scope="col">ended</th></tr></thead><tbody>{cells}</tbody></table></div>'
-            "</details>"
+            f'<th scope="col">completion</th><th scope="col">ended</th></tr></thead><tbody>{cells}</tbody>'
+            "</table></div></details>"
         )
     return "".join(parts)
 
