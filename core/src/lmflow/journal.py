@@ -21,12 +21,14 @@ Emit = Callable[..., None]
 class Journal:
     """Passed to whatever works on a run; the one place that writes metrics, shows progress and fires events.
 
-    `metrics` is the flat summary that ends in run.json; `seconds` the time spent in each phase.
+    `metrics` is the flat summary that ends in run.json, `notes` what the user was told, `seconds` the time spent in
+    each phase.
     """
 
     def __init__(self, directory: RunDirectory | None, emit: Emit, display: Display | None = None) -> None:
         self.metrics: dict[str, Any] = {}
         self.seconds: dict[str, float] = defaultdict(float)
+        self.notes: list[str] = []
         self.stop_signal: int | None = None
         self._directory = directory
         self._emit = emit
@@ -62,8 +64,10 @@ class Journal:
         self._emit("lmflow_step_finished", step=metrics["step"], metrics=metrics)
 
     def note(self, text: str) -> None:
-        """Tell the user something they should know, such as how many samples were cut."""
-        self._display.note(text)
+        """Tell the user something they should know, such as how many samples were cut; said again, shown once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._display.note(text)
 
     def samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep what was generated in an iteration."""

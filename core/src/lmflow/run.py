@@ -245,6 +245,7 @@ class Run:
         self.record["peak_memory_bytes"] = peak_memory()
         self.record["seconds"] = {name: round(value, 3) for name, value in self.journal.seconds.items()}
         self.record["metrics"] = dict(self.journal.metrics)
+        self.record["notes"] = list(self.journal.notes)
         self.directory.write_record(self.record)
 
     def resume_command(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -69,7 +70,7 @@ class RunDirectory:
             file.write(json.dumps(metrics) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines of steps that a resumed run will take again."""
+        """Remove the lines of steps that a resumed run will take again, and a line that a killed run left torn."""
         path = self.path / METRICS
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
@@ -158,6 +159,10 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _step_of(line: str) -> int:
-    step: int = json.loads(line).get("step", 0)
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; beyond every step if the line is torn."""
+    try:
+        step: int = json.loads(line).get("step", 0)
+    except ValueError:
+        return math.inf
     return step

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmflow.human_formats import change, duration, size
 from lmflow.journal_display import Display, Silent
+from lmflow.report.next_steps import next_commands
+from lmflow.run_directory import REPORT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,7 +166,8 @@ def summary_table(record: Mapping[str, Any]) -> Table:
         if before is not None and after is not None:
             scale = 100 if unit == "%" else 1
             values = [f"{scale * value:.{decimals}f}{unit}" for value in (before, after)]
-            table.add_row(label, *values, f"{scale * (after - before):+.{decimals}f}{unit.replace('%', ' points')}")
+            difference = change(scale * before, scale * after, decimals)
+            table.add_row(label, *values, f"{difference}{unit.replace('%', ' points')}")
     table.add_section()
     table.add_row("wall time", "", duration(record["wall_seconds"]), "")
     table.add_row("peak memory", "", size(record["peak_memory_bytes"]), "")
@@ -174,31 +178,9 @@ def summary_table(record: Mapping[str, Any]) -> Table:
 
 def result_lines(record: Mapping[str, Any], directory: Path) -> Sequence[str]:
     """Where the results are, and what to type next."""
-    result = record.get("result", "")
-    next_steps = [f"lmflow export merge {directory} --output {directory}-merged"]
-    if record["status"] == "completed":
-        next_steps.append(f"lmflow run --model {directory} --tuner lora --data.path YOUR.jsonl")
     return [
         "",
-        f"Result   {directory / result}",
-        f"Report   {directory / 'report.html'}",
-        *(f"{'Next' if index == 0 else '':<9}{step}" for index, step in enumerate(next_steps)),
+        f"Result   {directory / record.get('result', '')}",
+        f"Report   {directory / REPORT}",
+        *(f"{'Next' if index == 0 else '':<9}{step}" for index, step in enumerate(next_commands(record, directory))),
     ]
-
-
-def duration(seconds: float) -> str:
-    """1 min 32 s"""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def size(count: float) -> str:
-    """1.2 GB"""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
