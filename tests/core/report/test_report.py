@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -108,7 +109,8 @@ def check_balanced(page: str) -> None:
 
     Checker().feed(page)
     assert open_tags == []
-    assert "url(" not in page and "@import" not in page
+    assert "url(" not in page
+    assert "@import" not in page
 
 
 def test_the_page_says_what_happened(run):
@@ -141,7 +143,9 @@ def test_texts_from_models_and_data_are_escaped(run):
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "comparison.jsonl", "recipe.yaml"])
-@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", "null\n\n3\n", '{"loss": "text", "step": null}\n', "\xff\x00"])
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[1, 2]", "null\n\n3\n", '{"loss": "text", "step": null}\n', "\xff\x00"]
+)
 def test_a_missing_or_spoilt_file_leaves_a_page(run, name: str, content: str | None):
     if content is None:
         (run / name).unlink()
@@ -174,8 +178,10 @@ def test_an_empty_directory_still_has_a_page(tmp_path):
 
 def test_words_only_one_answer_has_are_marked():
     before, after = mark_difference("sort the 6 0 8", "sort the 0 6 8")
-    assert "<del>" in before and "<ins>" in after
-    assert before.startswith("sort the") and after.startswith("sort the")
+    assert "<del>" in before
+    assert "<ins>" in after
+    assert before.startswith("sort the")
+    assert after.startswith("sort the")
 
 
 def test_answers_without_a_common_word_are_not_marked():
@@ -237,7 +243,8 @@ def test_thinning_keeps_mean_and_range():
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (3.2, 3.9), (-5.0, 12.0), (1e-6, 2e-6), (7.0, 7.0)])
 def test_ticks_enclose_the_data_in_even_steps(low: float, high: float):
     found = ticks(low, high, 5)
-    assert found[0] <= low and found[-1] >= high
-    steps = [b - a for a, b in zip(found, found[1:])]
+    assert found[0] <= low
+    assert found[-1] >= high
+    steps = [b - a for a, b in itertools.pairwise(found)]
     assert max(steps) == pytest.approx(min(steps))
     assert 2 <= len(found) <= 8

@@ -68,7 +68,7 @@ def weights_file() -> Path:
     except PackageNotFoundError:
         raise LmflowError(f"Model smollm2 needs the package {PACKAGE}, which is not installed: {INSTALL}") from None
     path = Path(str(found.locate_file(WEIGHTS)))
-    if not path.is_file():
+    if not path.is_file() or WEIGHTS not in map(str, found.files or ()):
         raise LmflowError(f"{PACKAGE} {found.version} holds no {WEIGHTS}; install the version that does: {INSTALL}")
     if find_spec("gguf") is None:
         raise LmflowError(f"Model smollm2 needs the package gguf to convert its weights once: {INSTALL}")
@@ -78,7 +78,7 @@ def weights_file() -> Path:
 def convert(weights: Path, directory: Path) -> None:
     """Write the model as Transformers does, in bfloat16; `directory` is complete or absent, whoever converts first."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".converting-") as partial:
@@ -86,7 +86,8 @@ def convert(weights: Path, directory: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
         tokenizer.chat_template = CHAT_TEMPLATE
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+        unpacked = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, quantization_config=unpacked)
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(partial)

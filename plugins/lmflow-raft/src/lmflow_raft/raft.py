@@ -39,7 +39,7 @@ class Raft(Aligner):
         "warmup": 0,
     }
 
-    iterations: int = Field(4, gt=0, description="Rounds of sampling and fine-tuning.")
+    iterations: int = Field(8, gt=0, description="Rounds of sampling and fine-tuning.")
     prompts: int = Field(64, gt=0, description="Prompts drawn per iteration.")
     samples: int = Field(8, gt=0, description="Completions sampled per prompt (K).")
     strategy: Literal["local", "top"] = Field(
