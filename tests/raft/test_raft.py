@@ -102,7 +102,7 @@ def test_hash_signs_and_repeated_prompts_survive(tiny_model):
 
 def test_reward_rises_and_everything_is_recorded(make_setting, tmp_path: Path):
     setting = make_setting()
-    setting.align(RAFT.model_copy(update={"iterations": 5, "epochs": 2}))
+    setting.align(RAFT.model_copy(update={"iterations": 5, "samples": 16, "epochs": 4, "heldout_samples": 16}))
     iterations = [m for m in lines(tmp_path / "run" / "metrics.jsonl") if "iteration" in m]
     assert [m["iteration"] for m in iterations] == [0, 1, 2, 3, 4, 5]
     for each in iterations[1:]:
@@ -124,7 +124,7 @@ def test_reward_rises_and_everything_is_recorded(make_setting, tmp_path: Path):
     assert iterations[-1]["kl"] > 0.01
     assert setting.journal.metrics["heldout_reward_after"] > setting.journal.metrics["heldout_reward_before"]
     rows = lines(tmp_path / "run" / "samples" / "iteration-0001.jsonl")
-    assert len(rows) == 6 * 4
+    assert len(rows) == 6 * 16
     for prompt in {row["prompt"] for row in rows}:
         of_prompt = [row for row in rows if row["prompt"] == prompt]
         [kept] = [row for row in of_prompt if row["kept"]]

@@ -60,8 +60,9 @@ def answer(
 ) -> Answers:
     """Complete each sample's prompt once as `sampling` says, and score the completions."""
     prompts = [model.encode_prompt(sample) for sample in samples]
-    with journal.phase("answering held-out prompts", len(prompts)), trainer.autocast():
-        drawn = inferencer.generate(model, prompts, sampling, lambda _: journal.check_stop())
+    most = len(prompts) * sampling.max_new_tokens
+    with journal.phase("answering held-out prompts", most), trainer.autocast():
+        drawn = inferencer.generate(model, prompts, sampling, journal.advance_or_stop)
     completions = [each[0] for each in drawn]
     rewards = None
     if reward is not None:

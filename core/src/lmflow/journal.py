@@ -56,6 +56,11 @@ class Journal:
         """So much of the current phase is done."""
         self._display.advance(amount)
 
+    def advance_or_stop(self, amount: int = 1) -> None:
+        """`advance`, then `check_stop`: for work that may end anywhere, such as sampling."""
+        self.advance(amount)
+        self.check_stop()
+
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of an optimizer step or an aligner's iteration; `step` is required."""
         if self._directory:

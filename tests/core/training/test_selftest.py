@@ -35,6 +35,12 @@ def test_a_sound_model_passes_and_is_left_as_it_was(packing: bool, tiny_model, s
     assert all(parameter.grad is None for parameter in tiny_model.module.parameters())
 
 
+def test_a_sound_model_passes_in_bf16(tiny_model, sequences):
+    """Autocast caches casts of trainable weights, which must not hide that they move."""
+    trainer = SimpleNamespace(model=tiny_model, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    check_model(trainer, sequences, packing=False)
+
+
 def test_probes_are_short_and_keep_their_targets(sequences):
     probes = choose_probes(sequences)
     assert [len(p) for p in probes] == [6, 11, 48]

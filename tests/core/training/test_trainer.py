@@ -269,6 +269,27 @@ def test_start_weights_are_those_training_started_from(make: Make, sequences, ti
     assert any(not torch.equal(start[name], trained[name]) for name in start)
 
 
+def test_start_weights_are_computed_with_in_bf16_too(make: Make, sequences, tiny_model):
+    """Autocast keeps casts of the weights; a KL computed with stale ones would be zero."""
+    trainer = make(keep_start_weights=True, precision="bf16")
+    trainer.plan(3)
+    trainer.fit(sequences, epochs=1)
+    ids = torch.tensor([sequences[0].ids])
+    module = trainer.model.module.eval()
+
+    def logits() -> torch.Tensor:
+        with trainer.autocast():
+            return module(input_ids=ids).logits.float()
+
+    with torch.no_grad(), trainer.autocast():
+        trained = logits()
+        with trainer.start_weights():
+            start = logits()
+        again = logits()
+    assert not torch.equal(trained, start)
+    assert torch.equal(trained, again)
+
+
 def test_bf16_trains_float32_masters(make: Make, sequences, tiny_model, tmp_path: Path):
     trainer = make(tiny_model.with_module(copy.deepcopy(tiny_model.module).bfloat16()), precision="bf16")
     assert {p.dtype for p in trainer.model.module.parameters()} == {torch.float32}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lmflow.training.loss import (
     target_logprobs,
     target_mask,
 )
+from lmflow.training.precision import replaced_weights
 from lmflow.training.trainer import Trainer, trainable_parameters
 
 PROBE_TOKENS = 48
@@ -130,17 +131,11 @@ def last_logits(module: nn.Module, batch: Batch) -> Tensor:
     return logits.float()
 
 
-@contextmanager
-def moved(module: nn.Module) -> Iterator[None]:
+def moved(module: nn.Module) -> AbstractContextManager[None]:
     """Within the context every trainable parameter is shifted by seeded noise; afterwards exactly as before."""
-    parameters = trainable_parameters(module)
-    saved = {name: parameter.data for name, parameter in parameters.items()}
     generator = torch.Generator().manual_seed(0)
-    for parameter in parameters.values():
+    shifted = {}
+    for parameter in trainable_parameters(module).values():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        parameter.data = parameter.data + 0.05 * noise
-    try:
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = saved[name]
+        shifted[parameter] = parameter.data + 0.05 * noise
+    return replaced_weights(shifted)

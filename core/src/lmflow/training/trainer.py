@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lmflow.models import LanguageModel
 from lmflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from lmflow.training.loss import negative_log_likelihood
 from lmflow.training.options import TrainingOptions
+from lmflow.training.precision import replaced_weights
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 
 Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
@@ -283,22 +284,14 @@ class Trainer:
             return torch.autocast(self.model.device.type, torch.bfloat16)
         return nullcontext()
 
-    @contextmanager
-    def start_weights(self) -> Iterator[None]:
+    def start_weights(self) -> AbstractContextManager[None]:
         """Within the context the model is the one training started from: the reference of KL and of preferences.
 
         Works with every tuner, because only trainable parameters ever differ. Needs `Aligner.compares_with_start`.
         """
         if self._start is None:
             raise TrainingError("start_weights() needs an aligner that sets compares_with_start.")
-        current = {name: parameter.data for name, parameter in self._trainable.items()}
-        for name, parameter in self._trainable.items():
-            parameter.data = self._start[name]
-        try:
-            yield
-        finally:
-            for name, parameter in self._trainable.items():
-                parameter.data = current[name]
+        return replaced_weights({self._trainable[name]: value for name, value in self._start.items()})
 
     # Checkpoints
 

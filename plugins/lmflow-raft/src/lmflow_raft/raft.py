@@ -125,13 +125,8 @@ class Raft(Aligner):
         )
         prompts = [work.model.encode_prompt(sample) for sample in samples]
         seconds = dict(journal.seconds)
-
-        def progress(tokens: int) -> None:
-            journal.advance(tokens)
-            journal.check_stop()
-
         with journal.phase("sampling", len(prompts) * n * self.max_new_tokens), work.trainer.autocast():
-            completions = work.inferencer.generate(work.model, prompts, sampling, progress)
+            completions = work.inferencer.generate(work.model, prompts, sampling, journal.advance_or_stop)
         with journal.phase("scoring", len(prompts) * n):
             rewards = work.score(samples, completions)
         spent = {name: journal.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
