@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := .bootstrap/bin/uv
-PACKAGES := -e . -e core $(addprefix -e ,$(wildcard plugins/*))
+PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
+PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
 
 .PHONY: demo test lint format setup smollm2 bench constraints clean
@@ -22,7 +23,7 @@ $(UV):
 	.bootstrap/bin/python -m pip install --quiet "uv>=0.8"
 
 # Bytecode is compiled at once: uv writes none by itself, which doubles the time of every first import.
-$(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+$(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(PACKAGES) --group dev
 	touch $(SETUP)
@@ -46,7 +47,7 @@ bench: setup
 
 constraints: $(UV)  ## resolve anew; the file names no index host
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-		$(addprefix --no-emit-package ,lmflow-core $(notdir $(wildcard plugins/*))) --all-extras --group dev --output-file constraints.txt pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
+		$(addprefix --no-emit-package ,lmflow-core $(patsubst lmflow_plugins_%,lmflow-%,$(notdir $(PLUGINS)))) --all-extras --group dev --output-file constraints.txt pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
 
 clean:
 	rm -rf $(VENV) .bootstrap

@@ -59,7 +59,8 @@ class LanguageModel:
         """Longest sequence the positions of the model allow, None if the configuration names no limit."""
         config: Any = getattr(self.module, "config", None)
         text_config = config.get_text_config() if config is not None else None
-        return getattr(text_config, "max_position_embeddings", None)
+        limit: int | None = getattr(text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit * dynamic_factor(text_config))
 
     @property
     def pad_id(self) -> int:
@@ -76,3 +77,10 @@ class LanguageModel:
         """Write weights and tokenizer as Transformers does."""
         self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
         self.tokenizer.save_pretrained(directory)
+
+
+def dynamic_factor(text_config: Any) -> float:
+    """How many times `max_position_embeddings` a model reaches: with dynamic RoPE that is only where scaling begins."""
+    rope: Any = getattr(text_config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return max((kind["factor"] for kind in kinds if kind.get("rope_type") == "dynamic"), default=1.0)

@@ -333,7 +333,7 @@ def _build(
     except ValidationError as error:
         for each in error.errors():
             key = str(each["loc"][0]) if each["loc"] else ""
-            place = _place(given[key]) if key in given else f"{section}.{key}"
+            place = _place(given[key]) if key in given else f"{section}.{key}".rstrip(".")
             line = f"{place}: {explain_error(each)}"
             if line not in problems:
                 problems.append(line)

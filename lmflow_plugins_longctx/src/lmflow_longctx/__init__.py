@@ -1,0 +1,1 @@
+"""Longer contexts for lmflow: position interpolation and its kin, and how to measure them."""
