@@ -163,6 +163,8 @@ def summary_table(record: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for label, name, decimals, unit in COMPARED:
         before, after = metrics.get(f"{name}_before"), metrics.get(f"{name}_after")
+        if name == "heldout_greedy_reward" and "heldout_accuracy_after" in metrics:
+            continue  # the accuracy says it already
         if before is not None and after is not None:
             scale = 100 if unit == "%" else 1
             values = [f"{scale * value:.{decimals}f}{unit}" for value in (before, after)]
