@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmflow.components import Tuner
-from lmflow.errors import PluginError
+from lmflow.errors import PluginError, RecipeError
 from lmflow.plugins import PluginWarning, load_plugins
 
 GOOD = """
@@ -142,3 +142,44 @@ def test_the_installed_plugins_are_sound():
         for key, info in component.model_fields.items():
             assert info.description, (component, key)
     assert issubclass(plugins.find("tuner", "lora"), Tuner)
+
+
+REFUSING = """
+from lmflow.components import Conflict, Tuner
+from lmflow.hookspecs import hookimpl
+
+
+class Picky(Tuner):
+    '''Refuse RAFT.'''
+
+    name = "picky"
+    conflicts = (Conflict("aligner", "it cannot sample", ("raft",)),)
+
+    def prepare(self, model):
+        return model
+
+
+@hookimpl
+def lmflow_tuners():
+    return [Picky]
+"""
+
+
+def test_a_conflict_is_refused_before_anything_is_loaded(install, monkeypatch):
+    from importlib.metadata import entry_points
+
+    from lmflow.recipe import Origin, Setting, resolve
+
+    monkeypatch.setattr("lmflow.plugins.entry_points", lambda **_: [*entry_points(group="lmflow"), *mine])
+    mine: list[Any] = []
+    install(refusing=REFUSING)
+    mine.append(Point("refusing", "refusing"))
+    plugins = load_plugins()
+
+    def chosen(aligner: str) -> list[Setting]:
+        named = {"tuner": "picky", "aligner": aligner}
+        return [Setting(slot, name, Origin("option", f"--{slot}")) for slot, name in named.items()]
+
+    with pytest.raises(RecipeError, match="tuner picky does not go with aligner raft: it cannot sample"):
+        resolve(plugins, None, chosen("raft"))
+    assert resolve(plugins, None, chosen("sft")).recipe.tuner.name == "picky"

@@ -192,6 +192,7 @@ def combinations() -> list[dict[str, str]]:
     required = {
         "model": {"pretrained": {"model__path": "x/y"}, "adapter": {"model__path": "x/y"}},
         "reward": {"python": {"reward__function": "a:b"}, "classifier": {"reward__path": "x"}},
+        "context": {name: {"context__factor": "4"} for name in load_plugins().offers("context")},
     }
     found = []
     plugins = load_plugins()
