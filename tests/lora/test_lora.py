@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from lmflow.errors import RecipeError
 from lmflow.models import LanguageModel
@@ -136,3 +136,20 @@ def test_missing_base_is_explained(model_directory, make_tokenizer, tmp_path):
     with pytest.raises(Exception, match=r"cannot be loaded from .*moved.*\n.*--model.base"):
         Adapter(path=str(saved)).load("float32", "cpu")
     assert Adapter(path=str(saved), base=str(model_directory)).load("float32", "cpu")
+
+
+def test_the_base_is_rebuilt_as_the_adapter_knew_it(model_directory, make_tokenizer, tmp_path):
+    """A configuration changed before training (here by hand, in a run by a context) comes back with the adapter."""
+    config = AutoConfig.from_pretrained(model_directory)
+    config.rope_parameters["rope_theta"] = 500.0
+    config.max_position_embeddings = 1024
+    base = AutoModelForCausalLM.from_pretrained(model_directory, config=config, dtype=torch.float32)
+    lora = Lora()
+    model = LanguageModel(lora.prepare(base), make_tokenizer(), str(model_directory))
+    shift(model.module)
+    saved = lora.save(model, tmp_path)
+    merged = Adapter(path=str(saved)).load("float32", "cpu")
+    torch.testing.assert_close(logits(merged.module), logits(model.module), rtol=0, atol=1e-4)
+    assert merged.context_length == 1024
+    (saved / "base_config.json").unlink()  # an adapter from elsewhere: the base is as it is stored
+    assert Adapter(path=str(saved)).load("float32", "cpu").context_length == 256

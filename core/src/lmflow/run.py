@@ -121,6 +121,7 @@ class Run:
         recipe, journal = self.recipe, self.journal
         model, precision = self.load_model()
         data = self.read_data(model)
+        self.compare_context(model, data)
         model = self.prepare(model)
         trainer = self.make_trainer(model, data, precision)
         self.self_test(trainer, model, data)
@@ -157,6 +158,20 @@ class Run:
             data, summary = load_dataset(self.recipe.data, formats, self.recipe.training.seed)
         self.record["data"] = asdict(summary)
         return data
+
+    def compare_context(self, model: LanguageModel, data: Dataset) -> None:
+        """Say so where a longer context was asked for and no sample reaches its end."""
+        from lmflow.data.encoding import length_limit, longest_sequence
+
+        reach = model.context_length
+        if self.recipe.context is None or reach is None:
+            return
+        longest = min(longest_sequence(model, data.train), length_limit(model, data.options) or reach)
+        if longest < reach:
+            self.journal.note(
+                f"the context {self.recipe.context.name} reaches {reach:,} tokens, but what is trained on has at most "
+                f"{longest:,}: positions beyond are not trained"
+            )
 
     def prepare(self, model: LanguageModel) -> LanguageModel:
         """The model as the tuner made it trainable."""

@@ -78,8 +78,8 @@ def rope_parameters(text: Any) -> dict[str, Any]:
     if not found or getattr(text, "alibi", False) or getattr(text, "max_position_embeddings", None) is None:
         raise LmflowError(
             f"--context cannot extend model type {text.model_type}: its configuration has no rotary positions "
-            "(rope_parameters with max_position_embeddings), which is what the methods scale. Choose a model with RoPE, "
-            "such as llama, qwen3, mistral or gemma3."
+            "(rope_parameters with max_position_embeddings), which is what the methods scale. Choose a model with RoPE "
+            "(llama, qwen3, mistral, gemma3)."
         )
     text.standardize_rope_params()
     rope: dict[str, Any] = text.rope_parameters

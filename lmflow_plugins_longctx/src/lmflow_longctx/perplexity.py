@@ -26,7 +26,7 @@ class PerplexityByLength(Evaluator):
     lengths: list[int] | None = Field(
         None, description="Window lengths in tokens; a quarter, half and all of the model's context if unset."
     )
-    stretch: int = Field(64, gt=0, description="Tokens scored at the end of each window.")
+    stretch: int = Field(32, gt=0, description="Tokens scored at the end of each window.")
     windows: int = Field(64, gt=0, description="Most stretches scored, spread evenly over the text.")
     batch_tokens: int = Field(8192, gt=0, description="Most tokens in one forward pass.")
 

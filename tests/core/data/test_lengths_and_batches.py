@@ -128,4 +128,10 @@ def test_epochs_hold_every_sample_once_in_seeded_order():
 
 
 def test_micro_batches_are_alike_in_length():
-    assert split_micro([0, 1, 2, 3], [9, 1, 8, 2], 2) == [[1, 3], [2, 0]]
+    assert split_micro([9, 1, 8, 2], 2) == [[1, 3], [2, 0]]
+    assert split_micro([], 2) == []
+
+
+def test_long_samples_come_in_smaller_micro_batches():
+    assert split_micro([9, 1, 8, 2, 50], 4, tokens=16) == [[1, 3], [2], [0], [4]]
+    assert split_micro([4, 4, 4, 4, 4], 4, tokens=16) == [[0, 1, 2, 3], [4]]

@@ -111,10 +111,18 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def split_micro(indices: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """A step's samples in micro-batches of at most `size`, alike in length so that little is padded."""
-    order = sorted(indices, key=lambda i: (lengths[i], i))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+def split_micro(lengths: Sequence[int], size: int, tokens: int | None = None) -> list[list[int]]:
+    """A step's samples in micro-batches of at most `size`, alike in length so that little is padded.
+
+    With `tokens` a micro-batch also holds no more than that, padding included, unless a single sample does.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        rows = len(batches[-1]) + 1 if batches else size + 1
+        if rows > size or (tokens is not None and rows * lengths[index] > tokens):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def _concatenate_extras(sequences: Sequence[TokenSequence]) -> dict[str, Any]:

@@ -31,6 +31,13 @@ def length_limit(model: LanguageModel, options: DataFormat) -> int | None:
     return min(limits, default=None)
 
 
+def longest_sequence(model: LanguageModel, samples: Sequence[Sample], candidates: int = 8) -> int:
+    """Tokens of the longest sample, taken from the few that are longest in characters."""
+    longest = sorted(samples, key=lambda sample: -sum(len(turn.content) for turn in sample.messages))[:candidates]
+    encoded = [model.encode(sample if _answered(sample) else _with_answer(sample)) for sample in longest]
+    return max((len(sequence) for sequences in encoded for sequence in sequences), default=0)
+
+
 def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> list[TokenSequence]:
     """Like `encode`, for those samples that end with an answer; empty when none does."""
     answered = [sample for sample in samples if _answered(sample)]

@@ -17,7 +17,8 @@ class TrainingOptions(BaseModel):
     micro_batch_size: int | None = Field(
         None,
         gt=0,
-        description="Samples (rows, when packing) per forward pass; at most 8 if unset. Changes memory only.",
+        description="Samples (rows, when packing) per forward pass; if unset at most 8, fewer when long. "
+        "Changes memory only.",
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the data, where the aligner does not say otherwise.")
     max_steps: int | None = Field(None, gt=0, description="Number of optimizer steps, whatever the epochs.")

@@ -27,6 +27,9 @@ from lmflow.training.schedule import learning_rate_factor, warmup_steps
 Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
 """(forward, unwrapped, batch) -> the sum of the loss over the batch's targets, in nats."""
 
+MICRO_BATCH_SIZE, MICRO_BATCH_TOKENS = 8, 4096
+"""Samples and padded tokens per forward pass where `micro_batch_size` does not say; memory grows with the latter."""
+
 
 class Trainer:
     """AdamW over a model's trainable parameters, stepped by samples, normalised by trained tokens.
@@ -205,16 +208,14 @@ class Trainer:
             # Every process must take part in the exchange of gradients: a sample without targets adds nothing.
             idle = sequences[0]
             return [collate([TokenSequence(idle.ids, [False] * len(idle), idle.source, idle.extras)], pad_id)]
-        size = self.options.micro_batch_size or min(self.options.batch_size, 8)
+        size = self.options.micro_batch_size or min(self.options.batch_size, MICRO_BATCH_SIZE)
+        tokens = None if self.options.micro_batch_size else MICRO_BATCH_TOKENS
         lengths = [len(sequence) for sequence in share]
         if self._packing:
             rows = pack_rows(lengths, self._max_length or max(lengths))
             groups = [rows[i : i + size] for i in range(0, len(rows), size)]
             return [collate_packed([[share[i] for i in row] for row in group], pad_id) for group in groups]
-        return [
-            collate([share[i] for i in chosen], pad_id)
-            for chosen in split_micro(list(range(len(share))), lengths, size)
-        ]
+        return [collate([share[i] for i in chosen], pad_id) for chosen in split_micro(lengths, size, tokens)]
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes once a step, after the last micro-batch."""

@@ -31,7 +31,10 @@ class Adapter(Model):
         return (Path(reference) / ADAPTER_CONFIG).is_file()
 
     def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
-        """Merge in float32, whatever `dtype` is, so that rounding happens once."""
+        """Merge in float32, whatever `dtype` is, so that rounding happens once.
+
+        The base is built with the configuration the adapter was trained with, where it stands beside it.
+        """
         import torch
         from peft import PeftConfig, PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,14 +42,15 @@ class Adapter(Model):
         from lmflow.data.tokens import ensure_chat_template
         from lmflow.models import LanguageModel
         from lmflow.pretrained import configuration
+        from lmflow_lora.lora import BASE_CONFIG
 
         if not self.recognises(self.path):
             raise LmflowError(f"{self.path} is no adapter directory: {ADAPTER_CONFIG} is missing.")
         base_path = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
+        own_config = Path(self.path) / BASE_CONFIG
         try:
-            base = AutoModelForCausalLM.from_pretrained(
-                base_path, config=configuration(base_path, context), dtype=torch.float32
-            )
+            config = configuration(own_config if own_config.is_file() else base_path, context)
+            base = AutoModelForCausalLM.from_pretrained(base_path, config=config, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise LmflowError(
                 f"The base model of adapter {self.path} cannot be loaded from {base_path}: {error}\n"

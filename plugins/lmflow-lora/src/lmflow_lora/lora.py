@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lmflow.models import LanguageModel
 
 
+BASE_CONFIG = "base_config.json"
+"""Beside an adapter: the configuration of the model it was trained on."""
+
+
 class Lora(Tuner):
     """Train low-rank updates of chosen linear layers (Hu et al., 2021)."""
 
@@ -67,9 +71,15 @@ class Lora(Tuner):
         return wrapped
 
     def save(self, model: LanguageModel, directory: Path) -> Path:
-        """Write `adapter/`: the PEFT adapter, with the tokenizer whose template it was trained with."""
+        """Write `adapter/`: the PEFT adapter, with the tokenizer whose template it was trained with.
+
+        `base_config.json` holds the configuration of the model it was trained on, which need not be the one its base
+        is stored with: a context may have changed it.
+        """
         target = directory / "adapter"
         model.save(target)
+        base: Any = model.module
+        base.get_base_model().config.to_json_file(target / BASE_CONFIG)
         return target
 
     def _targets(self, model: nn.Module) -> str | list[str]:
