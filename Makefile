@@ -7,6 +7,9 @@ PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
 PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
 
+# uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
+export UV_NATIVE_TLS := 1
+
 .PHONY: demo test lint format setup smollm2 bench constraints clean
 
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
