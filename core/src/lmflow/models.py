@@ -13,6 +13,7 @@ from torch import nn
 
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.data.tokens import encode_prompt, encode_sample
+from lmflow.errors import DataError
 from lmflow.inference.completion import Prompt
 
 
@@ -33,11 +34,16 @@ class LanguageModel:
         return replace(self, module=module)
 
     def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
-        """Tokenise a sample for training; see `lmflow.data.tokens.encode_sample`."""
+        """Tokenise a sample for training; see `lmflow.data.tokens.encode_sample`.
+
+        Raises DataError for a sample with images, as `encode_prompt` does: this model reads text alone.
+        """
+        refuse_images(sample)
         return encode_sample(self.tokenizer, sample, train_on=train_on, end_ids=self.end_ids)
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, up to where the answer begins."""
+        refuse_images(sample)
         return Prompt(encode_prompt(self.tokenizer, sample))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -77,6 +83,16 @@ class LanguageModel:
         """Write weights and tokenizer as Transformers does."""
         self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
         self.tokenizer.save_pretrained(directory)
+
+
+def refuse_images(sample: Sample) -> None:
+    """Raise DataError for a sample with images, which a model of text alone would not see."""
+    if sample.images:
+        count = "1 image" if len(sample.images) == 1 else f"{len(sample.images)} images"
+        raise DataError(
+            f"{sample.source or 'the prompt'}: it has {count}, and this model reads text alone. Choose a "
+            "vision-language model with --model (lmflow plugins lists what is installed)."
+        )
 
 
 def dynamic_factor(text_config: Any) -> float:

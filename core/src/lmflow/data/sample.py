@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: `role` is system, user, assistant or tool; the loss is on assistant turns."""
+    """One turn: `role` is system, user, assistant or tool; the loss is on assistant turns.
+
+    `images` are paths or data URIs, in the order of the `<image>` marks in `content`.
+    """
 
     role: str
     content: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,11 @@ class Sample:
         last_is_answer = self.messages[-1].role == "assistant" and len(self.messages) > 1
         messages = self.messages[:-1] if last_is_answer else self.messages
         return Sample(messages, self.templated, self.record, self.source)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The pictures of all turns, in order."""
+        return tuple(image for turn in self.messages for image in turn.images)
 
     @property
     def prompt_text(self) -> str:
