@@ -59,11 +59,13 @@ def test_lines_for_files_and_pipes_hold_no_control_characters():
     stream = io.StringIO()
     display = PlainDisplay(stream)
     display.phase("loading model demo", None)
-    display.phase("training", 4)
+    for _ in range(3):
+        display.phase("training", 4)
     display.update(METRICS)
     display.note("3 samples were cut")
     assert stream.getvalue().splitlines() == [
         "loading model demo",
+        "training",
         "step 4  iteration 1  loss 0.123  reward 0.500  tokens/s 6,022",
         "3 samples were cut",
     ]

@@ -101,13 +101,13 @@ class PlainDisplay(Silent):
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
         self._last = 0.0
-        self._phase = ""
+        self._said: set[str] = set()
 
     def phase(self, name: str, total: int | None) -> None:
-        """Say a phase once in a row."""
-        if name != self._phase and name not in ("training", "sampling", "scoring"):
+        """Say each phase the first time it comes."""
+        if name not in self._said:
+            self._said.add(name)
             self._line(name)
-        self._phase = name
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Say an iteration's metrics always, a step's from time to time."""
