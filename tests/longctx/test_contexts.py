@@ -52,6 +52,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": None},
     "glm4": {"head_dim": 16},
     "smollm3": {},
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
 }
 IDS = torch.arange(3, 3 + 48)[None]
 
@@ -177,6 +178,41 @@ def test_layers_with_a_window_are_left_alone_where_it_is_within_the_original_len
     wide = config_of("gemma3_text", sliding_window=64)
     Linear(factor=4).configure(wide)
     assert wide.rope_parameters["sliding_attention"]["rope_type"] == "linear"
+
+
+def test_a_model_that_turns_a_share_of_its_pairs_takes_linear(tmp_path: Path):
+    """Gemma 4's full attention: type proportional, which has a factor of its own."""
+    sizes = {
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 64,
+    }
+    config = config_of("gemma4_text", **sizes)
+    before = copy.deepcopy(config.rope_parameters)
+    original = logits(build(config))
+    Linear(factor=4).configure(config)
+    assert config.rope_parameters["sliding_attention"] == before["sliding_attention"]
+    assert config.rope_parameters["full_attention"] == before["full_attention"] | {"factor": 4.0}
+    module = build(config)
+    assert not torch.allclose(logits(module), original, atol=1e-5)
+    module.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(module))
+    with pytest.raises(LmflowError, match="already of type proportional"):
+        Ntk(factor=4).configure(config_of("gemma4_text", **sizes))
+
+
+def test_an_odd_number_of_turned_dimensions_is_refused():
+    with pytest.raises(LmflowError, match="glm4_moe model turns 21 dimensions of a head, an odd number"):
+        Linear(factor=2).configure(AutoConfig.for_model("glm4_moe"))
+
+
+def test_a_model_of_several_texts_is_refused():
+    with pytest.raises(LmflowError, match="cannot extend model type musicgen"):
+        Linear(factor=2).configure(AutoConfig.for_model("musicgen"))
 
 
 def test_a_composed_configuration_has_its_text_part_extended():

@@ -27,10 +27,11 @@ WINDOWED = ("sliding_attention", "chunked_attention")
 class Rotation:
     """How one kind of layer turns queries and keys, and how far it is to reach.
 
-    `dimension` counts the rotated dimensions of a head, `base` is rope_theta. `factor` is that of the whole scaling,
-    measured from `original_length`.
+    `kind` is the rope_type before, `dimension` counts the rotated dimensions of a head, `base` is rope_theta. `factor`
+    is that of the whole scaling, an earlier one included.
     """
 
+    kind: str
     dimension: int
     base: float
     factor: float
@@ -44,7 +45,7 @@ def extend(config: Any, scaling: RopeScaling) -> None:
     original length never meets a distance it was not trained on. Raises LmflowError for a model without RoPE, one
     scaled before, a length that is no extension, and a type the architecture does not take.
     """
-    text = config.get_text_config()
+    text = text_part(config)
     kind = text.model_type
     rope = rope_parameters(text)
     original = scaling.original_length or text.max_position_embeddings
@@ -53,11 +54,17 @@ def extend(config: Any, scaling: RopeScaling) -> None:
     for parameters in before.values():
         refuse_scaled(kind, parameters, scaling)
     factor = extension(kind, scaling, original)
-    earlier = next(iter(before.values())).get("factor", 1.0)
     changed = deepcopy(text)
+    fields = ["rope_parameters", "max_position_embeddings", "original_max_position_embeddings"]
+    if not text.is_heterogeneous and getattr(text, "head_dim", 0) is None:
+        changed.head_dim = head_size(text)  # Transformers' functions for dynamic and yarn need it written out
+        fields.append("head_dim")
     rotations = {}
     for name, parameters in before.items():
-        rotation = Rotation(rotated(text, parameters), parameters["rope_theta"], factor * earlier, original)
+        whole = factor * (parameters.get("factor") or 1.0)
+        rotation = Rotation(
+            parameters["rope_type"], rotated(layer(text, name), parameters), parameters["rope_theta"], whole, original
+        )
         rotations[name] = rotation
         kept = {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
         write(changed.rope_parameters, name, kept | scaling.parameters(rotation))
@@ -65,17 +72,26 @@ def extend(config: Any, scaling: RopeScaling) -> None:
     if hasattr(text, "original_max_position_embeddings"):  # Transformers prefers it to the one in rope_parameters
         changed.original_max_position_embeddings = original
     check_accepted(changed, scaling)
-    check_frequencies(changed, rotations, scaling)
-    text.rope_parameters = changed.rope_parameters
-    text.max_position_embeddings = changed.max_position_embeddings
-    if hasattr(text, "original_max_position_embeddings"):
-        text.original_max_position_embeddings = original
+    check_frequencies(text, changed, rotations, scaling)
+    for field in fields:
+        if hasattr(text, field):
+            setattr(text, field, getattr(changed, field))
+
+
+def text_part(config: Any) -> Any:
+    """The configuration of the language model within `config`. Raises LmflowError where there is no single one."""
+    try:
+        return config.get_text_config()
+    except ValueError as error:
+        raise LmflowError(f"--context cannot extend model type {config.model_type}: {error}") from error
 
 
 def rope_parameters(text: Any) -> dict[str, Any]:
     """The rope_parameters of a text configuration. Raises LmflowError naming the model type where there are none."""
     found = getattr(text, "rope_parameters", None)
-    if not found or getattr(text, "alibi", False) or getattr(text, "max_position_embeddings", None) is None:
+    needed = ("max_position_embeddings", "hidden_size")
+    missing = any(getattr(text, name, None) is None for name in needed)
+    if not found or missing or getattr(text, "alibi", False):
         raise LmflowError(
             f"--context cannot extend model type {text.model_type}: its configuration has no rotary positions "
             "(rope_parameters with max_position_embeddings), which is what the methods scale. Choose a model with RoPE "
@@ -111,7 +127,7 @@ def write(rope: dict[str, Any], layer_type: str | None, parameters: dict[str, An
 def refuse_scaled(kind: str, parameters: Mapping[str, Any], scaling: RopeScaling) -> None:
     """Raise LmflowError where a second scaling on top of the model's own would be neither of the two."""
     present = parameters["rope_type"]
-    if present == "default" or (scaling.composes and present == scaling.name):
+    if present == "default" or present in scaling.composes_with:
         return
     factor = f" by {parameters['factor']:g}" if "factor" in parameters else ""
     raise LmflowError(
@@ -136,8 +152,23 @@ def extension(kind: str, scaling: RopeScaling, original: int) -> float:
 
 def rotated(text: Any, parameters: Mapping[str, Any]) -> int:
     """Rotated dimensions of a head."""
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(head * (parameters.get("partial_rotary_factor") or 1.0))
+    dimension = int(head_size(text) * (parameters.get("partial_rotary_factor") or 1.0))
+    if parameters["rope_type"] == "default" and dimension % 2:
+        raise LmflowError(
+            f"--context: this {text.model_type} model turns {dimension} dimensions of a head, an odd number, for which "
+            "none of the methods is defined."
+        )
+    return dimension
+
+
+def layer(text: Any, layer_type: str | None) -> Any:
+    """The configuration of one kind of layer, where kinds differ in more than their positions (Gemma 4)."""
+    return text.per_layer_config[layer_type] if text.is_heterogeneous and layer_type else text
+
+
+def head_size(text: Any) -> int:
+    """Dimensions of a head."""
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def check_accepted(changed: Any, scaling: RopeScaling) -> None:
@@ -164,18 +195,27 @@ def reads_rope_type(text: Any) -> bool:
     return architecture is None or hasattr(sys.modules[architecture.__module__], "ROPE_INIT_FUNCTIONS")
 
 
-def check_frequencies(changed: Any, rotations: Mapping[str | None, Rotation], scaling: RopeScaling) -> None:
+def check_frequencies(text: Any, changed: Any, rotations: Mapping[str | None, Rotation], scaling: RopeScaling) -> None:
     """Raise LmflowError where Transformers would compute other frequencies than the method's formula."""
     for name, rotation in rotations.items():
-        parameters = single(changed.rope_parameters, name)
-        if parameters["rope_type"] == "default":
-            found, factor = base_frequencies(rotation.dimension, parameters["rope_theta"]), 1.0
-        else:
-            found, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](changed, layer_type=name)
-        wanted, wanted_factor = scaling.scale(base_frequencies(rotation.dimension, rotation.base), rotation)
+        found, factor = transformers_frequencies(changed, name, rotation.dimension)
+        unscaled = deepcopy(text)
+        kept = {key: value for key, value in single(text.rope_parameters, name).items() if key != "factor"}
+        kind = "proportional" if rotation.kind == "proportional" else "default"
+        write(unscaled.rope_parameters, name, kept | {"rope_type": kind})
+        wanted, wanted_factor = scaling.scale(transformers_frequencies(unscaled, name, rotation.dimension)[0], rotation)
         same = found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=0)
         if not same or abs(factor - wanted_factor) > 1e-6:
             raise unsupported(changed, scaling, "the installed Transformers computes other frequencies from it")
+
+
+def transformers_frequencies(text: Any, layer_type: str | None, dimension: int) -> tuple[torch.Tensor, float]:
+    """The frequencies a model of this configuration starts with, and its factor of queries and keys."""
+    parameters = single(text.rope_parameters, layer_type)
+    if parameters["rope_type"] == "default":  # each architecture has its own function for it, all with this formula
+        return base_frequencies(dimension, parameters["rope_theta"]), 1.0
+    frequencies, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](text, layer_type=layer_type)
+    return frequencies, factor
 
 
 def unsupported(changed: Any, scaling: RopeScaling, reason: str) -> LmflowError:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class RopeScaling(Context):
     """Stretch rotary positions through the model's configuration, so that plain Transformers loads the result."""
 
-    composes: ClassVar[bool] = False
-    """Whether a model already scaled in this way can be scaled further, factor times factor."""
+    composes_with: ClassVar[tuple[str, ...]] = ()
+    """Types of RoPE, beside the default, that the method can be put upon: factors multiply."""
     grows_at_run_time: ClassVar[bool] = False
     """Whether `max_position_embeddings` stays: it is where Transformers begins to scale."""
 
@@ -55,11 +55,12 @@ class Linear(RopeScaling):
     """Position interpolation: all positions divided by the factor (Chen et al., 2023, arXiv 2306.15595)."""
 
     name = "linear"
-    composes = True
+    composes_with = ("linear", "proportional")
 
     def parameters(self, rotation: Rotation) -> dict[str, Any]:
-        """Transformers' type linear."""
-        return {"rope_type": "linear", "factor": rotation.factor}
+        """Transformers' type linear; proportional (Gemma 4, which turns a share of its pairs) has a factor itself."""
+        kind = "proportional" if rotation.kind == "proportional" else "linear"
+        return {"rope_type": kind, "factor": rotation.factor}
 
     def scale(self, frequencies: Tensor, rotation: Rotation) -> tuple[Tensor, float]:
         """See `frequencies.interpolate`."""
