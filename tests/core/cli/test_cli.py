@@ -1,9 +1,9 @@
 """The command line: help without heavy imports, all mistakes at once, exit codes."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,16 +55,21 @@ def test_overview_loads_no_plugin():
     "arguments", [["--help"], ["plugins"], ["run", "--tuner", "lora", "--aligner", "raft", "--help"]], ids=" ".join
 )
 def test_starts_within_three_times_typer_and_pydantic(arguments: list[str]):
-    """The fastest of several, interleaved, so that what else the machine does matters little."""
+    """Processor time, the least of several, interleaved, so that what else the machine does matters little."""
     base = [sys.executable, "-c", "import typer, pydantic; from pydantic import BaseModel"]
     ours = [LMFLOW, *arguments]
     best = {"base": 1e9, "ours": 1e9}
     for _ in range(7):
         for name, command in (("base", base), ("ours", ours)):
-            started = time.perf_counter()
-            subprocess.run(command, capture_output=True, check=True)
-            best[name] = min(best[name], time.perf_counter() - started)
+            best[name] = min(best[name], processor_seconds(command))
     assert best["ours"] <= 3 * best["base"], best
+
+
+def processor_seconds(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_help_shows_the_options_of_the_chosen_components():
