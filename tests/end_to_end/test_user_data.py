@@ -90,6 +90,38 @@ def test_full_tuner_writes_a_whole_model(lmflow, alpaca: str, model_directory: P
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
 
 
+def test_a_learnt_answer_ends(lmflow, model_directory: Path, tmp_path: Path):
+    """The end of the answer is trained too: a model that has learnt one record says it and stops."""
+    from lmflow.data.sample import Message, Sample
+    from lmflow.inference.completion import Sampling
+    from lmflow.inference.hf import HuggingFace
+    from lmflow.pretrained import Pretrained
+
+    (tmp_path / "one.json").write_text('[{"instruction": "Who?", "input": "", "output": "the lazy dog"}]')
+    done = lmflow(
+        "run",
+        "--model",
+        str(model_directory),
+        "--data.path",
+        "one.json",
+        "--data.validation",
+        "0",
+        "--training.max_steps",
+        "60",
+        "--training.learning_rate",
+        "1e-2",
+        "--output",
+        "out",
+        "--quiet",
+    )
+    assert done.code == 0, done.err
+    model = Pretrained(path=str(tmp_path / "out" / "model")).load("float32", "cpu")
+    prompt = model.encode_prompt(Sample((Message("user", "Who?"),)))
+    [[answer]] = HuggingFace().generate(model, [prompt], Sampling(temperature=0.0, max_new_tokens=50))
+    assert answer.text == "the lazy dog"
+    assert answer.finish_reason == "eos"
+
+
 def test_continual_pretraining_on_plain_text(lmflow, model_directory: Path, tmp_path: Path):
     (tmp_path / "book.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
     done = lmflow(
