@@ -92,6 +92,8 @@ class DataFormat(Component):
 
     reward: ClassVar[str | None] = None
     """Name of the reward that belongs to this data, used when the recipe names none."""
+    includes: ClassVar[tuple[str, ...]] = ()
+    """Formats whose records this one reads too: a file of both is its own, and it is preferred to them."""
 
     path: str | None = Field(None, description="File or directory of records: .json, .jsonl, .txt, each also .gz.")
     max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
@@ -168,6 +170,10 @@ class Aligner(Component):
         """
 
 
+PROMPTS_AT_A_TIME = 16
+"""Prompts that `Inferencer.generate_each` gives to `generate` together: few, so that little is lost by stopping."""
+
+
 class Inferencer(Component):
     """Slot `inferencer`: how tokens are drawn from a model."""
 
@@ -184,6 +190,21 @@ class Inferencer(Component):
         A prompt's completions depend on the prompt, the options and the seed, never on its neighbours.
         `progress` is called after every forward pass with the number of tokens just drawn; it may raise to stop.
         """
+
+    def generate_each(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield a prompt's index and completions as soon as they are drawn, in any order: what `generate` returns.
+
+        The default draws a few prompts at a time; an inferencer whose prompts finish one by one does better.
+        """
+        for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
+            some = prompts[start : start + PROMPTS_AT_A_TIME]
+            yield from enumerate(self.generate(model, some, sampling, progress), start)
 
     def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Yield one completion's text piece by piece; the default yields it whole."""

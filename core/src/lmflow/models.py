@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,12 +16,17 @@ from lmflow.data.tokens import encode_prompt, encode_sample
 from lmflow.errors import DataError
 from lmflow.inference.completion import Prompt
 
+if TYPE_CHECKING:
+    from lmflow.components import Tuner
+
 
 @dataclass(frozen=True)
 class LanguageModel:
     """Weights and tokenizer, kept together because each is wrong without the other.
 
-    A plugin whose samples hold more than text subclasses this and overrides `encode` and `encode_prompt`.
+    A plugin whose samples hold more than text subclasses this and overrides `encode` and `encode_prompt`; one whose
+    model has further parts also `prepare`, `save_tuned`,
+    `learning_rate` and `save`.
     """
 
     module: nn.Module
@@ -32,6 +37,18 @@ class LanguageModel:
     def with_module(self, module: nn.Module) -> LanguageModel:
         """The same model around another module, as after a tuner has wrapped it."""
         return replace(self, module=module)
+
+    def prepare(self, tuner: Tuner) -> LanguageModel:
+        """The model as `tuner` made it trainable; a model of several parts overrides this to say which one is tuned."""
+        return self.with_module(tuner.prepare(self.module))
+
+    def save_tuned(self, tuner: Tuner, directory: Path) -> Path:
+        """Write what `tuner` trained below the run's `directory`; return where. See `Tuner.save`."""
+        return tuner.save(self, directory)
+
+    def learning_rate(self, parameter: str) -> float | None:
+        """Highest learning rate of a parameter, by its name in `module`; None for that of the training options."""
+        return None
 
     def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
         """Tokenise a sample for training; see `lmflow.data.tokens.encode_sample`.

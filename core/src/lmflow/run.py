@@ -129,7 +129,7 @@ class Run:
         if self.resume:
             trainer.restore()
         recipe.aligner.align(model, data, trainer, recipe.inferencer, recipe.reward, journal)
-        result = recipe.tuner.save(model, self.directory.path)
+        result = model.save_tuned(recipe.tuner, self.directory.path)
         after = self.measure("after", trainer, model, data)
         self.compare(before, after)
         self.record["result"] = result.name
@@ -178,7 +178,7 @@ class Run:
         import torch
 
         torch.manual_seed(self.recipe.training.seed)  # adapters start from random numbers
-        prepared = model.with_module(self.recipe.tuner.prepare(model.module))
+        prepared = model.prepare(self.recipe.tuner)
         parameters = list(prepared.module.parameters())
         self.journal.metrics["parameters"] = sum(p.numel() for p in parameters)
         self.journal.metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)

@@ -319,6 +319,9 @@ class Model:
     device = torch.device("cpu")
     module = LlamaForCausalLM.from_pretrained(sys.argv[1])
 
+    def learning_rate(self, parameter):
+        return None
+
 sequences = [TokenSequence(*row) for row in json.loads(pathlib.Path(sys.argv[2]).read_text())]
 options = TrainingOptions(batch_size=6, micro_batch_size=2, learning_rate=1e-3, warmup=2)
 losses = []

@@ -46,7 +46,9 @@ def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: Da
 
 def probe_sequences(model: LanguageModel, data: Dataset, count: int = 8) -> list[TokenSequence]:
     """A few training sequences to test a model with; a prompt without an answer is given a short one."""
-    samples = [sample if _answered(sample) else _with_answer(sample) for sample in data.train[:count]]
+    pictured = [sample for sample in data.train if sample.images][:1]  # what is special must be among them
+    chosen = [*pictured, *data.train[:count]]
+    samples = [sample if _answered(sample) else _with_answer(sample) for sample in chosen]
     return encode(model, samples, data.options)[0]
 
 

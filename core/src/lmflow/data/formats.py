@@ -225,13 +225,25 @@ def resolve_format(data: DataFormat, formats: Sequence[type[DataFormat]], record
     declared = looked_at[0].declared
     found = [each for each in formats if each.name == declared] if declared else []
     if not found:
-        found = [each for each in formats if all(each.recognises(record.fields) for record in looked_at)]
+        found = _recognised_by(formats, looked_at)
     if len(found) != 1:
         names = ", ".join(sorted(each.name for each in (found or formats) if each.name != "auto"))
         how = f"could be any of {names}" if found else f"are none of the installed formats ({names})"
         fields = ", ".join(looked_at[0].fields) or "no field"
         raise DataError(f"{looked_at[0].source}: records with {fields} {how}; name one with --data NAME.")
     return found[0].model_validate(data.model_dump())
+
+
+def _recognised_by(formats: Sequence[type[DataFormat]], records: Sequence[Record]) -> list[type[DataFormat]]:
+    """Formats that read every record, without those that another of them includes."""
+    names = [{each.name for each in formats if each.recognises(record.fields)} for record in records]
+    found = [
+        each
+        for each in formats
+        if any(each.name in known for known in names) and all(known & {each.name, *each.includes} for known in names)
+    ]
+    included = {name for each in found for name in each.includes}
+    return [each for each in found if each.name not in included]
 
 
 def text_of(record: Mapping[str, Any], field: str, source: str) -> str:

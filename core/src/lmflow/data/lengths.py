@@ -64,7 +64,7 @@ def fit_lengths(
             dropped += 1
         else:
             truncated += 1
-            fitted.append(_cut(sequence, 0, max_length))
+            fitted.append(sequence.cut(0, max_length))
     kept = [sequence for sequence in fitted if sequence.trained_tokens]
     untrained = [sequence.source for sequence in fitted if not sequence.trained_tokens]
     if not kept:
@@ -92,11 +92,7 @@ def is_plain_text(sequence: TokenSequence) -> bool:
 def pieces(sequence: TokenSequence, length: int) -> Iterator[TokenSequence]:
     """Consecutive pieces of at most `length` tokens that share one token, so that each token is a target once."""
     for start in range(0, len(sequence) - 1, length - 1):
-        yield _cut(sequence, start, start + length)
-
-
-def _cut(sequence: TokenSequence, start: int, end: int) -> TokenSequence:
-    return TokenSequence(sequence.ids[start:end], sequence.trained[start:end], sequence.source, sequence.extras)
+        yield sequence.cut(start, start + length)
 
 
 def _nothing_to_train(

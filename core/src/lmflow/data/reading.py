@@ -53,6 +53,20 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
     return Dataset(train, heldout, chosen), summary
 
 
+def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Sample]:
+    """Every record `data` describes, none held out; without a path, the held-out part of what the format brings.
+
+    Raises DataError with the first malformed records.
+    """
+    if data.path is None:
+        _, records, _ = _embedded(data)
+        chosen = data
+    else:
+        records = read_records(Path(data.path))
+        chosen = resolve_format(data, formats, records)
+    return to_samples(chosen, records[: data.limit])
+
+
 def to_samples(data: DataFormat, records: Sequence[Record]) -> list[Sample]:
     """Every record as a sample; all malformed ones are counted and the first few shown in one DataError."""
     samples, problems = [], []
@@ -76,7 +90,7 @@ def split(
     if share is None:
         place = Path(str(data.validation))
         records = read_records(place)
-        chosen = resolve_format(data, formats, records)
+        chosen = resolve_format(data.model_copy(update={"path": str(place)}), formats, records)
         return list(samples), to_samples(chosen, records)
     if share > 0 and len(samples) == 1 and is_text(samples[0]):
         return split_text(samples[0], share)

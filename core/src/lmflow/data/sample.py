@@ -74,6 +74,10 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def cut(self, start: int, end: int) -> TokenSequence:
+        """Tokens `start` to `end` alone. A sequence whose extras belong to places overrides this and cuts them too."""
+        return TokenSequence(self.ids[start:end], self.trained[start:end], self.source, self.extras)
+
     @property
     def trained_tokens(self) -> int:
         """Number of targets. The first token has nothing before it and is never one."""

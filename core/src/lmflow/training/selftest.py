@@ -48,7 +48,8 @@ def check_model(trainer: Trainer, sequences: Sequence[TokenSequence], *, packing
 
 def choose_probes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
     """Up to three sequences of different length, cut around their first targets to at most PROBE_TOKENS."""
-    usable = sorted((s for s in sequences if s.trained_tokens), key=len)
+    # Those with extras first: some parameters are used for nothing else.
+    usable = sorted((s for s in sequences if s.trained_tokens), key=lambda s: (not s.extras, len(s)))
     if not usable:
         raise TrainingError("No sample has a trained token.")
     chosen = [usable[0], usable[len(usable) // 2], usable[-1]][: len(usable)]

@@ -76,7 +76,7 @@ class Trainer:
             parameter.data = parameter.data.float()
         self._start = {name: p.detach().clone() for name, p in self._trainable.items()} if keep_start_weights else None
         self._optimizer = torch.optim.AdamW(
-            decay_groups(self._trainable.values(), options.weight_decay),
+            parameter_groups(self._trainable, model.learning_rate, options),
             lr=options.learning_rate,
             betas=(options.beta1, options.beta2),
             eps=options.epsilon,
@@ -231,7 +231,7 @@ class Trainer:
             minimum=options.min_learning_rate_ratio,
         )
         for group in self._optimizer.param_groups:
-            group["lr"] = options.learning_rate * factor
+            group["lr"] = group["highest_lr"] * factor
         return options.learning_rate * factor
 
     def _clip(self) -> float:
@@ -338,11 +338,21 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def decay_groups(parameters: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: weight decay on matrices, none on biases and norm weights (one dimension)."""
-    chosen = list(parameters)
-    groups = [
-        {"params": [p for p in chosen if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in chosen if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], learning_rate: Callable[[str], float | None], options: TrainingOptions
+) -> list[dict[str, Any]]:
+    """AdamW groups: weight decay on matrices, none on biases and norm weights (one dimension); one rate in each.
+
+    `learning_rate` gives a parameter's own highest rate by name, None for that of `options`.
+    """
+    rates = {name: learning_rate(name) or options.learning_rate for name in parameters}
+    groups = []
+    for rate in dict.fromkeys(rates.values()):
+        chosen = [parameter for name, parameter in parameters.items() if rates[name] == rate]
+        for members, decay in (
+            ([p for p in chosen if p.dim() >= 2], options.weight_decay),
+            ([p for p in chosen if p.dim() < 2], 0.0),
+        ):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "lr": rate, "highest_lr": rate})
+    return groups

@@ -1,0 +1,104 @@
+"""Features of pictures, computed once for each content: kept in memory, or in a directory for any number of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmflow_multimodal.pictures import decode, read_bytes, shown
+from lmflow_multimodal.tower import Tower
+
+FEATURES = "image_features"
+
+
+class FeatureStore:
+    """What a frozen tower sees in pictures, by the hash of their bytes.
+
+    With a directory the features are files below it, in a folder named after the tower's own hash, so that several
+    runs share them and another tower never reads them; without one they stay in memory.
+    """
+
+    def __init__(self, tower: Tower, directory: Path | None = None) -> None:
+        self._tower = tower
+        self._directory = directory / tower.fingerprint() if directory else None
+        if self._directory:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._held: dict[str, Tensor] = {}
+        self._keys: dict[str, str] = {}
+        self.computed = 0
+        """Pictures the tower has looked at."""
+
+    def inputs(self, references: Sequence[str]) -> Mapping[str, Any]:
+        """The model's further input for these pictures: rows of features, (len * tokens, width), in order."""
+        if not references:
+            return {}
+        keys = [self._ensure(reference) for reference in references]
+        if self._directory:
+            return StoredFeatures(self, keys)
+        return {FEATURES: torch.cat([self._held[key] for key in keys])}
+
+    def load(self, key: str) -> Tensor:
+        """Features of one picture, (tokens, width) float32."""
+        import numpy
+
+        if self._directory is None:
+            return self._held[key]
+        return torch.from_numpy(numpy.load(self._directory / f"{key}.npy"))
+
+    def _ensure(self, reference: str) -> str:
+        """The picture's key, its features being there afterwards."""
+        key = self._keys.get(reference)
+        if key is None:
+            data = read_bytes(reference)
+            key = hashlib.sha256(data).hexdigest()[:32]
+            if not self._has(key):
+                self._keep(key, self._look(data, shown(reference)))
+            self._keys[reference] = key
+        return key
+
+    @torch.no_grad()
+    def _look(self, data: bytes, name: str) -> Tensor:
+        self.computed += 1
+        weight = next(self._tower.parameters())
+        pixels = self._tower.pixels(decode(data, name)).unsqueeze(0)
+        with torch.autocast(weight.device.type, enabled=False):  # the same features whatever the run computes in
+            features: Tensor = self._tower(pixels.to(weight))
+        return features[0].float().cpu()
+
+    def _has(self, key: str) -> bool:
+        return key in self._held if self._directory is None else (self._directory / f"{key}.npy").exists()
+
+    def _keep(self, key: str, features: Tensor) -> None:
+        if self._directory is None:
+            self._held[key] = features
+            return
+        import numpy
+
+        partial = self._directory / f".{key}.{os.getpid()}.npy"
+        numpy.save(partial, features.numpy())
+        os.replace(partial, self._directory / f"{key}.npy")
+
+
+class StoredFeatures(Mapping[str, Tensor]):
+    """The input of some pictures, read from files when a batch is made."""
+
+    def __init__(self, store: FeatureStore, keys: Sequence[str]) -> None:
+        self._store = store
+        self.keys_of_pictures = list(keys)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name != FEATURES:
+            raise KeyError(name)
+        return torch.cat([self._store.load(key) for key in self.keys_of_pictures])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((FEATURES,))
+
+    def __len__(self) -> int:
+        return 1

@@ -1,0 +1,181 @@
+"""Formats of records with pictures: LLaVA's, chat messages with an `images` column or image parts, and image_text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lmflow.components import DataFormat
+from lmflow.data.formats import bad, text_of, turns_of
+from lmflow.data.sample import Message, Sample
+from lmflow.errors import DataError
+from lmflow_multimodal.pictures import MARK, check, check_marks, locate
+
+
+class PictureFormat(DataFormat):
+    """What formats of records with pictures have in common."""
+
+    image_folder: str | None = Field(
+        None, description="Folder that paths of pictures begin at; that of the data file if unset."
+    )
+
+    def _pictures(self, references: Any, source: str, place: str) -> list[str]:
+        """The pictures a field names, each opened once to see that it can be. Raises DataError naming the record."""
+        listed = [references] if isinstance(references, str) else references
+        if not (isinstance(listed, list) and all(isinstance(each, str) and each for each in listed)):
+            raise bad(source, place, "a path or data URI, or a list of them", references)
+        found = []
+        for reference in listed:
+            try:
+                located = locate(reference, self._folder())
+                check(located)
+            except DataError as error:
+                raise DataError(f"{source}: {place}: {error}") from None
+            found.append(located)
+        return found
+
+    def _folder(self) -> Path | None:
+        if self.image_folder is not None:
+            return Path(self.image_folder).expanduser()
+        if self.path is None:
+            return None
+        place = Path(self.path)
+        return place if place.is_dir() else place.parent
+
+
+class Llava(PictureFormat):
+    """LLaVA's records: {"image"?: path or paths, "conversations": [{"from", "value"}]}, <image> where one stands."""
+
+    name = "llava"
+    includes = ("sharegpt",)
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Conversations with a picture beside them."""
+        return "conversations" in record and bool({"image", "images"} & record.keys())
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """The turns with their pictures; a picture without a mark stands before the first question."""
+        turns = turns_of(record, "conversations", source, role="from", content="value")
+        return Sample(
+            _placed(_with_system(record, turns, source), self._of(record, source), source), True, record, source
+        )
+
+    def _of(self, record: Mapping[str, Any], source: str) -> list[str]:
+        field = "image" if "image" in record else "images"
+        return self._pictures(record[field], source, field) if record.get(field) else []
+
+
+class ImageMessages(PictureFormat):
+    """Chat messages with pictures: {"messages", "images"}, <image> where one stands, or OpenAI's image_url parts."""
+
+    name = "image_messages"
+    includes = ("messages", "conversation")
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Messages with a column of pictures, or with parts that are pictures."""
+        turns = record.get("messages")
+        if not isinstance(turns, list):
+            return False
+        contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        return "images" in record or any(_is_picture(part) for part in parts)
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """The messages with the pictures of the column, or those of their own parts."""
+        flat, in_parts = _without_parts(record, source)
+        turns = _with_system(record, turns_of(flat, "messages", source, role="role", content="content"), source)
+        column = self._pictures(record["images"], source, "images") if record.get("images") else []
+        if in_parts and column:
+            raise DataError(f"{source}: images: pictures are given here and as parts of messages; give them once")
+        pictures = column or [path for place, url in in_parts for path in self._pictures(url, source, place)]
+        return Sample(_placed(turns, pictures, source), True, record, source)
+
+
+class ImageText(PictureFormat):
+    """A text about pictures: {"images": [...], "text", "output"?} (LMFlow image_text); an output is the answer."""
+
+    name = "image_text"
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Pictures and a text."""
+        return "text" in record and bool({"image", "images"} & record.keys())
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """The pictures, then the text: the question where there is an output, else what is learnt to be said."""
+        field = "images" if "images" in record else "image"
+        pictures = tuple(self._pictures(record.get(field), source, field))
+        text = text_of(record, "text", source)
+        if "output" in record:
+            answer = Message("assistant", text_of(record, "output", source))
+            return Sample((*_placed((Message("user", text),), list(pictures), source), answer), True, record, source)
+        if MARK in text:
+            check_marks(text, pictures, source)
+            return Sample((Message("assistant", text, pictures),), False, record, source)
+        marks = Message("user", MARK * len(pictures), pictures)
+        return Sample((marks, Message("assistant", text)), False, record, source)
+
+
+def _placed(turns: tuple[Message, ...], pictures: list[str], source: str) -> tuple[Message, ...]:
+    """Each turn with the pictures of its marks, in order; without any mark they stand before the first question.
+
+    Raises DataError when there are more or fewer marks than pictures.
+    """
+    marks = sum(turn.content.count(MARK) for turn in turns)
+    if pictures and not marks:
+        first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
+        if first is None:
+            raise DataError(f"{source}: {len(pictures)} pictures, no {MARK} and no question they could stand before")
+        content = f"{MARK}\n" * len(pictures) + turns[first].content
+        turns = (*turns[:first], Message("user", content), *turns[first + 1 :])
+    elif marks != len(pictures):
+        raise DataError(
+            f"{source}: {marks} {MARK} in the texts and {len(pictures)} pictures; there must be one mark for each"
+        )
+    left = iter(pictures)
+    return tuple(Message(t.role, t.content, tuple(next(left) for _ in range(t.content.count(MARK)))) for t in turns)
+
+
+def _with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
+    return (Message("system", text_of(record, "system", source)), *turns) if record.get("system") else turns
+
+
+def _is_picture(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("image_url", "image", "input_image")
+
+
+def _without_parts(record: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], list[tuple[str, str]]]:
+    """The record with each picture part as a mark in the text, and those pictures with their places."""
+    found: list[tuple[str, str]] = []
+    turns = []
+    messages = record.get("messages")
+    for index, turn in enumerate(messages if isinstance(messages, list) else []):
+        content = turn.get("content") if isinstance(turn, dict) else None
+        if not isinstance(content, list):
+            turns.append(turn)
+            continue
+        parts = []
+        for number, part in enumerate(content):
+            if _is_picture(part):
+                place = f"messages[{index}].content[{number}]"
+                found.append((place, _url(part, source, place)))
+                parts.append({"type": "text", "text": MARK})
+            else:
+                parts.append(part)
+        turns.append({**turn, "content": parts})
+    return {**record, "messages": turns} if turns else record, found
+
+
+def _url(part: Mapping[str, Any], source: str, place: str) -> str:
+    """The picture of {"type": "image_url", "image_url": {"url"}}, or of {"type": "image", "image"|"path"|"url"}."""
+    value = part.get("image_url", part.get("image", part.get("path", part.get("url"))))
+    if isinstance(value, dict):
+        value = value.get("url")
+    if not isinstance(value, str) or not value:
+        raise bad(source, f"{place}.image_url.url", "a path or data URI", value)
+    return value

@@ -1,0 +1,186 @@
+"""A loaded vision-language model: how its samples become tokens and features, and the directory that holds it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.tokens import encode_prompt, encode_sample
+from lmflow.errors import DataError
+from lmflow.inference.completion import Prompt
+from lmflow.models import LanguageModel
+from lmflow_multimodal.features import FEATURES, FeatureStore
+from lmflow_multimodal.module import VisionLanguageNetwork
+from lmflow_multimodal.pictures import MARK, check_marks
+from lmflow_multimodal.tower import Tower, save_tower
+
+if TYPE_CHECKING:
+    from lmflow.components import Tuner
+
+CONFIG = "vision_language.json"
+TOWER = "tower.safetensors"
+PROJECTOR = "projector.safetensors"
+LANGUAGE = "language_model"
+
+
+@dataclass(frozen=True)
+class VisionLanguageModel(LanguageModel):
+    """A language model with a vision tower and a projector, which reads samples with pictures.
+
+    Each `<image>` in a text becomes as many image tokens as the tower gives features; none of them is a target.
+    """
+
+    store: FeatureStore = field(kw_only=True)
+    language: LanguageModel = field(kw_only=True)
+    """The language model as it was loaded; tuners work on this part."""
+    projector_kind: str = field(kw_only=True)
+    projector_learning_rate: float | None = field(default=None, kw_only=True)
+    train_projector: bool = field(default=True, kw_only=True)
+
+    @property
+    def network(self) -> VisionLanguageNetwork:
+        """The module, by its own type."""
+        assert isinstance(self.module, VisionLanguageNetwork)
+        return self.module
+
+    @property
+    def tower(self) -> Tower:
+        """The vision tower."""
+        return self.network.tower
+
+    # Training
+
+    def prepare(self, tuner: Tuner) -> VisionLanguageModel:
+        """Tune the language model as `tuner` does, train the projector beside it, and leave the tower as it is."""
+        network = self.network
+        network.requires_grad_(False)
+        network.language_model = tuner.prepare(network.language_model)
+        network.projector.requires_grad_(self.train_projector)
+        return self
+
+    def learning_rate(self, parameter: str) -> float | None:
+        """The projector's own learning rate, if there is one."""
+        return self.projector_learning_rate if parameter.startswith("projector.") else None
+
+    # Tokens
+
+    def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
+        """Tokenise a sample with its pictures; see `LanguageModel.encode`.
+
+        Raises DataError when the texts have more or fewer marks than pictures.
+        """
+        for turn in sample.messages:
+            check_marks(turn.content, turn.images, sample.source or "the sample")
+        sequences = encode_sample(self.tokenizer, sample, train_on=train_on, end_ids=self.end_ids)
+        return [self._with_pictures(sequence, sample) for sequence in sequences]
+
+    def encode_prompt(self, sample: Sample) -> Prompt:
+        """Tokenise what precedes a sample's last answer, with its pictures."""
+        prompt = sample.prompt()
+        for turn in prompt.messages:
+            check_marks(turn.content, turn.images, sample.source or "the prompt")
+        ids = encode_prompt(self.tokenizer, sample)
+        sequence = self._with_pictures(TokenSequence(ids, [False] * len(ids)), prompt)
+        return Prompt(sequence.ids, sequence.extras)
+
+    def _with_pictures(self, sequence: TokenSequence, sample: Sample) -> TokenSequence:
+        """The sequence with every image token repeated for the features of its picture."""
+        count = list(sequence.ids).count(self.network.image_id)
+        images = sample.images[:count]  # a template may give a conversation in parts, each up to one of its answers
+        if count != len(images):
+            raise DataError(f"{sample.source}: the chat template repeats {MARK}; {count} for {len(images)} pictures.")
+        if not images:
+            return sequence
+        ids, trained = spread(sequence.ids, sequence.trained, self.network.image_id, self.tower.tokens)
+        return PictureSequence(ids, trained, sequence.source, self.store.inputs(images), self.network.image_id)
+
+    # Files
+
+    def save(self, directory: Path) -> None:
+        """Write everything: the tower, the projector, and the language model with its tokenizer in a folder."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._tuned_language().save(directory / LANGUAGE)
+        self._save_parts(directory)
+
+    def save_tuned(self, tuner: Tuner, directory: Path) -> Path:
+        """Write everything, the language model as `tuner` stores it: an adapter, where it makes one.
+
+        An adapter on a language model that was itself merged from another is merged too: its base lies nowhere.
+        """
+        language = self._tuned_language()
+        if _base_is_elsewhere(language.module, language.source):
+            merged = self._around(copy.deepcopy(language.module).merge_and_unload())
+            merged.save(directory / "model")
+            return directory / "model"
+        scratch = directory / ".language_model.partial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        saved = tuner.save(language, scratch)
+        target = directory / saved.name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        os.replace(saved, target / LANGUAGE)
+        shutil.rmtree(scratch)
+        self._save_parts(target)
+        return target
+
+    def _tuned_language(self) -> LanguageModel:
+        return self.language.with_module(self.network.language_model)
+
+    def _around(self, language_model: Any) -> VisionLanguageModel:
+        """This model with another language model inside."""
+        old = self.network
+        network = VisionLanguageNetwork(language_model, old.tower, old.projector, old.image_id)
+        return replace(self, module=network.eval())
+
+    def _save_parts(self, directory: Path) -> None:
+        """Write all but the language model; the configuration last, for a directory without it is no model."""
+        from safetensors.torch import save_file
+
+        config = {
+            "image_mark": MARK,
+            "projector": self.projector_kind,
+            "tower": dict(save_tower(self.tower, directory / TOWER)),
+        }
+        weights = {name: value.detach().contiguous() for name, value in self.network.projector.state_dict().items()}
+        save_file(weights, directory / PROJECTOR)
+        (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSequence(TokenSequence):
+    """A sequence whose extras are rows for its image tokens."""
+
+    image_id: int = -1
+
+    def cut(self, start: int, end: int) -> TokenSequence:
+        """The tokens and the rows that belong to them."""
+        ids, trained = self.ids[start:end], self.trained[start:end]
+        before, inside = (list(part).count(self.image_id) for part in (self.ids[:start], ids))
+        extras: Mapping[str, Any] = {}
+        if inside:
+            extras = {FEATURES: self.extras[FEATURES][before : before + inside]}
+        return PictureSequence(ids, trained, self.source, extras, self.image_id)
+
+
+def spread(ids: Sequence[int], trained: Sequence[bool], image_id: int, count: int) -> tuple[list[int], list[bool]]:
+    """Ids with every image token `count` times, and the targets, of which no image token is one."""
+    new_ids: list[int] = []
+    new_trained: list[bool] = []
+    for token, target in zip(ids, trained, strict=True):
+        times = count if token == image_id else 1
+        new_ids += [token] * times
+        new_trained += [target and token != image_id] * times
+    return new_ids, new_trained
+
+
+def _base_is_elsewhere(module: Any, source: str) -> bool:
+    """Whether an adapter's base is no longer what is stored at the place the adapter names."""
+    configs = getattr(module, "peft_config", {})
+    return any(Path(str(each.base_model_name_or_path)) != Path(source) for each in configs.values())

@@ -1,0 +1,177 @@
+"""Pictures as records name them: paths and data URIs, opened, turned upright, on white and in RGB, or refused."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmflow.data.sample import Message
+from lmflow.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MARK = "<image>"
+"""Where a picture stands in a text."""
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before they are decoded: one would take 200 MB and more."""
+MAX_ASPECT = 100
+"""Longer side over shorter; a strip would be resized into something enormous, or into nothing."""
+
+
+def locate(reference: str, folder: Path | None) -> str:
+    """A record's reference as a path from here, or as it is when it is a data URI. `folder` is where paths begin.
+
+    Raises DataError for an address on the network: nothing is downloaded.
+    """
+    if reference.startswith("data:"):
+        return reference
+    if re.match(r"https?://", reference):
+        raise DataError(f"{reference} is an address on the network; download the picture and give its path")
+    path = Path(reference.removeprefix("file://")).expanduser()
+    return str(path if folder is None or path.is_absolute() else folder / path)
+
+
+def read_bytes(reference: str) -> bytes:
+    """The bytes of a path or data URI. Raises DataError when there are none."""
+    if reference.startswith("data:"):
+        return _from_uri(reference)
+    path = Path(reference)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"picture {path} does not exist{_nearest(path)}") from None
+    except OSError as error:
+        raise DataError(f"picture {path} cannot be read: {error.strerror}") from None
+
+
+def open_picture(reference: str) -> Image:
+    """The picture at a path or in a data URI, as `decode` gives it."""
+    return decode(read_bytes(reference), shown(reference))
+
+
+def decode(data: bytes, name: str) -> Image:
+    """A picture's bytes as RGB, upright as its EXIF orientation says, what is transparent on white.
+
+    Of an animation the first frame is taken; 16-bit greys are scaled to 8 bits. Raises DataError naming the picture
+    when it is none, is cut off, or is too large or too thin.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's warning of large pictures; the limit here is lower
+            image = Image.open(io.BytesIO(data))
+            _check_size(image.size, name)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        what = "it is empty" if not data else f"it begins with {data[:8]!r}"
+        raise DataError(f"picture {name} is in no format that can be read: {what}") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"picture {name} is larger than {MAX_PIXELS:,} pixels; scale it down") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise for broken files
+        raise DataError(f"picture {name} is damaged: {error}") from None
+
+
+def check(reference: str) -> None:
+    """Raise DataError unless the picture can be opened; each is tried once for as long as its file stays the same."""
+    if reference.startswith("data:"):
+        open_picture(reference)
+        return
+    try:
+        state = Path(reference).stat()
+    except OSError:
+        read_bytes(reference)  # says what is wrong
+        return
+    problem = _problem(reference, state.st_mtime_ns, state.st_size)
+    if problem:
+        raise DataError(problem)
+
+
+def check_marks(content: str, images: Sequence[str], place: str) -> None:
+    """Raise DataError unless the text has as many marks as there are pictures."""
+    marks = content.count(MARK)
+    if marks != len(images):
+        raise DataError(
+            f"{place}: {marks} {MARK} in the text and {len(images)} pictures; there must be one mark for each picture"
+        )
+
+
+def question(text: str, images: Sequence[str]) -> Message:
+    """A user's turn about pictures; they come first where the text has no marks."""
+    content = text if MARK in text else f"{MARK}\n" * len(images) + text
+    check_marks(content, images, "the prompt")
+    return Message("user", content, tuple(images))
+
+
+def shown(reference: str) -> str:
+    """How a message names a picture: its path, or the beginning of a data URI."""
+    return reference if len(reference) <= 200 and not reference.startswith("data:") else f"{reference[:40]}…"
+
+
+@lru_cache(maxsize=1 << 20)
+def _problem(path: str, changed: int, size: int) -> str:
+    try:
+        open_picture(path)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"picture {name} has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
+    if max(size) > MAX_ASPECT * min(size):
+        raise DataError(f"picture {name} is {width} x {height}: too thin to be seen; crop it")
+
+
+def _to_rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    if image.mode in ("I", "F"):
+        image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image) -> Image:
+    """Greys of 32 bits as 8: whole numbers above 255 are taken for 16 bits, fractions for 0 to 1."""
+    import numpy
+    from PIL import Image
+
+    values = numpy.asarray(image, dtype=numpy.float64)
+    highest = values.max()
+    scale = 255 if image.mode == "F" and highest <= 1 else 255 / 65535 if highest > 255 else 1
+    return Image.fromarray((values * scale).clip(0, 255).round().astype(numpy.uint8), "L")
+
+
+def _from_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise DataError(f"picture {shown(uri)} is a data URI, but not data:image/…;base64,…")
+    try:
+        return base64.b64decode(re.sub(r"\s", "", body), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"picture {shown(uri)} is not base64: {error}") from None
+
+
+def _nearest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor does the folder {path.parent})"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
