@@ -112,21 +112,15 @@ def rewards(content: Content) -> str:
 
 def losses(content: Content) -> str:
     """Loss, learning rate and gradient norm by step."""
-    small = [
-        line_chart("Learning rate", select(content, {"rate": "learning_rate"}), "step", size=SMALL, from_zero=True),
-        line_chart(
-            "Gradient norm, unclipped", select(content, {"norm": "grad_norm"}), "step", size=SMALL, from_zero=True
-        ),
-        line_chart(
-            "Speed, tokens per second",
-            select(content, {"speed": "tokens_per_second"}),
-            "step",
-            size=SMALL,
-            from_zero=True,
-        ),
-    ]
+    small = small_charts(
+        content,
+        "step",
+        ("Learning rate", {"rate": "learning_rate"}),
+        ("Gradient norm, unclipped", {"norm": "grad_norm"}),
+        ("Speed, tokens per second", {"speed": "tokens_per_second"}),
+    )
     loss = line_chart("Loss, nats per trained token", loss_curves(content), "step")
-    return section("Training", loss + small_multiples(small), kind="charts")
+    return section("Training", loss + small, kind="charts")
 
 
 def answers(content: Content) -> str:
@@ -163,37 +157,15 @@ def forgotten(before: float, after: float) -> str:
 
 def responses(content: Content) -> str:
     """Length, endings, diversity and drift of what was sampled, and samples to look at."""
-    charts = [
-        line_chart(
-            "Response length, tokens",
-            select(content, {"mean": "response_length"}),
-            "iteration",
-            size=SMALL,
-            from_zero=True,
-        ),
-        line_chart(
-            "Share that ended by itself",
-            select(content, {"share": "stopped_share"}),
-            "iteration",
-            size=SMALL,
-            percent=True,
-        ),
-        line_chart(
-            "Diversity, share of distinct n-grams",
-            select(content, {"distinct-1": "distinct_1", "distinct-2": "distinct_2"}),
-            "iteration",
-            size=SMALL,
-            from_zero=True,
-        ),
-        line_chart(
-            "KL from start model, nats a response",
-            select(content, {"KL": "kl"}),
-            "iteration",
-            size=SMALL,
-            from_zero=True,
-        ),
-    ]
-    return section("Responses", small_multiples(charts) + sampled(content))
+    charts = small_charts(
+        content,
+        "iteration",
+        ("Response length, tokens", {"mean": "response_length"}),
+        ("Share that ended by itself", {"share": "stopped_share"}),
+        ("Diversity, share of distinct n-grams", {"distinct-1": "distinct_1", "distinct-2": "distinct_2"}),
+        ("KL from start model, nats a response", {"KL": "kl"}),
+    )
+    return section("Responses", charts + sampled(content))
 
 
 def sampled(content: Content) -> str:
@@ -299,6 +271,16 @@ def folded(title: str, body: str) -> str:
 def select(content: Content, names: Mapping[str, str]) -> dict[str, Sequence[Point]]:
     """Curves by the label they are shown under."""
     return {label: content.points(name) for label, name in names.items() if content.points(name)}
+
+
+def small_charts(content: Content, unit: str, *wanted: tuple[str, Mapping[str, str]]) -> str:
+    """Small charts from 0, side by side, of what the run has among (title, metric by label); shares as percentages."""
+    drawn = []
+    for title, names in wanted:
+        percent = all(name.endswith("_share") for name in names.values())
+        curves = select(content, names)
+        drawn.append(line_chart(title, curves, unit, size=SMALL, percent=percent, from_zero=True))
+    return small_multiples(drawn)
 
 
 def small_multiples(charts: Sequence[str]) -> str:
