@@ -20,7 +20,7 @@ def test_sample_lists_the_images_of_all_turns_in_order() -> None:
 
 @pytest.mark.parametrize("method", ["encode", "encode_prompt"])
 def test_images_are_refused_by_a_model_of_text(tiny_model: Any, method: str) -> None:
-    with pytest.raises(DataError, match="p:7: it has 1 image, and this model reads text alone.*vision-language"):
+    with pytest.raises(DataError, match=r"p:7: it has 1 image, and this model reads text alone.*vision-language"):
         getattr(tiny_model, method)(QUESTION)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from lmflow.components import Aligner, DataFormat, Inferencer, Model, Reward, Tuner
+from lmflow.components import Aligner, DataFormat, Evaluator, Inferencer, Model, Reward, Tuner
 from lmflow.data.formats import FORMATS
+from lmflow.evaluators.accuracy import Accuracy, ExactMatch
+from lmflow.evaluators.perplexity import Nll, Perplexity
 from lmflow.hookspecs import hookimpl
 from lmflow.inference.hf import HuggingFace
 from lmflow.pretrained import Pretrained
@@ -46,3 +48,9 @@ def lmflow_inferencers() -> list[type[Inferencer]]:
 def lmflow_rewards() -> list[type[Reward]]:
     """Rewards python and classifier."""
     return [PythonFunction, Classifier]
+
+
+@hookimpl
+def lmflow_evaluators() -> list[type[Evaluator]]:
+    """Evaluators perplexity, nll, accuracy and exact_match."""
+    return [Perplexity, Nll, Accuracy, ExactMatch]

@@ -45,6 +45,36 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What a command's options can set: components in slots, and the fields of plain sections.
+
+    `preferred` are defaults, by dotted path, that the command puts before those of the classes; `aliases` are the
+    command's short options and the dotted path each sets ("--device": "compute.device"); `hidden` are dotted paths that
+    mean nothing to the command and are refused.
+    """
+
+    command: str
+    slots: Sequence[str]
+    sections: Mapping[str, type[BaseModel]]
+    preferred: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    hidden: Sequence[str] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Slots and sections alike."""
+        return (*self.slots, *self.sections)
+
+    def preferred_in(self, section: str) -> dict[str, Any]:
+        """The command's own defaults of a section, by field."""
+        parts = ((path.partition("."), value) for path, value in self.preferred.items())
+        return {key: value for (of, _, key), value in parts if of == section}
+
+
+RUN_SCOPE = Scope("run", RECIPE_SLOTS, {TRAINING: TrainingOptions})
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run, ready to be carried out."""
 
@@ -74,7 +104,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     Raises RecipeError with every mistake at once, each with its place and, for a misspelt name, the nearest valid one.
     """
     problems: list[str] = []
-    settings = _gather(file, options, problems)
+    settings = _gather(file, options, RUN_SCOPE, problems)
     chosen = {slot: _choose(plugins, slot, settings, problems) for slot in RECIPE_SLOTS if slot != "reward"}
     chosen["reward"] = _choose(plugins, "reward", settings, problems, _default_reward(chosen["data"]))
     parts: dict[str, BaseModel | None] = {}
@@ -96,6 +126,34 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     return ResolvedRecipe(recipe, origins)
 
 
+def resolve_parts(plugins: Plugins, scope: Scope, options: Sequence[Setting]) -> dict[str, Any]:
+    """The components and sections of a command that is not a run, by name; a slot nothing fills has None.
+
+    Raises RecipeError with every mistake at once, as `resolve` does.
+    """
+    problems: list[str] = []
+    origins: dict[str, Origin] = {}
+    settings = _gather(None, options, scope, problems)
+    for path in settings.keys() & set(scope.hidden):
+        problems.append(f"{_place(settings.pop(path))}: it means nothing to lmflow {scope.command}")
+    chosen = {slot: _choose(plugins, slot, settings, problems) for slot in scope.slots}
+    parts: dict[str, Any] = {}
+    for slot, choice in chosen.items():
+        given = {} if choice is None else _section(settings, slot, choice, plugins, problems)
+        parts[slot] = choice and _build(slot, choice.component, given, origins, problems)
+    for section, owner in scope.sections.items():
+        preferred = {
+            key: Setting(f"{section}.{key}", value, Origin("default"))
+            for key, value in scope.preferred_in(section).items()
+        }
+        given = _known_settings(settings, section, owner, plugins, problems)
+        parts[section] = _build(section, owner, preferred | given, origins, problems)
+    problems += _incompatibilities(chosen)
+    if problems:
+        raise RecipeError(problems)
+    return parts
+
+
 @dataclass(frozen=True)
 class Choice:
     """The component chosen for a slot, how it was named, and a field set by naming it (`python:module:function`)."""
@@ -106,11 +164,13 @@ class Choice:
     implied: Mapping[str, str] = field(default_factory=dict)
 
 
-def chosen_components(plugins: Plugins, file: Path | None, options: Sequence[Setting]) -> dict[str, type[Component]]:
+def chosen_components(
+    plugins: Plugins, file: Path | None, options: Sequence[Setting], scope: Scope = RUN_SCOPE
+) -> dict[str, type[Component]]:
     """The components a recipe and options name, as far as they can be found: what the help shows."""
     ignored: list[str] = []
-    settings = _gather(file, options, ignored)
-    chosen = {slot: _choose(plugins, slot, settings, ignored) for slot in RECIPE_SLOTS}
+    settings = _gather(file, options, scope, ignored)
+    chosen = {slot: _choose(plugins, slot, settings, ignored) for slot in scope.slots}
     return {slot: choice.component for slot, choice in chosen.items() if choice}
 
 
@@ -130,7 +190,7 @@ def model_from_reference(plugins: Plugins, reference: str) -> Model:
 # Gathering
 
 
-def _gather(file: Path | None, options: Sequence[Setting], problems: list[str]) -> dict[str, Setting]:
+def _gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems: list[str]) -> dict[str, Setting]:
     """Settings by path; an option replaces what the file says, two options for one path are a mistake."""
     settings: dict[str, Setting] = {}
     if file is not None:
@@ -139,7 +199,7 @@ def _gather(file: Path | None, options: Sequence[Setting], problems: list[str]) 
         settings = {setting.path: setting for setting in read_settings(file, problems)}
     seen: dict[str, Setting] = {}
     for option in options:
-        path = f"{option.path}.name" if option.path in RECIPE_SLOTS else option.path
+        path = f"{option.path}.name" if option.path in scope.slots else option.path
         if path in seen:
             problems.append(f"{option.origin.place}: given twice ({seen[path].value!r} and {option.value!r})")
         seen[path] = Setting(path, option.value, option.origin)
@@ -147,10 +207,11 @@ def _gather(file: Path | None, options: Sequence[Setting], problems: list[str]) 
         settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
     for path, setting in [*settings.items(), *seen.items()]:
         section = path.partition(".")[0]
-        if section not in SECTIONS:
-            near = difflib.get_close_matches(section, SECTIONS, n=1)
+        if section not in scope.names:
+            near = difflib.get_close_matches(section, scope.names, n=1)
             where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
-            line = f"{where}: unknown section" + (f"; did you mean {near[0]}?" if near else "")
+            hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
+            line = f"{where}: unknown section; {hint}"
             problems += [] if line in problems else [line]
     return settings | seen
 
@@ -286,12 +347,20 @@ def _training_section(
             origin = Origin("plugin", f"{slot} {choice.component.name}")
             preferred = choice.component.training_defaults
             given |= {key: Setting(f"{TRAINING}.{key}", value, origin) for key, value in preferred.items()}
-    for setting in _of_section(settings, TRAINING):
+    return given | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
+
+
+def _known_settings(
+    settings: Mapping[str, Setting], section: str, owner: type[BaseModel], plugins: Plugins, problems: list[str]
+) -> dict[str, Setting]:
+    """A plain section's settings by field; unknown ones become problems."""
+    given: dict[str, Setting] = {}
+    for setting in _of_section(settings, section):
         key = setting.path.partition(".")[2]
-        if key in TrainingOptions.model_fields:
+        if key in owner.model_fields:
             given[key] = setting
         else:
-            problems.append(f"{_place(setting)}: {_unknown_key(key, TRAINING, TrainingOptions, plugins)}")
+            problems.append(f"{_place(setting)}: {_unknown_key(key, section, owner, plugins)}")
     return given
 
 
@@ -348,7 +417,9 @@ def _incompatibilities(chosen: Mapping[str, Choice | None]) -> list[str]:
             continue
         who = f"{slot} {choice.component.name}"
         for need in choice.component.needs:
-            filled = chosen.get(need.slot)
+            if need.slot not in chosen:
+                continue  # the command has no such slot
+            filled = chosen[need.slot]
             if filled is None or (need.names and filled.component.name not in need.names):
                 wanted = f" ({' or '.join(need.names)})" if need.names else ""
                 problems.append(f"{who} needs a {need.slot}{wanted}: {need.because}")

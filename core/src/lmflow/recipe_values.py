@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from lmflow.errors import RecipeError
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
@@ -58,6 +63,16 @@ def option_type(field: FieldInfo) -> str:
 def is_flag(field: FieldInfo) -> bool:
     """Whether `--option` alone means true."""
     return bool in members(field.annotation)
+
+
+def validated(owner: type[Options], values: Mapping[str, Any], section: str) -> Options:
+    """The options with these values. Raises RecipeError saying in plain words what is wrong with which."""
+    try:
+        return owner.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            [f"{section}.{'.'.join(map(str, each['loc'][:1]))}: {explain_error(each)}" for each in error.errors()]
+        ) from None
 
 
 def explain_error(error: Mapping[str, Any]) -> str:

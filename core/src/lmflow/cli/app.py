@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,7 +13,7 @@ import typer
 from lmflow import __version__
 
 HELP = "Fine-tune, align, extend and run large language models."
-COMMANDS = ("run", "recipe", "plugins", "export")
+COMMANDS = ("run", "generate", "chat", "eval", "recipe", "plugins", "export")
 CONTEXT = {"help_option_names": ["--help", "-h"]}
 
 
@@ -44,16 +45,15 @@ def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
     )
     app.callback()(_root)
     command, rest = arguments[0], arguments
-    if command == "run":
-        from lmflow.cli.run import make_command
-
-        made = make_command(arguments[1:])
+    for name, text in OPTION_COMMANDS.items():
+        if command != name:
+            app.command(name, help=text)(_placeholder)
+            continue
+        made = importlib.import_module(f"lmflow.cli.{name}").make_command(arguments[1:])
         if made is None:
             return None
-        app.command("run", help=RUN_HELP)(made[0])
-        rest = ["run", *made[1]]
-    else:
-        app.command("run", help=RUN_HELP)(_placeholder)
+        app.command(name, help=text)(made[0])
+        rest = [name, *made[1]]
     if command == "recipe":
         from lmflow.cli.recipe import make_group
 
@@ -69,15 +69,19 @@ def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
     return app, rest
 
 
-RUN_HELP = "Carry out a recipe: options, a YAML file, or both; without either, supervised tuning of the embedded model."
+OPTION_COMMANDS = {
+    "run": "Carry out a recipe: options, a YAML file, or both; without either, tune the embedded model.",
+    "generate": "Complete a prompt, standard input, or every record of a file.",
+    "chat": "Talk with a model in the terminal.",
+    "eval": "Measure a model.",
+}
+"""Commands whose options are those of the components they name, each in a module with `make_command`."""
 RECIPE_HELP = "Show a resolved recipe, explain where its values come from, or print the JSON schema."
 
 
 def _add_plain(app: typer.Typer, command: str, name: str, help_text: str) -> None:
     """Add a group of commands, its module imported only when it is the one called."""
     if command == name:
-        import importlib
-
         module = importlib.import_module(f"lmflow.cli.{name}")
         app.add_typer(module.group, name=name, help=help_text)
     else:

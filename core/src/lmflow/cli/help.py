@@ -14,29 +14,40 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
-from lmflow.plugins import RECIPE_SLOTS, Plugins
-from lmflow.recipe import TRAINING, chosen_components
+from lmflow.plugins import Plugins
+from lmflow.recipe import RUN_SCOPE, Scope, chosen_components
 from lmflow.recipe_values import is_flag, option_type
-from lmflow.training.options import TrainingOptions
 
 Row = tuple[str, str]
 """An option with what it takes, and what it means."""
 
 
-def recipe_help(usage: str, text: str, own: Sequence[Row], scanned: Scanned, plugins: Plugins) -> str:
+def recipe_help(
+    usage: str, text: str, own: Sequence[Row], scanned: Scanned, plugins: Plugins, scope: Scope = RUN_SCOPE
+) -> str:
     """The whole help of a command: `own` are its fixed options, the rest follows from the components chosen."""
-    file = scanned.recipe_file
-    chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings)
+    file = scanned.recipe_file if scope is RUN_SCOPE else None
+    chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings, scope)
     sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
-    sections.append(("Components", [(f"--{slot} NAME", _names(slot, plugins)) for slot in RECIPE_SLOTS]))
+    sections.append(("Components", [(f"--{slot} NAME", _names(slot, plugins)) for slot in scope.slots]))
     for slot, component in chosen.items():
         about = (component.__doc__ or "").strip().splitlines()[0]
-        sections.append((f"{slot} {component.name}: {about}", list(_rows(slot, component, {}))))
-    preferred = {key: value for slot in chosen.values() for key, value in slot.training_defaults.items()}
-    sections.append((f"{TRAINING}: {TrainingOptions.__doc__}", list(_rows(TRAINING, TrainingOptions, preferred))))
+        rows = [row for row in _rows(slot, component, {}) if not _is_hidden(row, scope)]
+        sections.append((f"{slot} {component.name}: {about}", rows))
+    for name, owner in scope.sections.items():
+        preferred = scope.preferred_in(name)
+        if scope is RUN_SCOPE:
+            preferred = {key: value for slot in chosen.values() for key, value in slot.training_defaults.items()}
+        if not any(path.startswith(f"{name}.") for path in scope.aliases.values()):  # then they are shown as such
+            rows = [row for row in _rows(name, owner, preferred) if not _is_hidden(row, scope)]
+            sections.append((f"{name}: {owner.__doc__}", rows))
     width = min(shutil.get_terminal_size().columns, 120)
     body = "".join(_section(title, rows, width) for title, rows in sections if rows)
     return f"\nUsage: {usage}\n\n{textwrap.fill(text, width)}\n{body}\n"
+
+
+def _is_hidden(row: Row, scope: Scope) -> bool:
+    return row[0].split()[0].removeprefix("--") in scope.hidden
 
 
 def _names(slot: str, plugins: Plugins) -> str:

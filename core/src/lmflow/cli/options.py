@@ -11,10 +11,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lmflow.errors import RecipeError
-from lmflow.plugins import RECIPE_SLOTS, Plugins
-from lmflow.recipe import TRAINING, Origin, ResolvedRecipe, Setting, resolve
+from lmflow.plugins import Plugins
+from lmflow.recipe import RUN_SCOPE, Origin, ResolvedRecipe, Scope, Setting, resolve
 from lmflow.recipe_values import is_flag
-from lmflow.training.options import TrainingOptions
 
 NUMBER = re.compile(r"^-\d|^-\.\d")
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -51,7 +50,7 @@ class Scanned:
         return words
 
 
-def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool]) -> Scanned:
+def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool], scope: Scope = RUN_SCOPE) -> Scanned:
     """Take `--slot NAME` and `--section.option VALUE` out of the arguments.
 
     `fixed` names the command's own options and whether each takes a value. Every other option becomes a problem with
@@ -69,25 +68,27 @@ def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool]) 
             scanned.rest.append(word)
             if fixed.get(option) and not equals and words:
                 scanned.rest.append(words.pop(0))
-        elif _is_setting(option):
-            _take_setting(option, value if equals else None, words, plugins, scanned)
+        elif _is_setting(option, scope):
+            _take_setting(option, value if equals else None, words, plugins, scope, scanned)
         else:
-            scanned.problems.append(_unknown(option, fixed))
+            scanned.problems.append(_unknown(option, fixed, scope))
             if not equals and words and not words[0].startswith("-"):
                 words.pop(0)
     return scanned
 
 
-def _is_setting(option: str) -> bool:
+def _is_setting(option: str, scope: Scope) -> bool:
     name = option.removeprefix("--").removeprefix("no-")
-    return "." in name or name in RECIPE_SLOTS
+    return "." in name or name in scope.slots or option in scope.aliases
 
 
-def _take_setting(option: str, value: str | None, words: list[str], plugins: Plugins, scanned: Scanned) -> None:
-    path = option.removeprefix("--")
+def _take_setting(
+    option: str, value: str | None, words: list[str], plugins: Plugins, scope: Scope, scanned: Scanned
+) -> None:
+    path = scope.aliases.get(option, option.removeprefix("--"))
     if path.startswith("no-"):
         path, value = path.removeprefix("no-"), "false"
-    elif value is None and _is_flag(path, plugins):
+    elif value is None and _is_flag(path, plugins, scope):
         value = words.pop(0) if words and words[0].lower() in TRUTHS else "true"
     elif value is None and words and (not words[0].startswith("-") or NUMBER.match(words[0])):
         value = words.pop(0)
@@ -97,17 +98,18 @@ def _take_setting(option: str, value: str | None, words: list[str], plugins: Plu
         scanned.settings.append(Setting(path, value, Origin("option", option)))
 
 
-def _is_flag(path: str, plugins: Plugins) -> bool:
+def _is_flag(path: str, plugins: Plugins, scope: Scope) -> bool:
     section, _, key = path.partition(".")
-    owners: list[type[BaseModel]] = [TrainingOptions] if section == TRAINING else []
+    owners: list[type[BaseModel]] = [scope.sections[section]] if section in scope.sections else []
     owners += [offers[0].component for offers in plugins.offers(section).values()]
     return any(key in owner.model_fields and is_flag(owner.model_fields[key]) for owner in owners)
 
 
-def _unknown(option: str, fixed: Mapping[str, bool]) -> str:
-    known = [*fixed, *(f"--{slot}" for slot in RECIPE_SLOTS)]
+def _unknown(option: str, fixed: Mapping[str, bool], scope: Scope) -> str:
+    known = [*fixed, *scope.aliases, *(f"--{slot}" for slot in scope.slots)]
     near = difflib.get_close_matches(option, known, n=1)
-    return f"{option}: unknown option; " + (f"did you mean {near[0]}?" if near else "lmflow run --help lists them")
+    hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} --help lists them"
+    return f"{option}: unknown option; {hint}"
 
 
 def resolve_scanned(scanned: Scanned, plugins: Plugins, file: Path | None) -> ResolvedRecipe:

@@ -38,19 +38,38 @@ class HuggingFace(Inferencer):
 
         Raises DataError for a prompt that is empty or leaves no room in the model's context.
         """
+        drawn = dict(self.generate_each(model, prompts, sampling, progress))
+        return [drawn[index] for index in range(len(prompts))]
+
+    def generate_each(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield each prompt's completions when the last of them is drawn; see `Inferencer.generate_each`.
+
+        The model is in eval mode until the last is taken or the iterator closed.
+        """
         from lmflow.inference.drawing import draw_completions
 
         # Greedy completions of one prompt are all the same, so one is drawn.
         n = 1 if sampling.temperature == 0 else sampling.n
-        completions: dict[int, Completion] = {}
+        waiting: dict[int, dict[int, Completion]] = {}
         with closing(
             draw_completions(model, prompts, sampling.model_copy(update={"n": n}), self.batch_tokens)
         ) as passes:
             for drawn in passes:
-                completions.update(drawn.finished)
+                for number, completion in drawn.finished:
+                    index, sample = divmod(number, n)
+                    of_prompt = waiting.setdefault(index, {})
+                    of_prompt[sample] = completion
+                    if len(of_prompt) == n:
+                        del waiting[index]
+                        yield index, [of_prompt[j % n] for j in range(sampling.n)]
                 if progress is not None:
                     progress(drawn.tokens)
-        return [[completions[i * n + j % n] for j in range(sampling.n)] for i in range(len(prompts))]
 
     def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Yield the text of the first completion `generate` gives, piece by piece, each as soon as it is final.

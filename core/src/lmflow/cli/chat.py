@@ -1,0 +1,151 @@
+"""`lmflow chat`: talk with a model in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from typing import Annotated
+
+import typer
+
+from lmflow.chat import Dialogue, Leave, hidden_note, obey
+from lmflow.cli import print_error
+from lmflow.cli.help import recipe_help
+from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, SAMPLING_SECTIONS, make_progress, resolve_for_use
+from lmflow.cli.options import Scanned, scan
+from lmflow.cli.run import show_own_warnings
+from lmflow.errors import LmflowError
+from lmflow.journal import Journal
+from lmflow.opening import open_model
+from lmflow.plugins import Plugins, load_plugins
+from lmflow.recipe import Scope
+
+FIXED = {"--system": True, "--quiet": False}
+SCOPE = Scope(
+    "chat",
+    ("model", "context", "inferencer"),
+    SAMPLING_SECTIONS,
+    preferred={"sampling.temperature": 0.7, "sampling.max_new_tokens": 512},
+    aliases=COMPUTE_ALIASES,
+    hidden=("sampling.n",),
+)
+HELP = (
+    ("--system TEXT", "System text at the beginning of the dialogue."),
+    *COMPUTE_HELP,
+    ("--quiet", "Write answers and errors only."),
+    ("--debug", "Show tracebacks."),
+)
+ABOUT = (
+    "Talk with a model. Answers appear as they are drawn, and Ctrl-C stops the answer alone. /help lists the commands. "
+    "A line that ends with a backslash goes on in the next."
+)
+PROMPT = "> "
+
+
+def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+    """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
+    plugins = load_plugins()
+    scanned = scan(arguments, plugins, FIXED, SCOPE)
+    if scanned.wants_help:
+        sys.stdout.write(recipe_help("lmflow chat [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
+        return None
+
+    def chat(
+        *,
+        system: Annotated[str | None, typer.Option("--system")] = None,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
+    ) -> None:
+        """Talk with a model."""
+        dialogue = begin(plugins, scanned, system, quiet=quiet)
+        talk(dialogue, quiet=quiet)
+
+    return chat, scanned.rest
+
+
+def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool) -> Dialogue:
+    """Load the model the options name."""
+    parts = resolve_for_use(scanned, plugins, SCOPE)
+    display = make_progress(quiet=quiet)
+    journal = Journal(None, plugins.emit, display)
+    try:
+        with warnings.catch_warnings(), journal.phase(f"loading model {parts['model'].name}"):
+            show_own_warnings(display)
+            model = open_model(parts["model"], parts["context"], parts["compute"])
+    finally:
+        display.close()
+    return Dialogue(model, parts["inferencer"], parts["sampling"], system)
+
+
+def talk(dialogue: Dialogue, *, quiet: bool) -> None:
+    """Read lines and answer them until the user leaves; an error costs that line only."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            sys.stderr.write(f"{text}\n")
+
+    if sys.stdin.isatty():
+        say("/help lists the commands; Ctrl-C stops an answer; Ctrl-D or /exit leaves")
+    for line in read_lines(say):
+        try:
+            if line.startswith("/"):
+                say(obey(dialogue, line))
+            elif line.strip():
+                show_answer(dialogue, line, say)
+        except Leave:
+            return
+        except LmflowError as error:
+            for each in str(error).splitlines():
+                print_error(each)
+
+
+def show_answer(dialogue: Dialogue, text: str, say: Callable[[str], None]) -> None:
+    """Write the answer as it is drawn; an interrupt ends it, and the dialogue keeps what there is."""
+    hidden = dialogue.hidden
+    try:
+        with closing(dialogue.answer(text)) as pieces:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        say(" [stopped]")
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if note := hidden_note(dialogue, hidden):
+        say(note)
+
+
+def read_lines(say: Callable[[str], None]) -> Iterator[str]:
+    """What the user types, until the end of the input or a second interrupt in a row."""
+    interrupted = False
+    while True:
+        try:
+            line = read_line(PROMPT)
+            while line.endswith("\\"):
+                line = f"{line[:-1]}\n{read_line('… ')}"
+        except EOFError:
+            if sys.stdin.isatty():
+                sys.stdout.write("\n")
+            return
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            if interrupted:
+                return
+            interrupted = True
+            say("once more, Ctrl-D or /exit leaves")
+            continue
+        interrupted = False
+        yield line
+
+
+def read_line(prompt: str) -> str:
+    """One line, edited with readline where the terminal and Python have it. Raises EOFError at the end."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401 - importing it is what makes input() use it
+        return input(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")

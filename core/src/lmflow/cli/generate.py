@@ -1,0 +1,252 @@
+"""`lmflow generate`: completions for one prompt, standard input, or a file of records."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmflow.cli.help import recipe_help
+from lmflow.cli.inference import (
+    COMPUTE_ALIASES,
+    COMPUTE_HELP,
+    SAMPLING_SECTIONS,
+    TRAINING_ONLY,
+    make_progress,
+    resolve_for_use,
+)
+from lmflow.cli.options import Scanned, scan
+from lmflow.cli.run import show_own_warnings
+from lmflow.completion_file import CompletionFile, fingerprint
+from lmflow.errors import DataError, Interrupted, RecipeError
+from lmflow.generation import (
+    Framing,
+    complete,
+    complete_to_file,
+    in_order,
+    prompt_sample,
+    read_prompts,
+    report_refused,
+    stream,
+)
+from lmflow.human_formats import duration
+from lmflow.journal import Journal
+from lmflow.opening import open_model
+from lmflow.plugins import Plugins, load_plugins
+from lmflow.recipe import Scope
+
+if TYPE_CHECKING:
+    from lmflow.components import Inferencer
+    from lmflow.data.sample import Sample
+    from lmflow.inference.completion import Sampling
+    from lmflow.journal_display import Display
+    from lmflow.models import LanguageModel
+
+FIXED = {
+    "--prompt": True,
+    "--output": True,
+    "--system": True,
+    "--image": True,
+    "--raw": False,
+    "--resume": False,
+    "--overwrite": False,
+    "--quiet": False,
+}
+SCOPE = Scope(
+    "generate",
+    ("model", "context", "inferencer", "data"),
+    SAMPLING_SECTIONS,
+    aliases={"--input": "data.path", **COMPUTE_ALIASES},
+    hidden=TRAINING_ONLY,
+)
+HELP = (
+    ("--prompt TEXT", "The prompt; without it and --input, standard input is one."),
+    ("--input FILE", "Records of any data format, or a .txt file with a prompt per line."),
+    ("--output FILE", "Where to write records, one JSON object per line; standard output if unset."),
+    ("--resume", "Go on with the --output of an interrupted call."),
+    ("--overwrite", "Replace the file --output names."),
+    ("--image PATH", "A picture for the prompt, where it says <image> or before it; may be repeated."),
+    ("--system TEXT", "System text of prompts that bring none."),
+    ("--raw", "Continue the text as it is, without the chat template."),
+    *COMPUTE_HELP,
+    ("--quiet", "Show no progress."),
+    ("--debug", "Show tracebacks."),
+)
+ABOUT = (
+    "Complete a prompt, or every prompt of a file. On a terminal one prompt's completion appears as it is drawn; "
+    "otherwise each prompt gives a JSON object with its `prompt` and its `completions`."
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The command's own options."""
+
+    prompt: str | None
+    output: Path | None
+    images: Sequence[str]
+    system: str | None
+    raw: bool
+    resume: bool
+    overwrite: bool
+    quiet: bool
+
+
+def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+    """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
+    plugins = load_plugins()
+    scanned = scan(arguments, plugins, FIXED, SCOPE)
+    if scanned.wants_help:
+        sys.stdout.write(recipe_help("lmflow generate [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
+        return None
+
+    def generate(
+        *,
+        prompt: Annotated[str | None, typer.Option("--prompt")] = None,
+        output: Annotated[Path | None, typer.Option("--output")] = None,
+        image: Annotated[list[str] | None, typer.Option("--image")] = None,
+        system: Annotated[str | None, typer.Option("--system")] = None,
+        raw: Annotated[bool, typer.Option("--raw")] = False,
+        resume: Annotated[bool, typer.Option("--resume")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
+    ) -> None:
+        """Complete prompts."""
+        wish = Wish(prompt, output, image or [], system, raw, resume, overwrite, quiet)
+        try:
+            start(plugins, scanned, wish)
+        except Interrupted as error:
+            raise Interrupted(error.signal_number, f"{error}{how_to_resume(arguments, wish)}") from error
+
+    return generate, scanned.rest
+
+
+def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
+    """Check everything, then load the model and complete."""
+    scanned.problems += contradictions(wish, any(setting.path == "data.path" for setting in scanned.settings))
+    parts = resolve_for_use(scanned, plugins, SCOPE)
+    samples = gather(parts, plugins, wish)
+    options = output_options(parts, wish)
+    file = None
+    if wish.output is not None:
+        file = CompletionFile(wish.output, samples, options, resume=wish.resume, overwrite=wish.overwrite)
+    display = make_progress(quiet=wish.quiet)
+    try:
+        with warnings.catch_warnings():
+            show_own_warnings(display)
+            work(parts, samples, file, Journal(None, plugins.emit, display), display)
+    finally:
+        display.close()
+
+
+def work(
+    parts: dict[str, Any], samples: Sequence[Sample], file: CompletionFile | None, journal: Journal, display: Display
+) -> None:
+    """Complete the prompts to where the user wants them."""
+    if file is not None and not file.missing():
+        display.note(f"{file.path} is complete: {file.expected:,} records")
+        return
+    with journal.phase(f"loading model {parts['model'].name}"):
+        model = open_model(parts["model"], parts["context"], parts["compute"])
+    using = parts["inferencer"], parts["sampling"]
+    if file is not None:
+        started = time.monotonic()
+        with journal.listening(), file:
+            complete_to_file(model, file, *using, journal)
+        display.note(f"{file.expected:,} records in {file.path} ({duration(time.monotonic() - started)})")
+    elif parts["data"] is None and sys.stdout.isatty():
+        display.close()
+        show_on_terminal(model, samples[0], *using)
+    else:
+        with journal.listening(), journal.phase("generating", len(samples)):
+            records = complete(model, dict(enumerate(samples)), *using, lambda _: journal.check_stop())
+            print_records(records, journal)
+
+
+def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inferencer, sampling: Sampling) -> None:
+    """One completion as it is drawn, or several one after the other."""
+    if sampling.n == 1:
+        for piece in stream(model, sample, inferencer, sampling):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        return
+    for record in complete(model, {0: sample}, inferencer, sampling):
+        for number, completion in enumerate(record["completions"], 1):
+            sys.stdout.write(f"[{number}] {completion['text']}\n")
+
+
+def print_records(records: Iterable[dict[str, Any]], journal: Journal) -> None:
+    """Records as JSON lines on standard output, in the order of the prompts."""
+    seen = []
+    for record in in_order(records):
+        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        seen.append({key: record[key] for key in record.keys() & {"error"}})
+        journal.advance_or_stop()
+    report_refused(seen)
+
+
+def how_to_resume(arguments: Sequence[str], wish: Wish) -> str:
+    """What to type to go on, where that is possible."""
+    if wish.output is None:
+        return ""
+    words = [word for word in arguments if word not in ("--resume", "--overwrite")]
+    return f" Continue with: {shlex.join(['lmflow', 'generate', *words, '--resume'])}"
+
+
+def contradictions(wish: Wish, has_input: bool) -> list[str]:
+    """Options that exclude each other."""
+    problems = []
+    if wish.prompt is not None and has_input:
+        problems.append("--prompt: given beside --input; give one of them")
+    if wish.images and has_input:
+        problems.append("--image: given beside --input; records name their own images")
+    if wish.resume and wish.output is None:
+        problems.append("--resume: needs --output FILE, the file to go on with")
+    if wish.resume and wish.overwrite:
+        problems.append("--resume: given beside --overwrite; give one of them")
+    if wish.system is not None and wish.raw:
+        problems.append("--system: given beside --raw; a system text needs the chat template")
+    return problems
+
+
+def gather(parts: dict[str, Any], plugins: Plugins, wish: Wish) -> list[Sample]:
+    """The prompts asked for."""
+    framing = Framing(wish.system, wish.raw)
+    if parts["data"] is not None:
+        if wish.prompt is not None:
+            raise RecipeError(["--prompt: given beside --data; give one of them"])
+        return read_prompts(parts["data"], plugins.classes("data"), framing)
+    if wish.prompt is not None:
+        return [prompt_sample(wish.prompt, framing, wish.images)]
+    return [prompt_sample(read_standard_input(), framing, wish.images, "standard input")]
+
+
+def read_standard_input() -> str:
+    """All of it, without the newline that ends it. Raises DataError on a terminal, where nothing was piped."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise RecipeError(["nothing to complete: give --prompt TEXT, --input FILE, or text on standard input"])
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 (byte {error.start + 1}); convert it") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def output_options(parts: dict[str, Any], wish: Wish) -> str:
+    """What a record depends on beside its prompt: records of one file share it."""
+    used = {
+        name: part and {"name": getattr(part, "name", name), **part.model_dump(mode="json")}
+        for name, part in parts.items()
+        if name in ("model", "context", "inferencer", "sampling")
+    }
+    return fingerprint({**used, "system": wish.system, "raw": wish.raw})

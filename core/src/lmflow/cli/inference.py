@@ -1,0 +1,101 @@
+"""What the commands that use a model have in common: their options, and how they show that they work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from lmflow.cli.options import Scanned
+from lmflow.errors import RecipeError
+from lmflow.inference.completion import Sampling
+from lmflow.journal_display import Display, Silent
+from lmflow.opening import Compute
+from lmflow.plugins import Plugins
+from lmflow.recipe import Origin, Scope, Setting, resolve_parts
+
+COMPUTE_ALIASES = {"--device": "compute.device", "--precision": "compute.precision"}
+COMPUTE_HELP = (
+    ("--device auto|cpu|cuda", "Where to compute; auto takes a GPU if there is one."),
+    ("--precision auto|fp32|bf16", "Number format of the weights; auto is bf16 on a GPU that has it, else fp32."),
+)
+TRAINING_ONLY = ("data.max_length", "data.too_long", "data.packing", "data.validation", "data.train_on")
+"""Options of every data format that mean something in training alone."""
+
+SECONDS_BETWEEN_LINES = 5.0
+
+SAMPLING_SECTIONS: Mapping[str, type[BaseModel]] = {"sampling": Sampling, "compute": Compute}
+
+
+def resolve_for_use(scanned: Scanned, plugins: Plugins, scope: Scope, *, reads_data: bool = False) -> dict[str, Any]:
+    """The parts a command line names; raises RecipeError with everything wrong in it.
+
+    Unless the command `reads_data`, slot `data` is None where nothing names data.
+    """
+    settings = joined_stops(scanned.settings)
+    if not reads_data and not any(setting.path.partition(".")[0] == "data" for setting in settings):
+        scope = replace(scope, slots=[slot for slot in scope.slots if slot != "data"])
+    try:
+        parts = resolve_parts(plugins, scope, settings)
+    except RecipeError as error:
+        raise RecipeError([*scanned.problems, *error.problems]) from None
+    if scanned.problems:
+        raise RecipeError(scanned.problems)
+    return {"data": None, **parts}
+
+
+def joined_stops(settings: Sequence[Setting]) -> list[Setting]:
+    r"""All `--sampling.stop TEXT` as one list: a stop string may hold commas, and `\n` and `\t` as such."""
+    stops = [setting for setting in settings if setting.path == "sampling.stop"]
+    others = [setting for setting in settings if setting.path != "sampling.stop"]
+    if not stops:
+        return others
+    values = [setting.value.replace("\\n", "\n").replace("\\t", "\t") for setting in stops]
+    return [*others, Setting("sampling.stop", tuple(values), Origin("option", "--sampling.stop"))]
+
+
+def make_progress(*, quiet: bool) -> Display:
+    """Bars on a terminal, lines elsewhere, both on standard error; nothing if quiet."""
+    if quiet:
+        return Silent()
+    if sys.stderr.isatty():
+        from lmflow.cli.display import LiveDisplay
+
+        return LiveDisplay()
+    return CountingDisplay()
+
+
+class CountingDisplay(Silent):
+    """Lines for files and pipes: each phase once, then every few seconds how much of it is done."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = stream or sys.stderr
+        self._phase = ""
+        self._total: int | None = None
+        self._done = 0
+        self._said = 0.0
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Say what begins."""
+        self._phase, self._total, self._done, self._said = name, total, 0, time.monotonic()
+        self.note(name if total is None else f"{name} (0 of {total:,})")
+
+    def advance(self, amount: int = 1) -> None:
+        """Say from time to time how far it is."""
+        self._done += amount
+        now = time.monotonic()
+        if self._total is not None and now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            self.note(f"{self._phase} ({self._done:,} of {self._total:,})")
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Show nothing: these commands take no steps."""
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()

@@ -1,0 +1,1 @@
+"""Ways to measure a model that the core brings."""
