@@ -170,6 +170,13 @@ def test_partial_rotation_is_kept():
     assert config.rope_parameters["rope_theta"] == pytest.approx(10_000 * 4 ** (8 / 6))
 
 
+def test_what_the_method_does_not_concern_is_kept():
+    """Qwen2-VL's positions come from three axes; how the pairs are shared out among them stays."""
+    config = config_of("qwen2_vl_text", rope_parameters={"rope_theta": 10_000.0, "mrope_section": [2, 3, 3]})
+    Yarn(factor=4).configure(config)
+    assert config.rope_parameters["mrope_section"] == [2, 3, 3]
+
+
 def test_layers_with_a_window_are_left_alone_where_it_is_within_the_original_length():
     config = config_of("gemma3_text")
     Linear(factor=4).configure(config)

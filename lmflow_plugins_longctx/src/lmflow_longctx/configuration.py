@@ -66,7 +66,7 @@ def extend(config: Any, scaling: RopeScaling) -> None:
             parameters["rope_type"], rotated(layer(text, name), parameters), parameters["rope_theta"], whole, original
         )
         rotations[name] = rotation
-        kept = {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
+        kept = {key: value for key, value in parameters.items() if key not in ("rope_type", "type", "factor")}
         write(changed.rope_parameters, name, kept | scaling.parameters(rotation))
     changed.max_position_embeddings = original if scaling.grows_at_run_time else int(original * factor)
     if hasattr(text, "original_max_position_embeddings"):  # Transformers prefers it to the one in rope_parameters
