@@ -85,21 +85,27 @@ class Accuracy(Answering):
         which count as wrong) and `records`. Raises DataError for a record whose own answer holds none.
         """
         extract = NAMES[self.answer_type]
+        wanted = [self._wanted(sample) for sample in samples]
         rows = self.answers(model, samples, inferencer, journal)
-        for row in rows:
-            wanted, given = extract(row["expected"]), extract(row["completion"])
-            if wanted is None:
-                raise DataError(
-                    f"{row['source']}: its answer {row['expected']!r} holds no {self.answer_type}; choose another "
-                    "--evaluator.answer_type"
-                )
-            row |= {
-                "expected_answer": wanted,
-                "answer": given,
-                "correct": given is not None and same(extract, given, wanted),
-            }
+        for row, right in zip(rows, wanted):
+            given = extract(row["completion"])
+            row |= {"expected_answer": right, "answer": given}
+            row["correct"] = given is not None and same(extract, given, right)
         found = sum(row["answer"] is not None for row in rows)
         return Evaluation({**share_right("accuracy", rows), "not_found": len(rows) - found, "records": len(rows)}, rows)
+
+    def _wanted(self, sample: Sample) -> str:
+        """The answer in the record's own words."""
+        from lmflow.evaluators.answering import expected_answer
+
+        own = expected_answer(sample, self.name)
+        found = NAMES[self.answer_type](own)
+        if found is None:
+            raise DataError(
+                f"{sample.source}: its answer {own!r} holds no {self.answer_type}; choose another "
+                "--evaluator.answer_type"
+            )
+        return found
 
 
 class ExactMatch(Answering):

@@ -1,0 +1,45 @@
+"""What the tests of evaluators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from lmflow.components import Inferencer
+from lmflow.inference.completion import Completion
+from lmflow.journal import Journal
+
+
+class Parrot(Inferencer):
+    """Gives prepared texts in the order of the prompts, and remembers what it was asked."""
+
+    name = "parrot"
+    texts: tuple[str, ...] = ()
+
+    def generate(self, model: Any, prompts: Any, sampling: Any, progress: Any = None) -> list[list[Completion]]:
+        ASKED.append((list(prompts), sampling))
+        return [[Completion((5,), text, (-0.5,), "eos")] for text in self.texts[: len(prompts)]]
+
+
+ASKED: list[Any] = []
+
+
+@pytest.fixture
+def parrot() -> Callable[[Sequence[str]], Parrot]:
+    """Makes an inferencer that says the given texts."""
+    ASKED.clear()
+    return lambda texts: Parrot(texts=tuple(texts))
+
+
+@pytest.fixture
+def asked() -> list[Any]:
+    """(prompts, sampling) of each call of a parrot."""
+    return ASKED
+
+
+@pytest.fixture
+def journal() -> Journal:
+    """A journal that shows nothing."""
+    return Journal(None, lambda *_, **__: None)
