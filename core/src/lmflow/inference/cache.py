@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 SPARE = 32
 """Positions reserved beyond what is needed; the cache is copied once in so many tokens instead of at every token."""
@@ -44,6 +44,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # Transformers is not f
         self._key_store, self.keys = _drop_left(self._key_store, self.keys, tokens)
         self._value_store, self.values = _drop_left(self._value_store, self.values, tokens)
 
+    def take(self, positions: Tensor) -> None:
+        """Keep of each row the positions given, (B, T), in that order."""
+        index = positions[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
+        self.keys = self.keys.gather(2, index.expand(-1, -1, -1, self.keys.shape[-1]))
+        self.values = self.values.gather(2, index.expand(-1, -1, -1, self.values.shape[-1]))
+
     def join(self, other: GrowingLayer) -> None:
         """Add the rows of `other` below these, both padded on the left to the longer of the two."""
         self._key_store, self.keys = _join(self.keys, other.keys)
@@ -57,6 +63,18 @@ def growing_cache(config: Any) -> DynamicCache:
     return cache
 
 
+def whole_cache(config: Any) -> DynamicCache | None:
+    """An empty cache that keeps all tokens, sliding windows too; None for a model with other layers than attention.
+
+    The model's mask still hides what a sliding window has left behind.
+    """
+    cache = DynamicCache(config=config)
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    cache.layers = [GrowingLayer() for _ in cache.layers]
+    return cache
+
+
 def is_flexible(cache: Cache) -> bool:
     """Whether every layer can drop padding and take in rows; sliding windows and recurrent states cannot."""
     return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
@@ -66,6 +84,18 @@ def drop_left(cache: Cache, tokens: int) -> None:
     """Forget the first `tokens` positions of a flexible cache."""
     for layer in cache.layers:
         layer.drop_left(tokens)
+
+
+def drop_right(cache: Cache, tokens: int) -> None:
+    """Forget the last `tokens` positions of a flexible cache, without copying."""
+    for layer in cache.layers:
+        layer.crop(-tokens)
+
+
+def take(cache: Cache, positions: Tensor) -> None:
+    """Keep of each row of a flexible cache the positions given, (B, T), in that order."""
+    for layer in cache.layers:
+        layer.take(positions)
 
 
 def join(cache: Cache, other: Cache) -> None:

@@ -30,7 +30,7 @@ class Decoder:
         self._width = 0
         self._padding = torch.empty(0, dtype=torch.long, device=self._device)
         self._padded = False
-        takes = inspect.signature(_beneath_adapter(module).forward).parameters
+        takes = inspect.signature(beneath_adapter(module).forward).parameters
         self._positioned = "position_ids" in takes
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
@@ -120,7 +120,7 @@ def check_decodable(module: nn.Module) -> None:
     adapter = getattr(module, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         raise LmflowError(
-            f"Inferencer hf cannot sample through a {adapter.peft_type.value} adapter: it puts its virtual tokens "
+            f"Tokens cannot be drawn through a {adapter.peft_type.value} adapter: it puts its virtual tokens "
             "before every forward pass, not only the first. Use an adapter that changes weights, such as LoRA."
         )
 
@@ -134,5 +134,6 @@ def concatenate_extras(prompts: Sequence[Prompt], device: torch.device) -> dict[
     }
 
 
-def _beneath_adapter(module: Any) -> Any:
+def beneath_adapter(module: Any) -> Any:
+    """The model itself, where an adapter wraps it."""
     return module.get_base_model() if hasattr(module, "get_base_model") else module

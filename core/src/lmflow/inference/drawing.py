@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def draw_completions(
     none, text is followed only for stop strings. Gradients are off while this runs, and the model is in eval mode.
     """
     if new_text is None and sampling.stop:
-        new_text = _text_maker(model, sampling)
+        new_text = text_maker(model, sampling)
     n = sampling.n
     rooms = completion_rooms(prompts, sampling.max_new_tokens, model.context_length)
     lengths = [len(prompt.ids) for prompt in prompts]
@@ -72,6 +72,23 @@ def draw_completions(
                 finished = rules.completions(batch)
                 batch = batch.unfinished()
             yield Drawn(tokens, finished)
+
+
+def whole_prompts(
+    passes: Iterable[Drawn], n: int, progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Yield a prompt's index and its n completions when the last of them is drawn; `progress` as in `generate`."""
+    waiting: dict[int, dict[int, Completion]] = {}
+    for drawn in passes:
+        for number, completion in drawn.finished:
+            index, sample = divmod(number, n)
+            of_prompt = waiting.setdefault(index, {})
+            of_prompt[sample] = completion
+            if len(of_prompt) == n:
+                del waiting[index]
+                yield index, [of_prompt[j] for j in range(n)]
+        if progress is not None:
+            progress(drawn.tokens)
 
 
 def completion_rooms(prompts: Sequence[Prompt], new_tokens: int, context_length: int | None) -> list[int]:
@@ -205,18 +222,20 @@ class Rules:
         sampling, rows = self._sampling, batch.rows
         random = uniforms(rows.keys, rows.counts)
         tokens, logprobs = draw_scored(
-            self._allowed(logits, rows.counts), random, sampling.temperature, sampling.top_k, sampling.top_p
+            self.allowed(logits, rows.counts), random, sampling.temperature, sampling.top_k, sampling.top_p
         )
-        if not logprobs.isfinite().all():
-            raise LmflowError("The model's logits are not finite numbers: its weights are damaged or have diverged.")
+        check_finite(logprobs)
         ends = (tokens.unsqueeze(-1) == self._end_ids).any(-1)
         if batch.texts:
             ends = ends | _follow(batch, tokens, ends | rows.done)
         batch.rows = rows.with_drawn(tokens, logprobs, ends)
         return len(rows) - int(rows.done.sum())
 
-    def _allowed(self, logits: Tensor, counts: Tensor) -> Tensor:
-        """Logits with -inf for padding, and for the end while a row has too few tokens."""
+    def allowed(self, logits: Tensor, counts: Tensor) -> Tensor:
+        """Logits (R, V) with -inf for padding, and for the end while a row has too few tokens, `counts` (R,).
+
+        They are changed in place.
+        """
         vocabulary = logits.shape[-1]
         logits[:, [token for token in self._never if token < vocabulary]] = -torch.inf
         if self._sampling.min_new_tokens and len(self._end_ids):
@@ -231,11 +250,12 @@ class Rules:
         texts = [batch.texts[row] for row in gone.tolist()] if batch.texts else [None] * len(rows)
         columns = (rows.numbers, rows.counts, rows.tokens, rows.logprobs)
         return [
-            (number, self._completion(ids[:count], logprobs[:count], text))
+            (number, self.completion(ids[:count], logprobs[:count], text))
             for number, count, ids, logprobs, text in zip(*(each.tolist() for each in columns), texts, strict=True)
         ]
 
-    def _completion(self, ids: list[int], logprobs: list[float], followed: TextStream | None) -> Completion:
+    def completion(self, ids: list[int], logprobs: list[float], followed: TextStream | None) -> Completion:
+        """A finished completion, with the stream that followed its text if one did."""
         ended = ids[-1] in self._model.end_ids
         reason: FinishReason = "eos" if ended else "length"
         if followed is None:
@@ -247,7 +267,14 @@ class Rules:
         return Completion(tuple(ids), text, tuple(logprobs), reason)
 
 
-def _text_maker(model: LanguageModel, sampling: Sampling) -> Callable[[], TextStream]:
+def check_finite(logprobs: Tensor) -> None:
+    """Raise LmflowError where drawn tokens have no probability, which only broken weights bring about."""
+    if not logprobs.isfinite().all():
+        raise LmflowError("The model's logits are not finite numbers: its weights are damaged or have diverged.")
+
+
+def text_maker(model: LanguageModel, sampling: Sampling) -> Callable[[], TextStream]:
+    """Makes what follows a row's text for its stop strings."""
     return lambda: TextStream(model.decode, sampling.stop)
 
 

@@ -1,0 +1,1 @@
+"""Speculative decoding for lmflow: exact samples with fewer passes of the model."""

@@ -1,0 +1,90 @@
+"""Draft models: loading one, and whether it can serve a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmflow.errors import DataError, LmflowError, RecipeError
+from lmflow.inference.completion import Prompt
+
+if TYPE_CHECKING:
+    from lmflow.models import LanguageModel
+
+LOOK = 0.05
+"""What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
+
+
+def load_draft(reference: str, target: LanguageModel, dtype: str) -> LanguageModel:
+    """The model `reference` means, in `dtype` beside the target.
+
+    Raises LmflowError when there is none or its vocabulary is not the target's.
+    """
+    from lmflow.plugins import load_plugins
+    from lmflow.recipe import model_from_reference
+
+    try:
+        draft = model_from_reference(load_plugins(), reference).load(dtype, str(target.device))
+    except RecipeError as error:
+        reasons = "; ".join(problem.removeprefix("--model: ") for problem in error.problems)
+        raise RecipeError([f"inferencer.draft: {reasons}"]) from None
+    except LmflowError as error:
+        raise LmflowError(f"inferencer.draft: {error}") from error
+    check_vocabularies(draft, target)
+    draft.module.requires_grad_(False)
+    return draft
+
+
+def check_vocabularies(draft: LanguageModel, target: LanguageModel) -> None:
+    """Raise LmflowError, naming the first token that differs, unless both tokenizers give every token one number."""
+    ours, theirs = _tokens(draft.tokenizer), _tokens(target.tokenizer)
+    if ours == theirs:
+        return
+    number = min(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+    raise LmflowError(
+        f"inferencer.draft: {draft.source} and the model {target.source} have different vocabularies: token {number} "
+        f"is {_shown(ours.get(number))} in the draft and {_shown(theirs.get(number))} in the model. Proposals are "
+        "token numbers, so a draft needs the model's own tokenizer; lmflow draft trains one that has it."
+    )
+
+
+def check_prompts(draft: LanguageModel, prompts: Sequence[Prompt]) -> None:
+    """Raise DataError for a prompt the draft cannot read: one with images, or longer than its context."""
+    reach = draft.context_length
+    for number, prompt in enumerate(prompts, 1):
+        if prompt.extras:
+            raise DataError(
+                f"Prompt {number} of {len(prompts)} holds more than text ({', '.join(prompt.extras)}), which the draft "
+                "cannot read. Leave --inferencer.draft out: proposals are then looked up in the text."
+            )
+        if reach is not None and len(prompt.ids) > reach:
+            raise DataError(
+                f"Prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the draft's context is {reach}. "
+                "Shorten it, use a draft with a longer context, or leave --inferencer.draft out."
+            )
+
+
+def relative_cost(target: LanguageModel, draft: LanguageModel | None) -> float:
+    """What a proposal costs in passes of the target.
+
+    A pass takes time by its weights where they are many and by its layers where they are few; the greater share of
+    the two counts. Both are the same on every machine, so that what is drawn does not depend on a clock.
+    """
+    if draft is None:
+        return LOOK
+    weights, layers = zip(*(_size(each) for each in (draft, target)), strict=True)
+    return LOOK + max(weights[0] / weights[1], layers[0] / layers[1])
+
+
+def _size(model: LanguageModel) -> tuple[int, int]:
+    """Weights and layers."""
+    config: Any = model.module.config
+    return sum(p.numel() for p in model.module.parameters()), config.get_text_config().num_hidden_layers
+
+
+def _tokens(tokenizer: Any) -> dict[int, str]:
+    return {number: token for token, number in tokenizer.get_vocab().items()}
+
+
+def _shown(token: str | None) -> str:
+    return "missing" if token is None else repr(token)
