@@ -25,16 +25,22 @@ class PythonFunction(Reward):
     function: str = Field(
         pattern=r"^[\w.]+:[\w.]+$",
         description="module:function, found on the Python path or in the working directory. It is called with three "
-        "lists (prompt texts, completion texts, records as read) and returns one number per completion.",
+        "lists (prompt texts, completion texts, records as read, with all pictures as paths in `images`) and returns one "
+        "number per completion.",
     )
 
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
         """Call the function once for the whole batch."""
         function = import_function(self.function)
         scores: Sequence[float] = function(
-            [sample.prompt_text for sample in samples], list(completions), [dict(sample.record) for sample in samples]
+            [sample.prompt_text for sample in samples], list(completions), [record_of(sample) for sample in samples]
         )
         return scores
+
+
+def record_of(sample: Sample) -> dict[str, Any]:
+    """The record as read; where the sample has pictures, they are in `images`, as paths that can be opened from here."""
+    return {**sample.record, "images": list(sample.images)} if sample.images else dict(sample.record)
 
 
 class Classifier(Reward):

@@ -116,7 +116,8 @@ class VisionLanguageModel(LanguageModel):
         """
         language = self._tuned_language()
         if _base_is_elsewhere(language.module, language.source):
-            merged = self._around(copy.deepcopy(language.module).merge_and_unload())
+            inner: Any = copy.deepcopy(language.module)
+            merged = self._around(inner.merge_and_unload())
             merged.save(directory / "model")
             return directory / "model"
         scratch = directory / ".language_model.partial"

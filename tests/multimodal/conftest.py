@@ -1,0 +1,54 @@
+"""A tiny tower, pictures made from code, and vision-language models around the tiny Llama."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("open_clip", reason="open_clip is an extra of lmflow-multimodal")
+
+TOWER = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8},
+}
+"""2 x 2 patches: four image tokens of 24 numbers."""
+
+
+@pytest.fixture(scope="session")
+def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tower") / "tower.json"
+    file.write_text(json.dumps(TOWER))
+    return file
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of plain pictures by colour."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in ("red", "green", "blue", "white"):
+        Image.new("RGB", (20, 16), colour).save(folder / f"{colour}.png")
+    return {file.stem: str(file) for file in folder.iterdir()}
+
+
+@pytest.fixture
+def vision(model_directory: Path, tower_file: Path) -> Callable[..., Any]:
+    """A fresh vision-language model around the tiny Llama."""
+
+    def load(**options: Any) -> Any:
+        from lmflow_multimodal.component import VisionLanguage
+
+        settings = {
+            "language_model": str(model_directory),
+            "tower": str(tower_file),
+            "checkpoint": "random",
+            **options,
+        }
+        return VisionLanguage(**settings).load("float32", "cpu")
+
+    return load

@@ -1,0 +1,312 @@
+"""The whole model: exact on text, features where the marks are, the same alone and in a batch, saved and loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmflow.data.batches import collate, collate_packed
+from lmflow.data.lengths import fit_lengths
+from lmflow.data.sample import Message, Sample
+from lmflow.errors import DataError, LmflowError, RecipeError
+from lmflow.inference.completion import Prompt, Sampling
+from lmflow.inference.hf import HuggingFace
+from lmflow.models import LanguageModel
+from lmflow.pretrained import Pretrained
+from lmflow.training.loss import model_inputs, negative_log_likelihood
+from lmflow.tuners import Full
+from lmflow_multimodal.component import VisionLanguage
+from lmflow_multimodal.model import spread
+from lmflow_multimodal.pictures import question
+from lmflow_multimodal.tuner import Projector
+
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def plain(model_directory: Path) -> LanguageModel:
+    return Pretrained(path=str(model_directory)).load("float32", "cpu")
+
+
+def talk(asked: str, answer: str, *images: str) -> Sample:
+    return Sample((Message("user", asked, images), Message("assistant", answer)), source="it:1")
+
+
+def logits(model: LanguageModel, *sequences: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.module(**model_inputs(collate(sequences, model.pad_id))).logits
+
+
+def test_text_alone_is_bitwise_the_language_model(vision: Load, plain: LanguageModel):
+    model = vision()
+    sample = talk("the quick fox", "jumps over")
+    [mine], [theirs] = model.encode(sample), plain.encode(sample)
+    assert (mine.ids, mine.trained) == (theirs.ids, theirs.trained)
+    expected = logits(plain, theirs)
+    assert torch.equal(logits(model, mine), expected)
+    model.prepare(Full())
+    with torch.enable_grad():  # with gradients the projector takes part, with zero
+        found = model.module(**model_inputs(collate([mine], model.pad_id))).logits
+    assert torch.equal(found, expected)
+    assert model.context_length == plain.context_length
+    sampling = Sampling(max_new_tokens=6, seed=3, n=2)
+    drawn = [HuggingFace().generate(each, [each.encode_prompt(sample)], sampling) for each in (model, plain)]
+    assert [c.ids for c in drawn[0][0]] == [c.ids for c in drawn[1][0]]
+
+
+def test_features_stand_where_the_marks_are(vision: Load, pictures: dict[str, str]):
+    """By hand: embed each token, put the projected features of each picture in the place of its four image tokens."""
+    model = vision()
+    network = model.network
+    sample = talk("<image> the <image> fox", "jumps", pictures["red"], pictures["blue"])
+    [sequence] = model.encode(sample)
+    rows = []
+    features = {
+        colour: network.projector(model.store.load(model.store._ensure(pictures[colour]))) for colour in ("red", "blue")
+    }
+    coming = iter([*features["red"], *features["blue"]])
+    for token in sequence.ids:
+        rows.append(next(coming) if token == network.image_id else network.get_input_embeddings().weight[token])
+    with torch.no_grad():
+        expected = network.language_model(inputs_embeds=torch.stack(rows).unsqueeze(0)).logits
+    torch.testing.assert_close(logits(model, sequence), expected)
+    assert sequence.ids.count(network.image_id) == 8
+    swapped = talk("<image> the <image> fox", "jumps", pictures["blue"], pictures["red"])
+    assert not torch.allclose(logits(model, *model.encode(swapped)), expected)
+
+
+def test_no_image_token_is_a_target(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    sample = Sample(
+        (Message("user", "a <image>", (pictures["red"],)), Message("assistant", "see <image>", (pictures["blue"],))),
+        source="it:1",
+    )
+    for train_on in ("assistant", "all"):
+        [sequence] = model.encode(sample, train_on)
+        marks = [index for index, token in enumerate(sequence.ids) if token == model.network.image_id]
+        assert len(marks) == 8
+        assert not any(sequence.trained[index] for index in marks)
+        assert sequence.trained_tokens > 0
+    assert spread([5, 9, 6], [True, True, False], 9, 2) == ([5, 9, 9, 6], [True, False, False, False])
+
+
+def test_a_prompt_begins_its_sample(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    sample = talk("<image> what?", "red", pictures["red"])
+    prompt, [sequence] = model.encode_prompt(sample), model.encode(sample)
+    assert list(sequence.ids[: len(prompt.ids)]) == list(prompt.ids)
+    assert torch.equal(prompt.extras["image_features"], sequence.extras["image_features"])
+
+
+def test_a_mixed_batch_equals_its_samples(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    samples = [
+        talk("<image> fox", "jumps", pictures["red"]),
+        talk("the lazy dog learns", "to answer"),
+        talk("<image> over <image>", "a model and then", pictures["blue"], pictures["green"]),
+    ]
+    sequences = [each for sample in samples for each in model.encode(sample)]
+    together = logits(model, *sequences)
+    for row, sequence in enumerate(sequences):
+        torch.testing.assert_close(together[row, : len(sequence)], logits(model, sequence)[0], atol=1e-5, rtol=1e-4)
+    packed = collate_packed([sequences], model.pad_id)
+    with torch.no_grad():
+        alone = sum(negative_log_likelihood(model.module, model.module, collate([s], model.pad_id)) for s in sequences)
+        in_a_row = negative_log_likelihood(model.module, model.module, packed)
+    torch.testing.assert_close(in_a_row, alone)
+
+
+def test_generating_equals_reading_everything_again(vision: Load, pictures: dict[str, str]):
+    """The cache holds the pictures: greedy tokens are those of forward passes over the whole text; n is one prefill."""
+    model = vision()
+    samples = [
+        Sample((question("what <image> is it?", [pictures["red"]]),)),
+        Sample((question("the dog?", []),)),
+        Sample((question("which?", [pictures["blue"], pictures["green"]]),)),
+    ]
+    prompts = [model.encode_prompt(sample) for sample in samples]
+    drawn = HuggingFace().generate(model, prompts, Sampling(temperature=0, max_new_tokens=5))
+    for prompt, [completion] in zip(prompts, drawn):
+        ids = list(prompt.ids)
+        for token in completion.ids:
+            with torch.no_grad():
+                output = model.module(torch.tensor([ids]), **prompt.extras).logits[0, -1]
+            output[2] = -torch.inf  # padding is never drawn
+            assert int(output.argmax()) == token
+            ids.append(token)
+    seen: list[bool] = []
+    hook = model.module.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append("image_features" in kwargs), with_kwargs=True
+    )
+    HuggingFace().generate(model, prompts[:1], Sampling(max_new_tokens=4, min_new_tokens=4, n=3))
+    hook.remove()
+    assert seen == [True, False, False, False]
+
+
+def test_marks_and_pictures_must_agree(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    with pytest.raises(DataError, match="it:1: 2 <image> in the text and 1 pictures"):
+        model.encode(talk("<image> <image>", "x", pictures["red"]))
+    with pytest.raises(DataError, match="1 <image> in the text and 0 pictures"):
+        model.encode_prompt(talk("<image>", "x"))
+    prompt = model.encode_prompt(talk("<image>", "x", pictures["red"]))
+    with pytest.raises(LmflowError, match="4 image tokens and features for 0"):
+        model.module(torch.tensor([list(prompt.ids)]))
+
+
+def test_the_context_counts_image_tokens(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    text = "<image>" * 64
+    prompt = model.encode_prompt(talk(text, "x", *[pictures["red"]] * 64))
+    assert len(prompt.ids) > 256 == model.context_length
+    with pytest.raises(DataError, match="the model's context is 256"):
+        HuggingFace().generate(model, [prompt], Sampling(max_new_tokens=1))
+
+
+def test_a_cut_keeps_the_rows_of_what_is_left(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    [sequence] = model.encode(talk("<image> a <image> b", "jumps over", pictures["red"], pictures["blue"]), "all")
+    first = sequence.ids.index(model.network.image_id)
+    cut = sequence.cut(0, first + 2)
+    assert torch.equal(cut.extras["image_features"], sequence.extras["image_features"][:2])
+    later = sequence.cut(first + 3, len(sequence))
+    assert torch.equal(later.extras["image_features"], sequence.extras["image_features"][3:])
+    assert sequence.cut(0, first).extras == {}
+    [short], _ = fit_lengths([sequence], len(sequence) - 3, "truncate")
+    assert logits(model, short).shape[1] == len(sequence) - 3
+
+
+def test_gradient_only_where_it_should_be(vision: Load, pictures: dict[str, str]):
+    for tuner, of_language in ((Projector(), False), (Full(), True)):
+        model = vision().prepare(tuner)
+        [pictured] = model.encode(talk("<image> fox", "jumps", pictures["red"]))
+        [text] = model.encode(talk("fox", "jumps"))
+        for batch in ([pictured], [pictured, text], [text]):
+            model.module.zero_grad(set_to_none=True)
+            loss = negative_log_likelihood(model.module, model.module, collate(batch, model.pad_id))
+            loss.backward()
+            found = {name.partition(".")[0] for name, p in model.module.named_parameters() if p.grad is not None}
+            assert found == ({"projector", "language_model"} if of_language else {"projector"})
+        assert not any(p.grad.any() for p in model.network.projector.parameters())  # the last batch has no picture
+        assert not model.tower.training
+    still = vision(train_projector=False).prepare(Full())
+    assert not any(p.requires_grad for p in still.network.projector.parameters())
+
+
+def test_a_learning_rate_for_the_projector(vision: Load):
+    from lmflow.training.options import TrainingOptions
+    from lmflow.training.trainer import parameter_groups, trainable_parameters
+
+    model = vision(projector_learning_rate=0.5).prepare(Full())
+    groups = parameter_groups(
+        trainable_parameters(model.module), model.learning_rate, TrainingOptions(learning_rate=0.1)
+    )
+    projector = {id(p) for p in model.network.projector.parameters()}
+    rates = {each["highest_lr"] for each in groups for p in each["params"] if id(p) in projector}
+    others = {each["highest_lr"] for each in groups for p in each["params"] if id(p) not in projector}
+    assert (rates, others) == ({0.5}, {0.1})
+
+
+def test_features_are_computed_once_for_a_content(vision: Load, pictures: dict[str, str], tmp_path: Path):
+    import shutil
+
+    copied = shutil.copy(pictures["red"], tmp_path / "copy.png")
+    model = vision()
+    for path in (pictures["red"], copied, pictures["red"]):
+        model.encode_prompt(talk("<image>", "x", str(path)))
+    assert model.store.computed == 1
+    stored = vision(feature_cache=str(tmp_path / "cache"))
+    [sequence] = stored.encode(talk("<image>", "x", pictures["red"]))
+    again = vision(feature_cache=str(tmp_path / "cache"))
+    [same] = again.encode(talk("<image>", "x", str(copied)))
+    assert (stored.store.computed, again.store.computed) == (1, 0)
+    assert torch.equal(logits(again, same), logits(model, *model.encode(talk("<image>", "x", pictures["red"]))))
+    assert dict(sequence.extras).keys() == {"image_features"}
+    other = vision(feature_cache=str(tmp_path / "cache"), layer=-1)
+    other.encode(talk("<image>", "x", pictures["red"]))
+    assert other.store.computed == 1
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_one_directory_saves_and_loads_the_whole(
+    vision: Load, pictures: dict[str, str], tmp_path: Path, projector: str
+):
+    model = vision(projector=projector, pool=2, resize="longest")
+    with torch.no_grad():
+        for parameter in model.network.projector.parameters():
+            parameter.add_(0.1)
+    model.save(tmp_path / "saved")
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "saved").rename(moved)
+    assert VisionLanguage.recognises(str(moved))
+    assert not Pretrained.recognises(str(moved))
+    again = VisionLanguage(path=str(moved)).load("float32", "cpu")
+    sample = talk("<image> fox", "jumps", pictures["red"])
+    assert torch.equal(logits(again, *again.encode(sample)), logits(model, *model.encode(sample)))
+    assert len(again.tokenizer) == len(model.tokenizer)
+    assert again.network.image_id == model.network.image_id
+
+
+@pytest.mark.parametrize("tuner", ["full", "projector", "lora"])
+def test_what_a_tuner_trained_comes_back(vision: Load, pictures: dict[str, str], tmp_path: Path, tuner: str):
+    from lmflow_lora.lora import Lora
+
+    chosen = {"full": Full(), "projector": Projector(), "lora": Lora(rank=2)}[tuner]
+    model = vision().prepare(chosen)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    model.module.eval()
+    saved = model.save_tuned(chosen, tmp_path)
+    assert saved.name == ("adapter" if tuner == "lora" else "model")
+    assert (saved / "language_model" / "adapter_config.json").exists() == (tuner == "lora")
+    again = VisionLanguage(path=str(saved)).load("float32", "cpu")
+    sample = talk("<image> fox", "jumps", pictures["red"])
+    expected = logits(model, *model.encode(sample))
+    torch.testing.assert_close(logits(again, *again.encode(sample)), expected, atol=1e-5, rtol=1e-4)
+    if tuner == "lora":  # a second adapter: the first one is in no stored base, so the result is whole
+        second = again.prepare(Lora(rank=2))
+        whole = second.save_tuned(Lora(rank=2), tmp_path)
+        assert whole.name == "model"
+        third = VisionLanguage(path=str(whole)).load("float32", "cpu")
+        torch.testing.assert_close(logits(third, *third.encode(sample)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_refusals(vision: Load, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"model\.language_model: missing"):
+        VisionLanguage(tower="ViT-B-32").load("float32", "cpu")
+    with pytest.raises(LmflowError, match="is no vision-language model"):
+        VisionLanguage(path=str(tmp_path)).load("float32", "cpu")
+    vision().save(tmp_path / "saved")
+    with pytest.raises(RecipeError, match=r"model\.tower: comes with the saved model"):
+        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load("float32", "cpu")
+    (tmp_path / "saved" / "projector.safetensors").unlink()
+    with pytest.raises(LmflowError, match="is damaged"):
+        VisionLanguage(path=str(tmp_path / "saved")).load("float32", "cpu")
+
+
+def test_without_open_clip_the_command_is_named(vision: Load, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(LmflowError, match=r"pip install 'lmflow-multimodal\[clip\]'"):
+        vision()
+
+
+def test_saved_configuration_is_plain_json(vision: Load, tmp_path: Path):
+    vision().save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "vision_language.json").read_text())
+    assert config["projector"] == "mlp"
+    assert config["tower"]["preprocess_cfg"]["size"] in (16, [16, 16])
+
+
+def test_a_prompt_of_marks_alone(vision: Load, pictures: dict[str, str]):
+    model = vision()
+    prompt = model.encode_prompt(Sample((Message("user", "<image>", (pictures["red"],)),), templated=False))
+    assert isinstance(prompt, Prompt)
+    assert list(prompt.ids) == [model.network.image_id] * 4
