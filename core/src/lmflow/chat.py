@@ -146,15 +146,15 @@ def changed_sampling(sampling: Sampling, assignment: str) -> Sampling:
     """
     name, _, value = assignment.replace("=", " ", 1).strip().partition(" ")
     key = name.removeprefix("sampling.")
-    field = Sampling.model_fields.get(key)
-    if field is None:
-        near = difflib.get_close_matches(key, Sampling.model_fields, n=1)
-        hint = f"did you mean sampling.{near[0]}?" if near else f"there are {', '.join(Sampling.model_fields)}"
+    fields = {name: field for name, field in Sampling.model_fields.items() if name != "n"}
+    if key not in fields:
+        near = difflib.get_close_matches(key, fields, n=1)
+        hint = f"did you mean sampling.{near[0]}?" if near else f"there are {', '.join(fields)}"
         raise RecipeError([f"{name}: unknown option; {hint}"])
     value = value.strip().replace("\\n", "\n").replace("\\t", "\t")
     if not value:
         raise RecipeError([f"sampling.{key}: needs a value, as in /set sampling.{key} {getattr(sampling, key)}"])
-    parsed = (value,) if key == "stop" else parse_option(value, field)
+    parsed = (value,) if key == "stop" else parse_option(value, fields[key])
     return validated(Sampling, {**sampling.model_dump(), key: parsed}, "sampling")
 
 

@@ -116,11 +116,14 @@ def complete(
     inferencer: Inferencer,
     sampling: Sampling,
     progress: Callable[[int], None] | None = None,
+    *,
+    stop_if_none: bool = True,
 ) -> Iterator[Record]:
     """Yield a record per sample, as they finish: `index` is the sample's key, the rest see `completion_record`.
 
     A prompt that cannot be answered (too long, a missing picture) gets a record with `error` and no completion, so
-    that one does not cost the others; if that is so for all of the first few hundred, the first DataError is raised.
+    that one does not cost the others. With `stop_if_none`, if that is so for all of the first few hundred, the first
+    DataError is raised.
     """
     indices = list(samples)
     for start in range(0, len(indices), WINDOW):
@@ -132,7 +135,7 @@ def complete(
                 prompts[index] = encode_prompt(model, samples[index])
             except DataError as error:
                 refused.append((index, error))
-        if not prompts and start == 0:
+        if not prompts and start == 0 and stop_if_none:
             raise refused[0][1]
         for index, refusal in refused:
             yield {**completion_record(index, samples[index], []), "error": str(refusal)}
@@ -188,9 +191,11 @@ def complete_to_file(
     prompts could not be answered.
     """
     missing = file.missing()
+    begun = len(file) > 0
+    drawing = complete(model, missing, inferencer, sampling, lambda _: journal.check_stop(), stop_if_none=not begun)
     try:
-        with journal.phase("generating", len(missing)):
-            for record in complete(model, missing, inferencer, sampling, lambda _: journal.check_stop()):
+        with file, journal.phase("generating", len(missing)):
+            for record in drawing:
                 file.append(record)
                 journal.advance_or_stop()
     except (Interrupted, KeyboardInterrupt) as error:

@@ -104,8 +104,10 @@ def test_what_perplexity_refuses(tiny_model: Any, journal: Journal) -> None:
         Perplexity(window=0)
 
 
-def test_a_model_without_a_limit_says_which_windows_are_used(tiny_model: Any, journal: Journal) -> None:
-    tiny_model.module.config.max_position_embeddings = None
+def test_a_model_without_a_limit_says_which_windows_are_used(
+    tiny_model: Any, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_model), "context_length", None)
     run(Perplexity(), tiny_model, [text("the quick fox")], journal)
     assert journal.notes == ["the model names no limit of its context: windows of 2,048 tokens are used"]
 

@@ -159,16 +159,21 @@ def work(
     using = parts["inferencer"], parts["sampling"]
     if file is not None:
         started = time.monotonic()
-        with journal.listening(), file:
+        with journal.listening():
             complete_to_file(model, file, *using, journal)
         display.note(f"{file.expected:,} records in {file.path} ({duration(time.monotonic() - started)})")
-    elif parts["data"] is None and sys.stdout.isatty():
+    elif parts["data"] is None and on_terminal():
         display.close()
         show_on_terminal(model, samples[0], *using)
     else:
         with journal.listening(), journal.phase("generating", len(samples)):
             records = complete(model, dict(enumerate(samples)), *using, lambda _: journal.check_stop())
             print_records(records, journal)
+
+
+def on_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
 
 
 def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inferencer, sampling: Sampling) -> None:
