@@ -10,7 +10,7 @@ SETUP := $(VENV)/.complete
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint format setup smollm2 bench constraints clean
+.PHONY: demo test lint format setup smollm2 bench vision constraints clean
 
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
@@ -47,6 +47,11 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/generate.py
+
+vision: setup  ## a small model learns to see: Easy-VQA and scanned digits, figures in runs/vision-*/figures.md
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e "lmflow_plugins_multimodal[clip,pictures]"
+	$(BIN)/python benchmarks/vision.py easy-vqa
+	$(BIN)/python benchmarks/vision.py digits
 
 constraints: $(UV)  ## resolve anew; the file names no index host
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \

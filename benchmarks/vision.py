@@ -179,12 +179,14 @@ def measure(work: Path, train: Sequence[Question], test: Sequence[Question]) -> 
 
 
 def accuracy(model: Any, test: Sequence[Question], images: Sequence[str]) -> float:
-    from lmflow.data.sample import Sample
+    from lmflow.data.sample import Message, Sample
     from lmflow.inference.completion import Sampling
     from lmflow.inference.hf import HuggingFace
-    from lmflow_multimodal.pictures import question
 
-    prompts = [model.encode_prompt(Sample((question(q.text, [image]),))) for q, image in zip(test, images)]
+    prompts = [
+        model.encode_prompt(Sample((Message("user", f"<image>\n{q.text}", (image,)),)))
+        for q, image in zip(test, images)
+    ]
     drawn = HuggingFace().generate(model, prompts, Sampling(temperature=0, max_new_tokens=8))
     right = sum(each[0].text.strip() == q.answer for q, each in zip(test, drawn))
     return right / len(test)

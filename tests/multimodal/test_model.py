@@ -20,7 +20,6 @@ from lmflow.training.loss import model_inputs, negative_log_likelihood
 from lmflow.tuners import Full
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.model import spread
-from lmflow_multimodal.pictures import question
 from lmflow_multimodal.tuner import Projector
 
 Load = Callable[..., Any]
@@ -123,9 +122,9 @@ def test_generating_equals_reading_everything_again(vision: Load, pictures: dict
     """The cache holds the pictures: greedy tokens are those of forward passes over the whole text; n is one prefill."""
     model = vision()
     samples = [
-        Sample((question("what <image> is it?", [pictures["red"]]),)),
-        Sample((question("the dog?", []),)),
-        Sample((question("which?", [pictures["blue"], pictures["green"]]),)),
+        Sample((Message("user", "what <image> is it?", (pictures["red"],)),)),
+        Sample((Message("user", "the dog?"),)),
+        Sample((Message("user", "<image><image>\nwhich?", (pictures["blue"], pictures["green"])),)),
     ]
     prompts = [model.encode_prompt(sample) for sample in samples]
     drawn = HuggingFace().generate(model, prompts, Sampling(temperature=0, max_new_tokens=5))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lmflow.errors import DataError
-from lmflow_multimodal.pictures import check, check_marks, decode, locate, open_picture, question
+from lmflow_multimodal.pictures import check, check_marks, decode, locate, open_picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -124,7 +124,3 @@ def test_marks():
     check_marks("a <image> b <image>", ["x", "y"], "here")
     with pytest.raises(DataError, match="here: 1 <image> in the text and 2 pictures"):
         check_marks("a <image>", ["x", "y"], "here")
-    assert question("what?", ["x", "y"]).content == "<image>\n<image>\nwhat?"
-    assert question("this <image>?", ["x"]).content == "this <image>?"
-    with pytest.raises(DataError, match="the prompt"):
-        question("this <image>?", ["x", "y"])

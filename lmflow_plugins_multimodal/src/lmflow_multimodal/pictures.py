@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmflow.data.sample import Message
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
@@ -104,13 +103,6 @@ def check_marks(content: str, images: Sequence[str], place: str) -> None:
         raise DataError(
             f"{place}: {marks} {MARK} in the text and {len(images)} pictures; there must be one mark for each picture"
         )
-
-
-def question(text: str, images: Sequence[str]) -> Message:
-    """A user's turn about pictures; they come first where the text has no marks."""
-    content = text if MARK in text else f"{MARK}\n" * len(images) + text
-    check_marks(content, images, "the prompt")
-    return Message("user", content, tuple(images))
 
 
 def shown(reference: str) -> str:
