@@ -15,22 +15,18 @@ LOOK = 0.05
 """What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
 
 
-def load_draft(reference: str, target: LanguageModel, dtype: str) -> LanguageModel:
-    """The model `reference` means, in `dtype` beside the target.
-
-    Raises LmflowError when there is none or its vocabulary is not the target's.
-    """
+def load_draft(reference: str, dtype: str, device: str) -> LanguageModel:
+    """The model `reference` means, its weights in `dtype` on `device`; raises LmflowError when there is none."""
     from lmflow.plugins import load_plugins
     from lmflow.recipe import model_from_reference
 
     try:
-        draft = model_from_reference(load_plugins(), reference).load(dtype, str(target.device))
+        draft = model_from_reference(load_plugins(), reference).load(dtype, device)
     except RecipeError as error:
         reasons = "; ".join(problem.removeprefix("--model: ") for problem in error.problems)
         raise RecipeError([f"inferencer.draft: {reasons}"]) from None
     except LmflowError as error:
         raise LmflowError(f"inferencer.draft: {error}") from error
-    check_vocabularies(draft, target)
     draft.module.requires_grad_(False)
     return draft
 
@@ -72,8 +68,7 @@ def relative_cost(target: LanguageModel, draft: LanguageModel | None) -> float:
     """
     if draft is None:
         return LOOK
-    weights, layers = zip(*(_size(each) for each in (draft, target)), strict=True)
-    return LOOK + max(weights[0] / weights[1], layers[0] / layers[1])
+    return LOOK + max(ours / theirs for ours, theirs in zip(_size(draft), _size(target), strict=True))
 
 
 def _size(model: LanguageModel) -> tuple[int, int]:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from pydantic import Field, PrivateAttr, field_validator
 
@@ -41,6 +42,9 @@ class Speculative(Inferencer):
 
     _statistics: Statistics = PrivateAttr(default_factory=Statistics)
     _drafts: dict[tuple[str, str, str], LanguageModel] = PrivateAttr(default_factory=dict)
+    _given: LanguageModel | None = PrivateAttr(None)
+    _agreeing: WeakSet[Any] = PrivateAttr(default_factory=WeakSet)
+    """Tokenizers of models that the draft was found to agree with."""
 
     @field_validator("draft")
     @classmethod
@@ -119,14 +123,23 @@ class Speculative(Inferencer):
                 if piece := text.take():
                     yield piece
 
+    def using(self, draft: LanguageModel) -> Speculative:
+        """The same inferencer with a draft that is loaded already, and statistics of its own."""
+        other = Speculative.model_validate(self.model_dump() | {"draft": None})
+        other._given = draft
+        return other
+
     def _plan(self, model: LanguageModel, prompts: Sequence[Prompt]) -> Plan:
         """How to propose for these prompts."""
-        from lmflow_speculative.drafting import check_prompts, relative_cost
+        from lmflow_speculative.drafting import check_prompts, check_vocabularies, relative_cost
         from lmflow_speculative.lengths import AdaptedLength, FixedLength
         from lmflow_speculative.speculation import Plan
 
-        draft = None if self.draft is None else self._load(self.draft, model)
+        draft = self._given if self.draft is None else self._load(self.draft, model)
         if draft is not None:
+            if model.tokenizer not in self._agreeing:
+                check_vocabularies(draft, model)
+                self._agreeing.add(model.tokenizer)
             check_prompts(draft, prompts)
         cost = relative_cost(model, draft)
         return Plan(draft, self.lookup, self.draft_length, (lambda: AdaptedLength(cost)) if self.adapt else FixedLength)
@@ -138,5 +151,5 @@ class Speculative(Inferencer):
         dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
         key = (reference, dtype, str(model.device))
         if key not in self._drafts:
-            self._drafts[key] = load_draft(reference, model, dtype)
+            self._drafts[key] = load_draft(*key)
         return self._drafts[key]
