@@ -58,6 +58,7 @@ def draw_curve(rows: Rows, directory: Path) -> list[Path]:
     axes.set_xscale("log", base=2)
     axes.set_xticks([x for x, _ in points], [f"{x:,}" for x, _ in points])
     axes.set(xlabel="length, tokens", ylabel="perplexity", title="perplexity by length")
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     figure.savefig(directory / "perplexity-by-length.png", dpi=150)
     return [picture, directory / "perplexity-by-length.png"]
