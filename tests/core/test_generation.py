@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,10 @@ def test_in_order() -> None:
     assert next(ordered) == {"index": 0}
     assert seen == [2]  # given out as soon as nothing before it is missing
     assert [record["index"] for record in ordered] == [1, 2, 3, 4]
+
+
+def test_the_documented_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "inference.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    exec(compile(source, "inference.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("2 4")

@@ -56,6 +56,7 @@ def place(tmp_path: Path, model_directory: Path) -> Path:
     records = [{"instruction": f"say {i}", "input": "", "output": f"{i} it is"} for i in range(40)]
     (tmp_path / "alpaca.json").write_text(json.dumps(records))
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(40)))
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     (tmp_path / "my_rewards.py").write_text(
         "def polite(prompts, completions, records):\n    return [float(len(c)) for c in completions]\n"
     )

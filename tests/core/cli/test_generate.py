@@ -244,6 +244,7 @@ def test_all_mistakes_at_once(lmflow: Call) -> None:
         (["--input", "p.txt", "--image", "x.png"], "--image: given beside --input"),
         (["--input", "p.txt", "--output", ".", "--overwrite"], "is not a file"),
         (["--input", "p.txt", "--output", "o", "--overwrite", "--resume"], "--resume: given beside --overwrite"),
+        (["--input", "p.txt", "--output", "./p.txt", "--overwrite"], "p.txt is the input itself"),
         (["--prompt", "x", "--model", "./nowhere"], "does not exist"),
         (["--prompt", "x", "--context", "nothing"], "no context is called nothing"),
         (["--prompt", "x", "--sampling.n", "0"], "--sampling.n: must be greater than 0, got '0'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -22,12 +21,10 @@ def run_app(arguments: Sequence[str]) -> int:
     if not arguments:
         arguments = ["--help"]
     command = arguments[0]
-    if not command.startswith("-") and command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        sys.stderr.write(f"error: no command is called {command}; {hint}\n")
-        return 2
-    built = build_app(list(arguments))
+    if command.startswith("-") or command in COMMANDS:
+        built = build_app(list(arguments))
+    else:
+        built = build_plugin_app(command, list(arguments[1:]))
     if built is None:
         return 0
     app, rest = built
@@ -38,10 +35,39 @@ def run_app(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
+    """Like `build_app`, for a command of a plugin. Raises PluginError when there is none of that name."""
+    from lmflow.errors import PluginError
+    from lmflow.plugins import load_plugins
+
+    plugins = load_plugins()
+    command = plugins.find_command(name)
+    if command is None:
+        known = [*COMMANDS, *dict.fromkeys(command.name for command, _ in plugins.commands)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        broken = "".join(
+            f". Plugin {each.distribution} is broken ({each.reason}); see `lmflow plugins`" for each in plugins.broken
+        )
+        raise PluginError(f"no command is called {name}; {hint}{broken}")
+    made = command.make(plugins, arguments)
+    if made is None:
+        return None
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT)
+    app.callback()(_root)  # so that the name stays part of the arguments, though it is the only command
+    app.command(name, help=command.help)(made[0])
+    return app, [name, *made[1]]
+
+
 def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
     """The Typer app for these arguments and what is left for it to parse; None if help was shown already."""
     app = typer.Typer(
-        help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT
+        help=HELP,
+        epilog="Plugins may add commands: lmflow plugins lists them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings=CONTEXT,
     )
     app.callback()(_root)
     command, rest = arguments[0], arguments

@@ -44,7 +44,7 @@ from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe import Scope
 
 if TYPE_CHECKING:
-    from lmflow.components import Inferencer
+    from lmflow.components import DataFormat, Inferencer
     from lmflow.data.sample import Sample
     from lmflow.inference.completion import Sampling
     from lmflow.journal_display import Display
@@ -137,6 +137,7 @@ def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
     options = output_options(parts, wish)
     file = None
     if wish.output is not None:
+        refuse_input_as_output(wish.output, parts["data"])
         file = CompletionFile(wish.output, samples, options, resume=wish.resume, overwrite=wish.overwrite)
     display = make_progress(quiet=wish.quiet)
     try:
@@ -179,10 +180,12 @@ def on_terminal() -> bool:
 def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inferencer, sampling: Sampling) -> None:
     """One completion as it is drawn, or several one after the other."""
     if sampling.n == 1:
-        for piece in stream(model, sample, inferencer, sampling):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        try:
+            for piece in stream(model, sample, inferencer, sampling):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:  # an interrupted answer leaves the cursor at the beginning of a line too
+            sys.stdout.write("\n")
         return
     for record in complete(model, {0: sample}, inferencer, sampling):
         for number, completion in enumerate(record["completions"], 1):
@@ -245,6 +248,12 @@ def read_standard_input() -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 (byte {error.start + 1}); convert it") from None
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def refuse_input_as_output(output: Path, data: DataFormat | None) -> None:
+    """Raise RecipeError where writing the output would destroy the input."""
+    if data is not None and data.path is not None and output.exists() and output.samefile(data.path):
+        raise RecipeError([f"--output: {output} is the input itself; name another file"])
 
 
 def output_options(parts: dict[str, Any], wish: Wish) -> str:

@@ -50,7 +50,8 @@ def show(name: Annotated[str, typer.Argument(help="A distribution, or a componen
         for offer in offers
         if name in (offer.component.name, offer.distribution, f"{offer.distribution}:{offer.component.name}")
     ]
-    if not chosen:
+    commands = [(command, of) for command, of in plugins.commands if name in (command.name, of)]
+    if not chosen and not commands:
         known = ", ".join(dict.fromkeys(plugin.distribution for plugin in plugins.loaded))
         raise PluginError(f"neither a plugin nor a component is called {name}; installed: {known}")
     for slot, offer in chosen:
@@ -58,17 +59,20 @@ def show(name: Annotated[str, typer.Argument(help="A distribution, or a componen
         for key, info in offer.component.model_fields.items():
             default = "required" if info.is_required() else f"default {info.default}"
             sys.stdout.write(f"  --{slot}.{key}  {info.description} [{default}]\n")
+    for command, distribution in commands:
+        sys.stdout.write(f"command {command.name} ({distribution}): {command.help} See lmflow {command.name} --help.\n")
 
 
 def offered(plugins: Plugins, distribution: str) -> list[tuple[str, str, str]]:
-    """(slot, name, first line of help) of everything a distribution offers."""
+    """(slot, name, first line of help) of everything a distribution offers; the slot of a command is `command`."""
+    commands = [("command", command.name, command.help) for command, of in plugins.commands if of == distribution]
     return [
         (slot, name, first_line(offer.component))
         for slot in SLOTS
         for name, offers in plugins.offers(slot).items()
         for offer in offers
         if offer.distribution == distribution
-    ]
+    ] + commands
 
 
 def first_line(component: type[Any]) -> str:
