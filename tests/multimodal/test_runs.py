@@ -117,11 +117,12 @@ class SeesRed(Reward):
         return [pixel[0] / 255 for pixel in first if isinstance(pixel, tuple)]
 
 
-def trainer_for(model: Any, directory: Path, **options: Any) -> Trainer:
+def trainer_for(model: Any, directory: Path, precision: str = "fp32", **options: Any) -> Trainer:
     opened = RunDirectory(directory)
     opened.write_record({"status": "running"})
     journal = Journal(opened, lambda *_, **__: None)
-    return Trainer(model, TrainingOptions(**options), journal, opened.checkpoints, keep_start_weights=True)
+    settings = TrainingOptions(**options)
+    return Trainer(model, settings, journal, opened.checkpoints, precision=precision, keep_start_weights=True)
 
 
 def test_raft_draws_from_pictures_and_its_reward_looks(
@@ -162,6 +163,22 @@ def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], pic
         weights.append(model.network.projector[0].weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(weights[0], weights[2], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tuner", [Projector(), Full()])
+def test_bf16_and_recomputed_activations(
+    vision: Callable[..., Any], pictures: dict[str, str], tmp_path: Path, tuner: Any
+):
+    samples = [Sample((Message("user", "<image> fox", (pictures["red"],)), Message("assistant", "jumps")), source="a")]
+    losses = []
+    for options in ({}, {"gradient_checkpointing": True}):
+        model = vision().prepare(tuner)
+        trainer = trainer_for(model, tmp_path / str(len(options)), precision="bf16", learning_rate=1e-2, **options)
+        sequences = encode(model, samples, Llava())[0]
+        check_model(trainer, sequences, packing=False)
+        trainer.plan(3)
+        losses.append(trainer.fit(sequences, epochs=3, first_step=0))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_sight(vision: Callable[..., Any], tmp_path: Path):

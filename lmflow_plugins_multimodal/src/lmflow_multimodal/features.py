@@ -38,10 +38,7 @@ class FeatureStore:
         """The model's further input for these pictures: rows of features, (len * tokens, width), in order."""
         if not references:
             return {}
-        keys = [self._ensure(reference) for reference in references]
-        if self._directory:
-            return StoredFeatures(self, keys)
-        return {FEATURES: torch.cat([self._held[key] for key in keys])}
+        return PictureFeatures(self, [self._ensure(reference) for reference in references])
 
     def load(self, key: str) -> Tensor:
         """Features of one picture, (tokens, width) float32."""
@@ -85,17 +82,17 @@ class FeatureStore:
         os.replace(partial, self._directory / f"{key}.npy")
 
 
-class StoredFeatures(Mapping[str, Tensor]):
-    """The input of some pictures, read from files when a batch is made."""
+class PictureFeatures(Mapping[str, Tensor]):
+    """The input of some pictures, put together when a batch is made: samples of one picture share its features."""
 
     def __init__(self, store: FeatureStore, keys: Sequence[str]) -> None:
         self._store = store
-        self.keys_of_pictures = list(keys)
+        self._pictures = list(keys)
 
     def __getitem__(self, name: str) -> Tensor:
         if name != FEATURES:
             raise KeyError(name)
-        return torch.cat([self._store.load(key) for key in self.keys_of_pictures])
+        return torch.cat([self._store.load(key) for key in self._pictures])
 
     def __iter__(self) -> Iterator[str]:
         return iter((FEATURES,))
