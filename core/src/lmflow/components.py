@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmflow.inference.completion import Completion, Prompt, Sampling
     from lmflow.journal import Journal
     from lmflow.models import LanguageModel
+    from lmflow.plugins import Plugins
     from lmflow.training.trainer import Trainer
 
 
@@ -206,6 +207,10 @@ class Inferencer(Component):
             some = prompts[start : start + PROMPTS_AT_A_TIME]
             yield from enumerate(self.generate(model, some, sampling, progress), start)
 
+    def figures(self) -> Mapping[str, float]:
+        """What it counted in all calls so far, by name, to stand among a run's metrics; the default counts nothing."""
+        return {}
+
     def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Yield one completion's text piece by piece; the default yields it whole."""
         [[completion]] = self.generate(model, [prompt], sampling)
@@ -246,3 +251,14 @@ class Reward(Component):
     @abstractmethod
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
         """One number per completion, higher is better; `samples[i]` is the prompt of `completions[i]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of a plugin's own, called as `lmflow NAME`; the core's commands keep their names."""
+
+    name: str
+    help: str
+    make: Callable[[Plugins, Sequence[str]], tuple[Callable[..., None], list[str]] | None]
+    """Given the plugins and the arguments after the name: a function for Typer to call, and the arguments left for it
+    to parse; None if help was all they asked for, and was shown."""

@@ -2,7 +2,7 @@
 
 A plugin is an installed distribution with an entry point in the group `lmflow` that names a module (or object).
 Functions in it marked `@hookimpl` are found by name. There are two sorts of hook: *offers*, plural nouns, return
-component classes; *events*, past tense, return nothing and change nothing.
+component classes (or commands); *events*, past tense, return nothing and change nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from lmflow.components import Aligner, Context, DataFormat, Evaluator, Inferencer, Model, Reward, Tuner
+    from lmflow.components import Aligner, Command, Context, DataFormat, Evaluator, Inferencer, Model, Reward, Tuner
     from lmflow.recipe import Recipe
 
 PROJECT = "lmflow"
@@ -67,6 +67,12 @@ def lmflow_rewards() -> Iterable[type[Reward]]:
 @hookspec
 def lmflow_evaluators() -> Iterable[type[Evaluator]]:
     """Ways to measure a model, chosen with `lmflow eval --evaluator` (perplexity, accuracy)."""
+    return ()
+
+
+@hookspec
+def lmflow_commands() -> Iterable[Command]:
+    """Commands beside the core's, called as `lmflow NAME`; found when called, so `lmflow --help` does not list them."""
     return ()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from lmflow import INTERFACE_VERSION, components, hookspecs
-from lmflow.components import Component
+from lmflow.components import Command, Component
 from lmflow.errors import PluginError
 
 GROUP = "lmflow"
@@ -93,6 +93,8 @@ class Plugins:
     broken: list[BrokenPlugin] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: _new_manager())
     _offers: dict[str, dict[str, list[Offer]]] = field(default_factory=dict)
+    commands: list[tuple[Command, str]] = field(default_factory=list)
+    """Commands of plugins, each with the distribution that offers it."""
     _silenced: set[tuple[str, str]] = field(default_factory=set)
 
     def offers(self, slot: str) -> Mapping[str, Sequence[Offer]]:
@@ -128,6 +130,14 @@ class Plugins:
             who = " and ".join(offer.distribution for offer in offers)
             raise PluginError(f"{slot} {reference} is offered by {who}; say which: {names}")
         return offers[0].component if offers else None
+
+    def find_command(self, name: str) -> Command | None:
+        """The plugins' command of that name, None if there is none. Raises PluginError if several offer it."""
+        found = [(command, distribution) for command, distribution in self.commands if command.name == name]
+        if len(found) > 1:
+            who = " and ".join(distribution for _, distribution in found)
+            raise PluginError(f"command {name} is offered by {who}; uninstall one of them")
+        return found[0][0] if found else None
 
     def emit(self, event: str, **values: Any) -> None:
         """Tell every plugin of an event. One that raises is reported once, by name, and not told again."""
@@ -173,6 +183,7 @@ def _load(plugins: Plugins, point: EntryPoint) -> None:
         plugins.manager.register(module, name=key)
         plugins.manager.check_pending()
         offered = list(_collect(plugins.manager, key))
+        commands = list(_collect_commands(plugins.manager, key))
     except (Exception, SystemExit) as error:
         if plugins.manager.has_plugin(key):
             plugins.manager.unregister(name=key)
@@ -180,6 +191,7 @@ def _load(plugins: Plugins, point: EntryPoint) -> None:
         plugins.broken.append(BrokenPlugin(distribution, name, version, reason, traceback.format_exc()))
         return
     plugins.loaded.append(Plugin(distribution, name, version))
+    plugins.commands += [(command, distribution) for command in commands]
     for slot, component in offered:
         plugins._offers.setdefault(slot, {}).setdefault(component.name, []).append(Offer(component, distribution))
 
@@ -196,6 +208,17 @@ def _collect(manager: pluggy.PluginManager, key: str) -> Iterator[tuple[str, typ
                 if not isinstance(getattr(component, "name", None), str):
                     raise TypeError(f"{slot.hook} offers {component.__name__}, which has no name")
                 yield slot.name, component
+
+
+def _collect_commands(manager: pluggy.PluginManager, key: str) -> Iterator[Command]:
+    """Commands the plugin just registered offers, checked."""
+    for implementation in manager.hook.lmflow_commands.get_hookimpls():
+        if implementation.plugin_name == key:
+            commands: Any = implementation.function()
+            for command in commands:
+                if not isinstance(command, Command):
+                    raise TypeError(f"lmflow_commands offers {command!r}, which is no Command")
+                yield command
 
 
 def check_interface(module: Any) -> None:

@@ -133,6 +133,7 @@ class Run:
         after = self.measure("after", trainer, model, data)
         self.compare(before, after)
         self.record["result"] = result.name
+        journal.metrics |= recipe.inferencer.figures()
         journal.metrics["tokens"] = trainer.tokens
         training_seconds = journal.seconds["training"]
         journal.metrics["tokens_per_second"] = trainer.tokens / training_seconds if training_seconds else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -124,14 +125,17 @@ class LookupProposer:
     Nothing is computed for it, so it suits answers that repeat their prompt: extracts, corrections, code.
     """
 
-    def __init__(self, rows: Sequence[Row], longest: int) -> None:
+    def __init__(self, rows: Sequence[Row], longest: int, never: Sequence[int] = ()) -> None:
         self._indices = [NgramIndex(longest) for _ in rows]
+        self._never = frozenset(never)
 
     def propose(self, rows: Sequence[Row], limits: Sequence[int]) -> Proposal:
         """What followed the latest earlier place of each row's last tokens."""
         tokens = []
         for row, index, limit in zip(rows, self._indices, limits, strict=True):
             found = index.following(row.history, limit) if limit > 0 else []
+            # A prompt may hold tokens that stand for other inputs, which the model can neither draw nor read again.
+            found = list(takewhile(lambda token: token not in self._never, found))
             tokens.append(found[: _worthwhile(row, len(found))])
         return Proposal(tokens)
 

@@ -123,7 +123,7 @@ class Speculation:
         logits = target.prefill(prompts, self._sampling.n)
         proposer: Proposer
         if self._plan.draft is None:
-            proposer = LookupProposer(rows, self._plan.lookup)
+            proposer = LookupProposer(rows, self._plan.lookup, self._model.never_drawn)
         else:
             proposer = DraftProposer(self._plan.draft, logits.shape[-1], self.rules, self._sampling, self._statistics)
             proposer.prefill(prompts, self._sampling.n)

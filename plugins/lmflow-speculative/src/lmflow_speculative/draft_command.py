@@ -1,0 +1,257 @@
+"""`lmflow draft`: train a draft for a target, on the target's own samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmflow.cli.help import recipe_help
+from lmflow.cli.inference import TRAINING_ONLY, make_progress, resolve_for_use
+from lmflow.cli.options import Scanned, scan
+from lmflow.cli.run import show_own_warnings
+from lmflow.data.reading import load_dataset
+from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
+from lmflow.generation import Framing, frame, read_prompts
+from lmflow.inference.completion import Sampling
+from lmflow.journal import Journal
+from lmflow.plugins import Plugins
+from lmflow.recipe import Scope, model_from_reference
+from lmflow.training.options import TrainingOptions
+from lmflow_speculative.options import DraftOptions
+from lmflow_speculative.speculative import Speculative
+
+if TYPE_CHECKING:
+    from lmflow.data.sample import Sample
+    from lmflow.inference.completion import Completion, Prompt
+    from lmflow.models import LanguageModel
+
+RECORD = "draft.json"
+FIXED = {"--output": True, "--from": True, "--raw": False, "--overwrite": False, "--quiet": False, "--json": False}
+SCOPE = Scope(
+    "draft",
+    ("model", "context", "data", "inferencer"),
+    {"draft": DraftOptions, "sampling": Sampling, "training": TrainingOptions},
+    preferred={"sampling.n": 4, "training.learning_rate": 2e-3, "training.batch_size": 16, "training.epochs": 3.0},
+    hidden=(*TRAINING_ONLY, "training.checkpoint_every", "training.keep_checkpoints", "training.evaluate_every"),
+)
+HELP = (
+    ("--output DIR", "Where to write the draft, a model directory."),
+    ("--from MODEL", "Train this model (directory, run, component) instead of a new one."),
+    ("--raw", "Prompts as they are, without the chat template."),
+    ("--overwrite", "Replace the draft in --output."),
+    ("--quiet", "Show no progress."),
+    ("--json", "Print one JSON object on standard output, and nothing else."),
+    ("--debug", "Show tracebacks."),
+)
+ABOUT = (
+    "Train a draft model for --inferencer speculative: the target --model answers the prompts of --data.path, and a "
+    "small Llama with its tokenizer learns the target's probabilities on those answers."
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The command's own options."""
+
+    output: Path
+    start: str | None
+    raw: bool
+    overwrite: bool
+    quiet: bool
+    as_json: bool
+
+
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+    """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
+    scanned = scan(arguments, plugins, FIXED, SCOPE)
+    if scanned.wants_help:
+        usage = "lmflow draft --model TARGET --data.path PROMPTS --output DIR [OPTIONS]"
+        sys.stdout.write(recipe_help(usage, ABOUT, HELP, scanned, plugins, SCOPE))
+        return None
+
+    def draft(
+        *,
+        output: Annotated[Path | None, typer.Option("--output")] = None,
+        start: Annotated[str | None, typer.Option("--from")] = None,
+        raw: Annotated[bool, typer.Option("--raw")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
+        as_json: Annotated[bool, typer.Option("--json")] = False,
+    ) -> None:
+        """Train a draft."""
+        if output is None:
+            raise RecipeError([*scanned.problems, "--output: needed, the directory for the draft"])
+        carry_out(plugins, scanned, Wish(output, start, raw, overwrite, quiet, as_json))
+
+    return draft, scanned.rest
+
+
+def carry_out(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
+    """Check everything, train, write, and say what came of it."""
+    parts = resolve_for_use(scanned, plugins, SCOPE)
+    if parts["data"] is None:
+        raise RecipeError(
+            ["--data.path: needed, the prompts the target is to answer (or --data NAME of embedded data)"]
+        )
+    check_output(wish)
+    display = make_progress(quiet=wish.quiet or wish.as_json)
+    journal = Journal(None, plugins.emit, display)
+    try:
+        with warnings.catch_warnings(), journal.listening():
+            show_own_warnings(display)
+            record = train_draft(plugins, parts, wish, journal)
+    finally:
+        display.close()
+    if wish.as_json:
+        sys.stdout.write(json.dumps({"directory": str(wish.output), **record}) + "\n")
+    elif not wish.quiet:
+        sys.stdout.write(
+            f"{wish.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts it "
+            f"was not trained on {record['acceptance_rate']:.0%} of its proposals are accepted, "
+            f"{record['tokens_per_target_pass']:.2f} tokens per target pass\n"
+            f"Use it with --inferencer speculative --inferencer.draft {wish.output}\n"
+        )
+
+
+def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, journal: Journal) -> dict[str, Any]:
+    """Sample from the target, train the draft, measure and write it; returns what draft.json holds."""
+    from lmflow.training.precision import DTYPES, choose_device, choose_precision
+    from lmflow.training.trainer import Trainer
+    from lmflow_speculative.distilling import as_sequences, distillation_from
+    from lmflow_speculative.drafting import check_vocabularies
+
+    training, sampling = parts["training"], parts["sampling"]
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    with journal.phase(f"loading model {parts['model'].name}"):
+        target = parts["model"].load(DTYPES[precision], device, parts["context"])
+        draft = begin_draft(plugins, target, parts["draft"], wish.start, training.seed, device)
+    check_vocabularies(draft, target)
+    samples = read_samples(parts["data"], plugins, wish.raw, training.seed)
+    prompts = usable_prompts(target, draft, samples, sampling, journal)
+    count = min(parts["draft"].heldout_prompts, max(1, len(prompts) // 10))
+    heldout, prompts = prompts[:count], prompts[count:]
+    drawn = answer(target, prompts, parts["inferencer"], sampling, journal)
+    sequences = as_sequences(prompts, drawn)
+    trainer = Trainer(draft, training, journal, wish.output / "checkpoints", precision=precision)
+    steps = training.max_steps or trainer.steps_for(len(sequences), training.epochs)
+    trainer.plan(steps)
+    loss = trainer.fit(
+        sequences, epochs=training.epochs, first_step=0, checkpoints=False, objective=distillation_from(target)
+    )
+    draft.module.eval()
+    measured = Speculative().using(draft)
+    with journal.phase("measuring", len(heldout)):
+        measured.generate(target, heldout, sampling.model_copy(update={"n": 1}), lambda _: journal.check_stop())
+    record = {
+        "target": target.source,
+        "target_parameters": sum(p.numel() for p in target.module.parameters()),
+        "parameters": sum(p.numel() for p in draft.module.parameters()),
+        "sampling": sampling.model_dump(mode="json"),
+        "prompts": len(prompts),
+        "tokens": sum(len(completion.ids) for row in drawn for completion in row),
+        "steps": steps,
+        "mean_divergence": loss,
+        "heldout_prompts": len(heldout),
+        **measured.figures(),
+        "acceptance": [round(share, 4) for share in measured.statistics.acceptance],
+    }
+    write(draft, wish.output, record)
+    return record
+
+
+def begin_draft(
+    plugins: Plugins, target: LanguageModel, options: DraftOptions, start: str | None, seed: int, device: str
+) -> LanguageModel:
+    """The model to train, in float32: a new one, or the one `start` means."""
+    from lmflow_speculative.distilling import build_draft
+
+    if start is None:
+        return build_draft(target, options, seed)
+    try:
+        return model_from_reference(plugins, start).load("float32", device)
+    except RecipeError as error:
+        raise RecipeError([f"--from: {problem.removeprefix('--model: ')}" for problem in error.problems]) from None
+
+
+def read_samples(data: Any, plugins: Plugins, raw: bool, seed: int) -> list[Sample]:
+    """The prompts of the data, shuffled; of embedded data its training part."""
+    import random
+
+    framing = Framing(raw=raw)
+    if data.path is not None:
+        samples = read_prompts(data, plugins.classes("data"), framing)
+    else:
+        dataset, _ = load_dataset(data, plugins.classes("data"), seed)
+        samples = [frame(sample, framing) for sample in dataset.train]
+    return random.Random(seed).sample(samples, len(samples))
+
+
+def usable_prompts(
+    target: LanguageModel, draft: LanguageModel, samples: Sequence[Sample], sampling: Sampling, journal: Journal
+) -> list[Prompt]:
+    """The prompts with room for an answer in both models. Raises DataError where fewer than two are left."""
+    limits = [model.context_length for model in (target, draft) if model.context_length is not None]
+    longest = min(limits) - sampling.max_new_tokens if limits else None
+    prompts = [target.encode_prompt(sample) for sample in samples]
+    usable = [prompt for prompt in prompts if len(prompt.ids) and (longest is None or len(prompt.ids) <= longest)]
+    if len(usable) < 2:
+        raise DataError(
+            f"{len(usable)} of {len(prompts)} prompts have a token and leave room for {sampling.max_new_tokens} more "
+            f"in a context of {min(limits, default=0)}; two are needed. Shorten "
+            "--sampling.max_new_tokens, or give others."
+        )
+    if len(usable) < len(prompts):
+        journal.note(
+            f"{len(prompts) - len(usable):,} of {len(prompts):,} prompts leave no room for an answer: left out"
+        )
+    return usable
+
+
+def answer(
+    target: LanguageModel, prompts: Sequence[Prompt], inferencer: Any, sampling: Sampling, journal: Journal
+) -> list[list[Completion]]:
+    """The target's completions, `sampling.n` for each prompt."""
+    drawn: dict[int, list[Completion]] = {}
+    with journal.phase("sampling from the target", len(prompts)):
+        for index, completions in inferencer.generate_each(target, prompts, sampling, lambda _: journal.check_stop()):
+            drawn[index] = completions
+            journal.advance()
+    return [drawn[index] for index in range(len(prompts))]
+
+
+def check_output(wish: Wish) -> None:
+    """Raise RunDirectoryError where --output holds anything but a draft that may be replaced."""
+    path = wish.output
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / RECORD).is_file():
+        raise RunDirectoryError(f"--output {path}: it holds something that is no draft; choose another directory")
+    if not wish.overwrite:
+        raise RunDirectoryError(f"--output {path}: it holds a draft already; replace it with --overwrite")
+
+
+def write(draft: LanguageModel, output: Path, record: dict[str, Any]) -> None:
+    """Write the model directory, complete or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        draft.save(partial)
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise LmflowError(f"--output {output}: the draft could not be written: {error}") from error

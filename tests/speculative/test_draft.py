@@ -1,0 +1,133 @@
+"""`lmflow draft`: what is built, what is minimised, and the directory it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lmflow.cli.app import run_app
+from lmflow.data.batches import collate
+from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
+from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow_speculative.distilling import as_sequences, build_draft, distillation_from, divergence
+from lmflow_speculative.options import DraftOptions
+from lmflow_speculative.speculative import Speculative
+
+
+def test_divergence_worked_by_hand():
+    # KL((.5, .5) || (.25, .75)) = .5 ln 2 + .5 ln(2/3) = .1438; and of two equal rows 0.
+    p, q = torch.tensor([[0.5, 0.5], [0.2, 0.8]]).log(), torch.tensor([[0.25, 0.75], [0.2, 0.8]]).log()
+    assert divergence(p, q).item() == pytest.approx(0.143841, abs=1e-5)
+    spare = torch.nn.functional.pad(q, (0, 3), value=-50.0)
+    assert divergence(p, spare).item() == pytest.approx(0.143841, abs=1e-5)
+
+
+def test_the_objective_looks_at_completions_alone(make_model):
+    target, draft = make_model(), make_model(near=1)
+    prompts = [Prompt([5, 6, 7]), Prompt([8])]
+    drawn = [[Completion((9, 10), "", (0.0, 0.0), "length")], [Completion((11, 1), "", (0.0, 0.0), "eos")]]
+    sequences = as_sequences(prompts, drawn)
+    assert [list(each.trained) for each in sequences] == [[False] * 3 + [True] * 2, [False, True, True]]
+    batch = collate(sequences, 2)
+    got = distillation_from(target)(draft.module, draft.module, batch)
+    wanted = 0.0
+    for ids, places in (([5, 6, 7, 9, 10], (2, 3)), ([8, 11, 1], (0, 1))):
+        p, q = (model.module(torch.tensor([ids])).logits[0].log_softmax(-1) for model in (target, draft))
+        wanted += sum((p[i].exp() * (p[i] - q[i])).sum().item() for i in places)
+    assert got.item() == pytest.approx(wanted, rel=1e-3)
+    assert distillation_from(target)(target.module, target.module, batch).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_new_draft_has_the_targets_tokenizer_context_and_embeddings(make_model):
+    target = make_model()
+    draft = build_draft(target, DraftOptions(), seed=0)
+    assert draft.tokenizer is target.tokenizer
+    assert draft.context_length == target.context_length
+    assert draft.end_ids == target.end_ids
+    assert draft.module.config.num_hidden_layers == 1
+    assert torch.equal(draft.module.get_input_embeddings().weight, target.module.get_input_embeddings().weight)
+    assert torch.equal(draft.module.get_output_embeddings().weight, target.module.get_output_embeddings().weight)
+    small = build_draft(target, DraftOptions(hidden=64, layers=2), seed=0)
+    assert (small.module.config.hidden_size, small.module.config.num_hidden_layers) == (64, 2)
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text(
+        "".join(
+            f"the quick brown fox {word}\n" for word in ["jumps", "over", "the", "lazy", "dog", "and", "then", "stops"]
+        )
+    )
+    return path
+
+
+SMALL = ["--sampling.max_new_tokens", "12", "--sampling.n", "2", "--quiet"]
+
+
+def test_it_writes_a_directory_that_transformers_loads(
+    model_directory, prompt_file, tmp_path, capsys, tiny_model, prompts
+):
+    output = tmp_path / "draft"
+    asked = ["draft", "--model", str(model_directory), "--data.path", str(prompt_file), "--output", str(output), *SMALL]
+    assert run_app([*asked, "--training.max_steps", "4", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = json.loads((output / "draft.json").read_text())
+    assert printed == {"directory": str(output), **record}
+    assert record["prompts"] == 7
+    assert record["heldout_prompts"] == 1
+    assert 0 <= record["acceptance_rate"] <= 1
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    module = AutoModelForCausalLM.from_pretrained(output)
+    assert module.config.model_type == "llama"
+    assert sum(p.numel() for p in module.parameters()) == record["parameters"]
+    assert AutoTokenizer.from_pretrained(output).get_vocab() == tiny_model.tokenizer.get_vocab()
+    inferencer = Speculative(draft=str(output))
+    inferencer.generate(tiny_model, prompts[:2], Sampling(max_new_tokens=6))
+    assert inferencer.statistics.draft.count
+
+    with pytest.raises(RunDirectoryError, match="holds a draft already"):
+        run_app(asked)
+    again = [*asked, "--overwrite", "--from", str(output), "--training.max_steps", "1"]
+    assert run_app(again) == 0
+    assert (output / "draft.json").is_file()
+
+
+def test_training_raises_acceptance(tiny_model, model_directory, prompt_file, tmp_path, capsys):
+    """A random target is hard to learn on unseen prompts, but the divergence on its samples falls."""
+    losses = []
+    for steps in ("1", "40"):
+        output = tmp_path / steps
+        asked = ["draft", "--model", str(model_directory), "--data.path", str(prompt_file), "--output", str(output)]
+        run_app([*asked, *SMALL, "--training.max_steps", steps, "--json"])
+        losses.append(json.loads(capsys.readouterr().out)["mean_divergence"])
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--output", "DIR"], RecipeError, r"--data\.path: needed"),
+        (["--data.path", "FILE"], RecipeError, "--output: needed"),
+        (["--data.path", "FILE", "--output", "DIR", "--from", "nonsense"], RecipeError, "--from: no model is called"),
+        (["--data.path", "FILE", "--output", "DIR", "--sampling.max_new_tokens", "255"], DataError, "0 of 8 prompts"),
+        (["--data.path", "FILE", "--output", "HOME"], RunDirectoryError, "holds something that is no draft"),
+        (["--data.path", "FILE", "--output", "DIR", "--draft.hiden", "3"], RecipeError, "did you mean"),
+        (["--data.path", "FILE", "--output", "DIR", "--draft.hidden", "33"], RecipeError, "multiple of 32"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(words, error, message, model_directory, prompt_file, tmp_path):
+    places = {"DIR": str(tmp_path / "draft"), "FILE": str(prompt_file), "HOME": str(prompt_file.parent)}
+    with pytest.raises(error, match=message):
+        run_app(["draft", "--model", str(model_directory), "--quiet", *(places.get(word, word) for word in words)])
+    assert not (tmp_path / "draft").exists()
+
+
+def test_a_start_with_another_tokenizer_is_refused(model_directory, prompt_file, tmp_path):
+    asked = ["draft", "--model", str(model_directory), "--data.path", str(prompt_file), "--output", str(tmp_path / "d")]
+    with pytest.raises(LmflowError, match="different vocabularies"):
+        run_app([*asked, "--from", "demo", *SMALL])
