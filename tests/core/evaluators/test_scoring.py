@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from lmflow.data.sample import TokenSequence
-from lmflow.errors import DataError
 from lmflow.evaluators.scoring import Window, token_losses, windows_of
 from lmflow.journal import Journal
 
@@ -97,7 +96,16 @@ def test_stays_within_the_models_mode(make_llama: Callable[..., Any], tiny_model
     assert tiny_model.module.training
 
 
-def test_a_sequence_with_images_is_not_cut(tiny_model: Any, journal: Journal) -> None:
-    sequence = TokenSequence([5] * 10, [True] * 10, "photos:3", {"pixel_values": torch.zeros(1, 3)})
-    with pytest.raises(DataError, match="photos:3: it has 10 tokens, more than the window of 4"):
-        token_losses(tiny_model, [sequence], 4, 4, 100, journal)
+def test_tokens_beyond_the_vocabulary_are_no_targets(tiny_model: Any, journal: Journal) -> None:
+    """They stand for other inputs: the model maps them before its embeddings, here to token 0."""
+    network = tiny_model.module
+    original = network.forward
+
+    def forward(input_ids: Any, **inputs: Any) -> Any:
+        return original(input_ids=input_ids.masked_fill(input_ids >= network.config.vocab_size, 0), **inputs)
+
+    network.forward = forward
+    beyond = network.config.vocab_size
+    [loss] = token_losses(tiny_model, [TokenSequence([5, beyond, beyond, 8], [True] * 4)], None, 1, 100, journal)
+    [plain] = token_losses(tiny_model, [TokenSequence([5, 0, 0, 8], [True] * 4)], None, 1, 100, journal)
+    assert loss.tolist() == pytest.approx([0.0, 0.0, float(plain[2])])

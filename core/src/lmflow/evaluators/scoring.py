@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from lmflow.data.sample import TokenSequence
-from lmflow.errors import DataError
 from lmflow.inference.completion import Prompt
 from lmflow.inference.decoder import concatenate_extras, eval_mode
 from lmflow.journal import Journal
 from lmflow.models import LanguageModel
+
+IGNORED = -100
+"""What cross_entropy takes for no target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,12 @@ def token_losses(
     """Negative log-likelihood in nats of each token but the first: one float32 tensor (T - 1,) per sequence of T.
 
     `window` None reads each sequence whole. Rows of a batch are padded on the right, where a causal model does not
-    look, and hold at most `batch_tokens` tokens, padding included. Raises DataError for a sequence with images that is
-    longer than the window, because it cannot be cut.
+    look, and hold at most `batch_tokens` tokens, padding included. Tokens beyond the vocabulary, which stand for other
+    inputs such as images and are no targets, have the loss 0.
     """
     losses = [torch.empty(max(len(each) - 1, 0)) for each in sequences]
     windows: list[Window] = []
     for number, sequence in enumerate(sequences):
-        if sequence.extras and window is not None and len(sequence) - 1 > window:
-            raise DataError(
-                f"{sequence.source}: it has {len(sequence):,} tokens, more than the window of {window:,}, and cannot "
-                "be cut, for it holds images"
-            )
         widest = len(sequence) if window is None else window
         windows += windows_of(number, len(sequence), widest, stride if window is not None else widest)
     order = sorted(windows, key=len)
@@ -94,13 +91,12 @@ def _batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Wind
 
 
 def _losses_of(model: LanguageModel, sequences: Sequence[TokenSequence], batch: Sequence[Window]) -> Iterator[Tensor]:
+    read = [sequence.cut(window.begin, window.end) for sequence, window in zip(sequences, batch)]
     width = max(len(window) for window in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, (sequence, window) in enumerate(zip(sequences, batch)):
-        ids[row, : len(window)] = torch.tensor(sequence.ids[window.begin : window.end])
-    inputs: dict[str, Any] = dict(
-        concatenate_extras([Prompt(each.ids, each.extras) for each in sequences], model.device)
-    )
+    for row, piece in enumerate(read):
+        ids[row, : len(piece)] = torch.tensor(piece.ids)
+    inputs: dict[str, Any] = dict(concatenate_extras([Prompt(each.ids, each.extras) for each in read], model.device))
     lengths = torch.tensor([len(window) for window in batch])
     if int(lengths.min()) < width:
         inputs["attention_mask"] = (torch.arange(width) < lengths.unsqueeze(-1)).long().to(model.device)
@@ -114,4 +110,7 @@ def _losses_of(model: LanguageModel, sequences: Sequence[TokenSequence], batch: 
     for row, (sequence, window) in enumerate(zip(sequences, batch)):
         at = slice(window.first - 1 - window.begin - skipped, len(window) - skipped)
         targets = torch.tensor(sequence.ids[window.first : window.end + 1], device=model.device)
-        yield torch.nn.functional.cross_entropy(logits[row, at].float(), targets, reduction="none").cpu()
+        targets = targets.masked_fill(targets >= logits.shape[-1], IGNORED)
+        yield torch.nn.functional.cross_entropy(
+            logits[row, at].float(), targets, reduction="none", ignore_index=IGNORED
+        ).cpu()
