@@ -145,6 +145,37 @@ def test_generating_equals_reading_everything_again(vision: Load, pictures: dict
     assert seen == [True, False, False, False]
 
 
+def test_the_image_token_is_neither_drawn_nor_proposed(
+    vision: Load,
+    pictures: dict[str, str],
+    make_llama: Callable[..., Any],
+    make_tokenizer: Callable[..., Any],
+    tmp_path: Path,
+):
+    """Also where the language model's head has spare rows, and where a look back finds it in the prompt."""
+    from lmflow_speculative.speculative import Speculative
+
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    spare = make_llama(len(tokenizer) + 5)
+    spare.save_pretrained(tmp_path)
+    model = vision(language_model=str(tmp_path))
+    assert model.network.image_id == len(tokenizer)
+    with torch.no_grad():
+        model.network.get_output_embeddings().weight[model.network.image_id] *= 100
+    text = "".join(f"{letter}<image>" for letter in "abcdefghijklmnopqrstuvwxyz")
+    prompt = model.encode_prompt(Sample((Message("user", text, (pictures["red"],) * 26),)))
+    hot = Sampling(temperature=3.0, n=8, max_new_tokens=30)
+    for inferencer in (HuggingFace(), Speculative()):
+        [drawn] = inferencer.generate(model, [prompt], hot)
+        assert not any(model.network.image_id in completion.ids for completion in drawn)
+    greedy = Sampling(temperature=0, max_new_tokens=20)
+    assert (
+        Speculative().generate(model, [prompt], greedy)[0][0].ids
+        == HuggingFace().generate(model, [prompt], greedy)[0][0].ids
+    )
+
+
 def test_marks_and_pictures_must_agree(vision: Load, pictures: dict[str, str]):
     model = vision()
     with pytest.raises(DataError, match="it:1: 2 <image> in the text and 1 pictures"):

@@ -71,6 +71,11 @@ class VisionLanguageModel(LanguageModel):
 
     # Tokens
 
+    @property
+    def never_drawn(self) -> tuple[int, ...]:
+        """Padding and the image token, which may have a spare row in the language model's head."""
+        return (*super().never_drawn, self.network.image_id)
+
     def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
         """Tokenise a sample with its pictures; see `LanguageModel.encode`.
 

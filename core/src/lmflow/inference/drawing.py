@@ -214,8 +214,7 @@ class Rules:
         self._model = model
         self._sampling = sampling
         self._end_ids = torch.tensor(model.end_ids, dtype=torch.long, device=model.device)
-        pad = model.tokenizer.pad_token_id
-        self._never = [] if pad is None or pad in model.end_ids else [pad]
+        self._never = model.never_drawn
 
     def draw(self, batch: Batch, logits: Tensor) -> int:
         """Draw the next token of every row from logits (R, V); how many of the rows were unfinished."""
