@@ -39,7 +39,7 @@ class PythonFunction(Reward):
 
 
 def record_of(sample: Sample) -> dict[str, Any]:
-    """The record as read; the sample's pictures, if it has any, are in `images` as paths that can be opened from here."""
+    """The record as read; the sample's pictures, if it has any, are in `images` as paths from here."""
     return {**sample.record, "images": list(sample.images)} if sample.images else dict(sample.record)
 
 
