@@ -24,7 +24,7 @@ ROWS = "rows.jsonl"
 def measure(
     model: LanguageModel, evaluator: Evaluator, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """What the evaluator found, and a record of it: evaluator with options, records, metrics, notes, seconds."""
+    """What the evaluator found, and a record of it: its options, the metrics, what the inferencer counted, versions."""
     from lmflow.run import versions
 
     started = time.perf_counter()
@@ -33,6 +33,7 @@ def measure(
         "evaluator": {"name": evaluator.name, **evaluator.model_dump(mode="json")},
         "records": len(samples),
         "metrics": dict(evaluation.metrics),
+        "inferencer_figures": dict(inferencer.figures()),
         "notes": list(journal.notes),
         "seconds": round(time.perf_counter() - started, 3),
         "versions": versions(),

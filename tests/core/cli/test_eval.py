@@ -60,6 +60,7 @@ def test_json_is_all_there_is(evaluate: Call, records: Path) -> None:
     assert result["data"]["path"] == str(records)
     assert "packing" not in result["data"]
     assert result["versions"]["torch"]
+    assert result["inferencer_figures"] == {}
 
 
 def test_output_directory(evaluate: Call, records: Path, tmp_path: Path) -> None:

@@ -86,6 +86,12 @@ def test_file_to_standard_output_in_order(generate: Call, prompts: Path) -> None
     assert "generating (0 of 12)" in done.err
 
 
+def test_what_the_inferencer_counted_is_said(generate: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HuggingFace, "figures", lambda self: {"passes": 12, "acceptance": 0.8333333})
+    assert generate("--prompt", "the fox").err.endswith("passes 12  acceptance 0.8333\n")
+    assert "passes" not in generate("--prompt", "the fox", "--quiet").err
+
+
 def test_records_of_any_format(generate: Call, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text('[{"instruction": "jump", "input": "", "output": "over"}]')

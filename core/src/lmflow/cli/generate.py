@@ -37,7 +37,7 @@ from lmflow.generation import (
     report_refused,
     stream,
 )
-from lmflow.human_formats import duration
+from lmflow.human_formats import duration, number
 from lmflow.journal import Journal
 from lmflow.opening import open_model
 from lmflow.plugins import Plugins, load_plugins
@@ -144,6 +144,8 @@ def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
         with warnings.catch_warnings():
             show_own_warnings(display)
             work(parts, samples, file, Journal(None, plugins.emit, display), display)
+            if figures := parts["inferencer"].figures():
+                display.note("  ".join(f"{name} {number(value)}" for name, value in figures.items()))
     finally:
         display.close()
 
@@ -188,8 +190,8 @@ def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inference
             sys.stdout.write("\n")
         return
     for record in complete(model, {0: sample}, inferencer, sampling):
-        for number, completion in enumerate(record["completions"], 1):
-            sys.stdout.write(f"[{number}] {completion['text']}\n")
+        for place, completion in enumerate(record["completions"], 1):
+            sys.stdout.write(f"[{place}] {completion['text']}\n")
 
 
 def print_records(records: Iterable[dict[str, Any]], journal: Journal) -> None:
