@@ -76,6 +76,8 @@ def test_the_documented_commands_run(place: Path, capsys: pytest.CaptureFixture[
     assert (first["result"], second["result"]) == ("model", "adapter")
     assert first["metrics"]["generic_loss_after"] == first["metrics"]["generic_loss_before"]  # text is untouched
     assert first["metrics"]["trainable_parameters"] < second["metrics"]["trainable_parameters"]
+    # The second stage begins with what the first one learnt.
+    assert second["metrics"]["eval_loss_before"] == pytest.approx(first["metrics"]["eval_loss_after"], rel=1e-5)
     before = model_from_reference(load_plugins(), "sight").load("float32", "cpu")
     assert torch.equal(
         before.network.language_model.lm_head.weight,  # type: ignore[attr-defined]

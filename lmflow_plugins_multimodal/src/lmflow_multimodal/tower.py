@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +173,8 @@ def from_open_clip(name: str, checkpoint: str, seed: int) -> tuple[nn.Module, Ma
         config = {"model_cfg": open_clip.get_model_config(name)}
         return build_visual(config, seed), config["model_cfg"], {}
     try:
-        whole = open_clip.create_model(name, pretrained=checkpoint)
+        with no_log():
+            whole = open_clip.create_model(name, pretrained=checkpoint)
     except Exception as error:  # downloads and unpickling fail in many ways
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise LmflowError(
@@ -193,13 +196,27 @@ def load_visual(visual: nn.Module, file: Path) -> None:
     if not file.is_file():
         raise LmflowError(f"model.checkpoint: {file} does not exist.")
     try:
-        state = load_state_dict(str(file))
+        with no_log():
+            state = load_state_dict(str(file))
         inner = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
         visual.load_state_dict(inner or state)
     except Exception as error:  # the file may be anything
         raise LmflowError(
             f"model.checkpoint: {file} holds no weights of this tower: {str(error).splitlines()[0]}"
         ) from error
+
+
+@contextmanager
+def no_log() -> Iterator[None]:
+    """Keep open_clip's log, which it writes to the root logger, off the terminal: what matters in it is also raised."""
+    root = logging.getLogger()
+    handlers, disabled = root.handlers[:], root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
 
 
 def weights_in(directory: Path) -> Path:
