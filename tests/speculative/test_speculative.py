@@ -285,3 +285,9 @@ def test_broken_weights_are_an_error(make_model, prompts):
 
 def test_no_prompts_no_completions(inferencer, pair):
     assert inferencer.generate(pair[0], [], Sampling()) == []
+
+
+def test_dynamic_positions_are_refused(make_model, prompts):
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    with pytest.raises(LmflowError, match="dynamic RoPE"):
+        Speculative().generate(make_model(rope_parameters=rope), prompts[:1], Sampling())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.inference.completion import Prompt
+from lmflow.models import dynamic_factor
 
 if TYPE_CHECKING:
     from lmflow.models import LanguageModel
@@ -42,6 +43,19 @@ def check_vocabularies(draft: LanguageModel, target: LanguageModel) -> None:
         f"is {_shown(ours.get(number))} in the draft and {_shown(theirs.get(number))} in the model. Proposals are "
         "token numbers, so a draft needs the model's own tokenizer; lmflow draft trains one that has it."
     )
+
+
+def check_positions(target: LanguageModel) -> None:
+    """Raise LmflowError for dynamic RoPE, whose angles follow the longest text read so far.
+
+    A block read at once then has other keys than its tokens one by one, and refused proposals would leave traces.
+    """
+    config: Any = target.module.config
+    if dynamic_factor(config.get_text_config()) > 1:
+        raise LmflowError(
+            "Inferencer speculative is exact only where a token's position does not depend on those after it, and this "
+            "model has dynamic RoPE. Use --inferencer hf, or another --context (yarn, ntk)."
+        )
 
 
 def check_prompts(draft: LanguageModel, prompts: Sequence[Prompt]) -> None:

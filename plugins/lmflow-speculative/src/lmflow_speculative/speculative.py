@@ -131,10 +131,11 @@ class Speculative(Inferencer):
 
     def _plan(self, model: LanguageModel, prompts: Sequence[Prompt]) -> Plan:
         """How to propose for these prompts."""
-        from lmflow_speculative.drafting import check_prompts, check_vocabularies, relative_cost
+        from lmflow_speculative.drafting import check_positions, check_prompts, check_vocabularies, relative_cost
         from lmflow_speculative.lengths import AdaptedLength, FixedLength
         from lmflow_speculative.speculation import Plan
 
+        check_positions(model)
         draft = self._given if self.draft is None else self._load(self.draft, model)
         if draft is not None:
             if model.tokenizer not in self._agreeing:
