@@ -197,8 +197,10 @@ def combinations() -> list[dict[str, str]]:
     found = []
     plugins = load_plugins()
     for slot in RECIPE_SLOTS:
-        for name in plugins.offers(slot):
-            found.append({slot: name, **required.get(slot, {}).get(name, {})})
+        for name, offers in plugins.offers(slot).items():
+            named = {slot: name} | {need.slot: need.names[0] for need in offers[0].component.needs if need.names}
+            further = [required.get(each, {}).get(chosen, {}) for each, chosen in named.items()]
+            found.append({key: value for part in (named, *further) for key, value in part.items()})
     return found
 
 
