@@ -49,13 +49,27 @@ def test_the_adapted_length_is_the_best_by_enumeration():
 
 def test_adaptation_learns_the_share_kept():
     length = AdaptedLength(0.1)
-    assert length.rate == PRIOR
-    length.learn(4, 1)  # the first kept, the second refused: two judged
-    assert length.rate == pytest.approx((PRIOR * WEIGHT * MEMORY + 1) / (WEIGHT * MEMORY + 2))
+    assert length.rate == pytest.approx(PRIOR)
+    assert length.chance(0.3) == pytest.approx(0.3)  # taken at its word at first
+    length.learn([0.9, 0.5, 0.5, 0.5], 1)  # the first kept, the second refused: two judged
+    judged, refused = WEIGHT * MEMORY + 2, (1 - PRIOR) * WEIGHT * MEMORY + 1
+    feared = (1 - PRIOR) * WEIGHT * MEMORY + 0.1 + 0.5
+    assert length.rate == pytest.approx(1 - refused / judged)
+    assert length.chance(0.8) == pytest.approx(1 - 0.2 * refused / feared)
     before = length.rate
-    length.learn(0, 0)
+    length.learn([], 0)
     assert length.rate == before
     assert FixedLength().goes_on([0.0] * 50)
+
+
+def test_doubt_is_scaled_to_what_is_refused():
+    """A proposer that is too modest is found to be right, one that is too sure to be wrong."""
+    modest, sure = AdaptedLength(0.1), AdaptedLength(0.1)
+    for _ in range(60):
+        modest.learn([0.2, 0.2], 2)
+        sure.learn([0.95], 0)
+    assert modest.chance(0.2) > 0.95
+    assert sure.chance(0.95) < 0.05
 
 
 def test_figures_worked_by_hand():

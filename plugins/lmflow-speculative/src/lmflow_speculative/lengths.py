@@ -11,13 +11,15 @@ PRIOR, WEIGHT, MEMORY = 0.8, 4.0, 0.95
 class FixedLength:
     """Always as many proposals as allowed."""
 
-    rate = 1.0
+    def chance(self, confidence: float) -> float:
+        """Probability that a proposal made with this confidence is kept, if those before it are."""
+        return 1.0
 
     def goes_on(self, kept: Sequence[float]) -> bool:
         """Whether to propose another token after those that are kept with the probabilities `kept`."""
         return True
 
-    def learn(self, proposed: int, accepted: int) -> None:
+    def learn(self, confidences: Sequence[float], accepted: int) -> None:
         """Take note of what became of a block."""
 
 
@@ -31,7 +33,16 @@ class AdaptedLength:
 
     def __init__(self, cost: float) -> None:
         self._cost = cost
-        self._kept, self._judged = PRIOR * WEIGHT, WEIGHT
+        self._judged = WEIGHT
+        self._refused = self._feared = (1 - PRIOR) * WEIGHT
+
+    def chance(self, confidence: float) -> float:
+        """Probability that a proposal made with this confidence is kept, if those before it are.
+
+        What the proposer gives its token is rarely what the target thinks of it, so its doubt, one minus confidence, is
+        scaled by how many proposals were refused for all the doubt there was.
+        """
+        return max(0.0, 1 - (1 - confidence) * self._refused / self._feared)
 
     def goes_on(self, kept: Sequence[float]) -> bool:
         """Whether to propose another token after those that are kept with the probabilities `kept`."""
@@ -42,14 +53,16 @@ class AdaptedLength:
 
     @property
     def rate(self) -> float:
-        """Probability that a proposal is kept when those before it were."""
-        return self._kept / self._judged
+        """Probability that a proposal is kept when those before it were, whatever its confidence."""
+        return 1 - self._refused / self._judged
 
-    def learn(self, proposed: int, accepted: int) -> None:
+    def learn(self, confidences: Sequence[float], accepted: int) -> None:
         """Take note of what became of a block: those accepted, and the first refused if one was, were judged."""
-        if proposed:
-            self._kept = self._kept * MEMORY + accepted
-            self._judged = self._judged * MEMORY + min(proposed, accepted + 1)
+        judged = confidences[: accepted + 1]
+        if judged:
+            self._judged = self._judged * MEMORY + len(judged)
+            self._refused = self._refused * MEMORY + len(judged) - accepted
+            self._feared = self._feared * MEMORY + sum(1 - confidence for confidence in judged)
 
 
 DraftLength = FixedLength | AdaptedLength

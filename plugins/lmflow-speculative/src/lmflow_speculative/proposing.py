@@ -14,6 +14,7 @@ from lmflow.inference.completion import Prompt, Sampling
 from lmflow.inference.drawing import Rules
 from lmflow.inference.sampling import draw, filtered_logprobs, uniforms
 from lmflow_speculative.blocks import BlockDecoder
+from lmflow_speculative.lengths import PRIOR
 from lmflow_speculative.rows import Row
 from lmflow_speculative.statistics import Statistics
 
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Tokens proposed for each row, some perhaps none, and log q at their places, (R, K, V).
+    """Tokens proposed for each row, some perhaps none, how likely the proposer thinks they are, and log q.
 
-    `logprobs` is None where every token was proposed with certainty.
+    `logprobs`, (R, K, V), is None where every token was proposed with certainty.
     """
 
     tokens: list[list[int]]
+    confidences: list[list[float]]
     logprobs: Tensor | None = None
 
 
@@ -69,6 +71,7 @@ class DraftProposer:
         """Draw from the draft token by token; a row whose history reaches the end of its context gets none."""
         limits = [self._within_reach(row, limit) for row, limit in zip(rows, limits, strict=True)]
         tokens: list[list[int]] = [[] for _ in rows]
+        confidences: list[list[float]] = [[] for _ in rows]
         kept: list[list[float]] = [[] for _ in rows]
         logprobs: list[Tensor] = []
         going = {index for index, limit in enumerate(limits) if limit > 0}
@@ -80,11 +83,13 @@ class DraftProposer:
             drawn, confidence = self._draw(rows, logits, len(logprobs), logprobs)
             for index in going:
                 tokens[index].append(drawn[index])
-                chance = rows[index].length.rate if confidence is None else confidence[index]
+                confidences[index].append(confidence[index])
+                chance = rows[index].length.chance(confidence[index])
                 kept[index].append(chance * (kept[index][-1] if kept[index] else 1.0))
             going = {i for i in going if len(tokens[i]) < limits[i] and rows[i].length.goes_on(kept[i])}
             blocks = [tokens[index][-1:] if index in going else [] for index in range(len(rows))]
-        return Proposal(tokens, torch.stack(logprobs, dim=1) if logprobs and self._sampling.temperature else None)
+        sampled = bool(logprobs) and self._sampling.temperature > 0
+        return Proposal(tokens, confidences, torch.stack(logprobs, dim=1) if sampled else None)
 
     def crop(self, lengths: Sequence[int]) -> None:
         """Forget what was read beyond the first `lengths[r]` tokens of each row."""
@@ -105,8 +110,8 @@ class DraftProposer:
 
     def _draw(
         self, rows: Sequence[Row], logits: Tensor, ahead: int, logprobs: list[Tensor]
-    ) -> tuple[list[int], list[float] | None]:
-        """A token for every row from logits (R, V), and at temperature 0 the probability the draft gives it."""
+    ) -> tuple[list[int], list[float]]:
+        """A token for every row from logits (R, V), and the probability of the most probable, (R,) each."""
         sampling = self._sampling
         counts = torch.tensor([row.drawn + ahead for row in rows], device=self._device)
         logits = self._rules.allowed(_resized(logits, self._vocabulary), counts)
@@ -116,7 +121,8 @@ class DraftProposer:
             return best.indices.tolist(), (best.values - logits.logsumexp(-1)).exp().tolist()
         logprobs.append(filtered_logprobs(logits, sampling.temperature, sampling.top_k, sampling.top_p))
         keys = torch.tensor([row.keys.propose for row in rows], device=self._device)
-        return draw(logprobs[-1], uniforms(keys, counts)).tolist(), None
+        drawn = draw(logprobs[-1], uniforms(keys, counts))
+        return drawn.tolist(), logprobs[-1].amax(-1).exp().tolist()
 
 
 class LookupProposer:
@@ -137,7 +143,7 @@ class LookupProposer:
             # A prompt may hold tokens that stand for other inputs, which the model can neither draw nor read again.
             found = list(takewhile(lambda token: token not in self._never, found))
             tokens.append(found[: _worthwhile(row, len(found))])
-        return Proposal(tokens)
+        return Proposal(tokens, [[PRIOR] * len(found) for found in tokens])
 
     def crop(self, lengths: Sequence[int]) -> None:
         """Nothing was read that could be wrong."""
@@ -177,7 +183,7 @@ def _worthwhile(row: Row, available: int) -> int:
     """How many of so many tokens to propose for a row."""
     kept: list[float] = []
     while len(kept) < available and row.length.goes_on(kept):
-        kept.append(row.length.rate * (kept[-1] if kept else 1.0))
+        kept.append(row.length.chance(PRIOR) * (kept[-1] if kept else 1.0))
     return len(kept)
 
 

@@ -128,7 +128,7 @@ class Speculation:
             proposer = DraftProposer(self._plan.draft, logits.shape[-1], self.rules, self._sampling, self._statistics)
             proposer.prefill(prompts, self._sampling.n)
         batch = Batch(rows, target, proposer)
-        return batch, self._take(batch, logits.unsqueeze(1), Proposal([[] for _ in rows]))
+        return batch, self._take(batch, logits.unsqueeze(1), Proposal([[] for _ in rows], [[] for _ in rows]))
 
     def step(self, batch: Batch) -> int:
         """Propose, judge, and keep what is right: how many tokens were drawn."""
@@ -150,16 +150,16 @@ class Speculation:
         rows = batch.rows
         verdict, tokens, logprobs = self._judge(rows, logits, proposal)
         total = 0
-        columns = verdict.accepted.tolist(), tokens.tolist(), logprobs.tolist(), proposal.tokens
-        for row, accepted, ids, scores, proposed in zip(rows, *columns, strict=True):
+        columns = verdict.accepted.tolist(), tokens.tolist(), logprobs.tolist(), proposal.confidences
+        for row, accepted, ids, scores, confidences in zip(rows, *columns, strict=True):
             if row.done:
                 continue
             taken = row.extend(ids[: accepted + 1], scores[: accepted + 1], self._model.end_ids)
             total += taken
             # Proposals after the one that ended the completion were neither right nor wrong.
-            judged = len(proposed) if taken > accepted else taken
+            judged = len(confidences) if taken > accepted else taken
             self._statistics.count_block(judged, min(accepted, judged), taken)
-            row.length.learn(judged, min(accepted, judged))
+            row.length.learn(confidences[:judged], min(accepted, judged))
         return total
 
     def _judge(
