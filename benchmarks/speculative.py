@@ -48,8 +48,8 @@ PROMPTS, BEGINNING, NEW = 24, 10, 96
 TOGETHER = 32
 TEMPERATURES = (0.0, 0.7, 1.0)
 TRAINING = {"max_steps": 400, "batch_size": 8, "learning_rate": 2e-3, "warmup": 0.05, "precision": "bf16"}
-DRAFT = {"sampling.max_new_tokens": 48, "sampling.n": 2, "training.epochs": 2, "training.learning_rate": 3e-3}
-DRAFT_PROMPTS = 600
+DRAFT = {"sampling.max_new_tokens": 48, "sampling.n": 2, "training.epochs": 4, "training.learning_rate": 3e-3}
+DRAFT_PROMPTS = 1500
 
 
 @dataclass
