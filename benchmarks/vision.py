@@ -5,7 +5,8 @@
 trains an open_clip tower by contrast on captions made from the training records, then the projector alone, then the
 projector with LoRA on the language model, and measures the test answers: with each question's own picture, with the
 pictures shuffled between questions, and without a model, from the question alone. The pictures are those of the
-packages easy-vqa and scikit-learn (`pip install 'lmflow-multimodal[clip,pictures]'`).
+packages easy-vqa and scikit-learn (`pip install 'lmflow-multimodal[clip,pictures]'`). Stopped and started
+again, it goes on with the step it was at.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,13 @@ def easy_vqa(work: Path) -> Trial:
     # grid of 4 x 4.
     vision = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 16, "head_width": 64}
     stages = (
-        {"training.max_steps": 300, "training.learning_rate": 2e-3},
-        {"training.epochs": 1, "training.learning_rate": 2e-3, "model.projector_learning_rate": 5e-4, "tuner.rank": 32},
+        {"training.max_steps": 150, "training.learning_rate": 2e-3},
+        {
+            "training.epochs": 0.6,
+            "training.learning_rate": 2e-3,
+            "model.projector_learning_rate": 5e-4,
+            "tuner.rank": 32,
+        },
     )
     return Trial(train, questions("test"), captions, vision, 500, 6, 1, stages)
 
@@ -122,28 +128,24 @@ def main() -> None:
     work = (given.work or Path("runs") / f"vision-{given.trial}").resolve()
     work.mkdir(parents=True, exist_ok=True)
     trial = {"easy-vqa": easy_vqa, "digits": digits}[given.trial](work)
-    spent: dict[str, tuple[float, float]] = {}
+    times = work / "times.json"
+    spent: dict[str, list[float]] = json.loads(times.read_text()) if times.exists() else {}
     train = work / "train.json"
     train.write_text(json.dumps([each.record() for each in trial.train]))
-    with_time(spent, "tower, contrastive", lambda: make_tower(trial, work / "tower"))
+    with_time(spent, "tower, contrastive", times, lambda: make_tower(trial, work / "tower"))
     model = {"model": "vision-language", "model.language_model": given.model, "model.tower": work / "tower"}
     model |= {"model.pool": trial.pool}
     common = {"data": "llava", "data.path": train, "data.validation": 0.01, "training.batch_size": 32}
     common |= {"training.micro_batch_size": 32, "aligner.heldout_prompts": 8}
     first, second = trial.stages
-    with_time(
-        spent,
-        "stage 1, projector",
-        lambda: lmflow_run(work / "stage1", model | common | {"tuner": "projector"} | first),
-    )
-    with_time(
-        spent,
-        "stage 2, projector and LoRA",
-        lambda: lmflow_run(work / "stage2", {"model": work / "stage1"} | common | {"tuner": "lora"} | second),
-    )
+    stage1 = model | common | {"tuner": "projector"} | first
+    with_time(spent, "stage 1, projector", times, lambda: lmflow_run(work / "stage1", stage1))
+    stage2 = {"model": work / "stage1"} | common | {"tuner": "lora"} | second
+    with_time(spent, "stage 2, projector and LoRA", times, lambda: lmflow_run(work / "stage2", stage2))
     test = trial.test[: given.test]
+    spent.pop("measuring", None)
     figures: dict[str, float] = {}
-    with_time(spent, "measuring", lambda: figures.update(measure(work, trial.train, test)))
+    with_time(spent, "measuring", times, lambda: figures.update(measure(work, trial.train, test)))
     write(work, given.trial, given.model, len(trial.train), len(test), spent, figures)
 
 
@@ -204,10 +206,14 @@ def from_question(train: Sequence[Question], test: Sequence[Question]) -> float:
     return sum((answers[q.text] or overall).most_common(1)[0][0] == q.answer for q in test) / len(test)
 
 
-def with_time(spent: dict[str, tuple[float, float]], name: str, work: Any) -> None:
+def with_time(spent: dict[str, list[float]], name: str, times: Path, work: Callable[[], Any]) -> None:
+    """Do the work, unless an earlier call of this script did it, and keep its wall and CPU seconds."""
+    if name in spent:
+        return
     wall, cpu = time.time(), cpu_seconds()
     work()
-    spent[name] = time.time() - wall, cpu_seconds() - cpu
+    spent[name] = [time.time() - wall, cpu_seconds() - cpu]
+    times.write_text(json.dumps(spent))
     print(f"{name}: {spent[name][0]:.0f} s, {spent[name][1]:.0f} CPU s", flush=True)
 
 
@@ -222,7 +228,7 @@ def write(
     model: str,
     train: int,
     test: int,
-    spent: dict[str, tuple[float, float]],
+    spent: dict[str, list[float]],
     figures: dict[str, float],
 ) -> None:
     lines = [f"## {trial}", "", f"Language model `{model}`, {train:,} training and {test:,} test questions.", ""]

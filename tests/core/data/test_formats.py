@@ -217,3 +217,18 @@ def test_limit_and_bad_share(tmp_path: Path):
 def test_a_format_without_data_of_its_own():
     with pytest.raises(DataError, match=r"alpaca brings no data of its own.*--data.path"):
         load_dataset(BY_NAME["alpaca"](), FORMATS, 0)
+
+
+def test_a_format_that_includes_others_is_preferred_to_them():
+    class Tagged(BY_NAME["messages"]):  # type: ignore[misc, name-defined]
+        name = "tagged"
+        includes = ("messages",)
+
+        @classmethod
+        def recognises(cls, record: Any) -> bool:
+            return "tag" in record
+
+    plain, tagged = ({"messages": [{"role": "user", "content": "q"}], **more} for more in ({}, {"tag": 1}))
+    formats = [*FORMATS, Tagged]
+    assert resolve_format(Auto(), formats, [Record(plain, "a:1"), Record(tagged, "a:2")]).name == "tagged"
+    assert resolve_format(Auto(), formats, [Record(plain, "a:1")]).name == "messages"

@@ -22,7 +22,7 @@ from lmflow.journal import Journal
 from lmflow.run_directory import RunDirectory
 from lmflow.training.options import TrainingOptions
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
-from lmflow.training.trainer import Trainer
+from lmflow.training.trainer import Trainer, parameter_groups, trainable_parameters
 
 Make = Callable[..., Trainer]
 
@@ -297,6 +297,16 @@ def test_bf16_trains_float32_masters(make: Make, sequences, tiny_model, tmp_path
     trainer.fit(sequences, epochs=2, first_step=0)
     losses = [m["loss"] for m in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0]
+
+
+def test_a_model_may_name_learning_rates_of_its_own(tiny_model):
+    options = TrainingOptions(learning_rate=0.1, weight_decay=0.5)
+    named = trainable_parameters(tiny_model.module)
+    groups = parameter_groups(named, lambda name: 0.7 if "mlp" in name else None, options)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.1, 0.5), (0.1, 0.0), (0.7, 0.5)]
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in named.values())
+    assert {id(p) for p in groups[2]["params"]} == {id(p) for name, p in named.items() if "mlp" in name}
 
 
 def test_no_parameter_to_train(make: Make, tiny_model):
