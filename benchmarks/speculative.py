@@ -128,7 +128,9 @@ def make_pair(directory: Path) -> tuple[list[str], dict[str, Any]]:
     if not draft.exists():
         asked = ("--model", target, "--data.path", prompts, "--raw", "--output", draft)
         lmflow("draft", *asked, *options("", DRAFT))
-    return beginnings(unseen), json.loads((draft / "draft.json").read_text())
+    record = json.loads((draft / "draft.json").read_text())
+    record["target_loss"] = json.loads((target / "run.json").read_text())["metrics"]["eval_loss_after"]
+    return beginnings(unseen), record
 
 
 # Measuring
@@ -186,6 +188,7 @@ def measure_single(model: LanguageModel, draft: LanguageModel, prompts: list[Pro
         "| temperature | way | target passes per token | tokens per CPU second | beside `hf` |",
         "|---|---|---|---|---|",
     ]
+    notes = []
     for temperature in TEMPERATURES:
         speculative = {"draft": Speculative().using(draft), "lookup": Speculative()}
         ways: dict[str, Way] = {
@@ -224,8 +227,8 @@ def measure_single(model: LanguageModel, draft: LanguageModel, prompts: list[Pro
         for name, inferencer in speculative.items():
             print(f"{name}: {inferencer.statistics.describe()}", flush=True)
             places = ", ".join(f"{share:.0%}" for share in inferencer.statistics.acceptance)
-            table.append(f"| {temperature:g} | accepted by place, {name}: {places} | | | |")
-    return table
+            notes.append(f"- temperature {temperature:g}, {name}: {places}")
+    return [*table, "", "Share of the proposals that were kept, at the first, second, … place:", "", *notes]
 
 
 def measure_batch(model: LanguageModel, draft: LanguageModel, prompts: list[Prompt]) -> list[str]:
@@ -267,9 +270,10 @@ def main() -> None:
         "# Inferencer `speculative`\n\n"
         f"{(__doc__ or '').partition('    python')[0].strip()}\n\n"
         f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; "
-        f"float32. Target {record['target_parameters']:,} parameters, draft {record['parameters']:,}, trained on "
-        f"{record['tokens']:,} tokens of the target's. At most {NEW} new tokens. Tokens per second hold for one "
-        "machine; what counts is how they compare.\n\n"
+        f"float32. Target {record['target_parameters']:,} parameters, held-out loss {record['target_loss']:.2f} nats "
+        "per token (a few minutes of training: easier to imitate than a finished model). Draft "
+        f"{record['parameters']:,} parameters, trained on {record['tokens']:,} tokens of the target's. At most {NEW} "
+        "new tokens. Tokens per second hold for one machine; what counts is how they compare.\n\n"
         f"## One prompt at a time, {PROMPTS} prompts\n\n" + "\n".join(single) + "\n\n"
         f"## {TOGETHER} prompts together\n\n" + "\n".join(batch) + "\n"
     )
