@@ -47,6 +47,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/speculative.py
 
 vision: setup  ## a small model learns to see: Easy-VQA and scanned digits, figures in runs/vision-*/figures.md
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e "lmflow_plugins_multimodal[clip,pictures]"

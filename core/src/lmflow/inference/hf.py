@@ -52,24 +52,14 @@ class HuggingFace(Inferencer):
 
         The model is in eval mode until the last is taken or the iterator closed.
         """
-        from lmflow.inference.drawing import draw_completions
+        from lmflow.inference.drawing import draw_completions, whole_prompts
 
         # Greedy completions of one prompt are all the same, so one is drawn.
         n = 1 if sampling.temperature == 0 else sampling.n
-        waiting: dict[int, dict[int, Completion]] = {}
-        with closing(
-            draw_completions(model, prompts, sampling.model_copy(update={"n": n}), self.batch_tokens)
-        ) as passes:
-            for drawn in passes:
-                for number, completion in drawn.finished:
-                    index, sample = divmod(number, n)
-                    of_prompt = waiting.setdefault(index, {})
-                    of_prompt[sample] = completion
-                    if len(of_prompt) == n:
-                        del waiting[index]
-                        yield index, [of_prompt[j % n] for j in range(sampling.n)]
-                if progress is not None:
-                    progress(drawn.tokens)
+        options = sampling.model_copy(update={"n": n})
+        with closing(draw_completions(model, prompts, options, self.batch_tokens)) as passes:
+            for index, completions in whole_prompts(passes, n, progress):
+                yield index, completions * (sampling.n // n)
 
     def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Yield the text of the first completion `generate` gives, piece by piece, each as soon as it is final.
