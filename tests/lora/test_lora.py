@@ -115,6 +115,23 @@ def test_plain_peft_loads_the_adapter_and_merging_keeps_the_logits(options, mode
     assert merged.tokenizer.chat_template == model.tokenizer.chat_template
 
 
+def test_an_adapter_upon_an_adapter_loses_neither(model_directory, make_tokenizer, tmp_path):
+    """The second one's base are weights that lie nowhere, so the result is a whole model."""
+    base = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    first = LanguageModel(Lora().prepare(base), make_tokenizer(), str(model_directory))
+    shift(first.module)
+    adapter = Lora().save(first, tmp_path / "first")
+    second = Adapter(path=str(adapter)).load("float32", "cpu")
+    second = second.with_module(Lora().prepare(second.module))
+    shift(second.module)
+    expected = logits(second.module)
+    saved = Lora().save(second, tmp_path / "second")
+    assert saved == tmp_path / "second" / "model"
+    plain = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
+    torch.testing.assert_close(logits(plain), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(second.module), expected, rtol=0, atol=0)
+
+
 def test_expression_and_names_from_the_command_line(make_llama):
     chosen = Lora(target_modules=r".*layers\.1\..*q_proj").prepare(make_llama())
     assert all("layers.1" in name and "q_proj" in name for name in trainable(chosen))
@@ -132,7 +149,7 @@ def test_missing_base_is_explained(model_directory, make_tokenizer, tmp_path):
     gone = copy.deepcopy(base)
     gone.config._name_or_path = gone.name_or_path = str(tmp_path / "moved")
     lora = Lora()
-    saved = lora.save(LanguageModel(lora.prepare(gone), make_tokenizer(), ""), tmp_path)
+    saved = lora.save(LanguageModel(lora.prepare(gone), make_tokenizer(), gone.name_or_path), tmp_path)
     with pytest.raises(Exception, match=r"cannot be loaded from .*moved.*\n.*--model.base"):
         Adapter(path=str(saved)).load("float32", "cpu")
     assert Adapter(path=str(saved), base=str(model_directory)).load("float32", "cpu")

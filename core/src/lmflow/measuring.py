@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmflow.components import Evaluation, Evaluator, Inferencer
 from lmflow.errors import RunDirectoryError
+from lmflow.run_directory import REPORT, write_atomically
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
@@ -53,13 +54,17 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
 def write_evaluation(
     directory: Path, record: Mapping[str, Any], evaluation: Evaluation, evaluator: Evaluator
 ) -> list[Path]:
-    """Write results.json, rows.jsonl and the evaluator's pictures; returns their paths."""
+    """Write results.json, rows.jsonl, the evaluator's pictures, and report.html around them; returns their paths."""
+    from lmflow.report.evaluation import render_evaluation
+
     directory.mkdir(parents=True, exist_ok=True)
     rows, results = directory / ROWS, directory / RESULTS
     rows.write_text("".join(f"{to_json(row)}\n" for row in evaluation.rows), encoding="utf-8")
     pictures = evaluator.draw(evaluation, directory)
     results.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
-    return [results, rows, *pictures]
+    report = directory / REPORT
+    write_atomically(report, render_evaluation(record, pictures))
+    return [results, rows, report, *pictures]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

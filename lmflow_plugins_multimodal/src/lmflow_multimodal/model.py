@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,16 +114,8 @@ class VisionLanguageModel(LanguageModel):
         self._save_parts(directory)
 
     def save_tuned(self, tuner: Tuner, directory: Path) -> Path:
-        """Write everything, the language model as `tuner` stores it: an adapter, where it makes one.
-
-        An adapter on a language model that was itself merged from another is merged too: its base lies nowhere.
-        """
+        """Write everything, the language model as `tuner` stores it: an adapter, where it makes one."""
         language = self._tuned_language()
-        if _base_is_elsewhere(language.module, language.source):
-            inner: Any = copy.deepcopy(language.module)
-            merged = self._around(inner.merge_and_unload())
-            merged.save(directory / "model")
-            return directory / "model"
         scratch = directory / ".language_model.partial"
         shutil.rmtree(scratch, ignore_errors=True)
         saved = tuner.save(language, scratch)
@@ -138,12 +129,6 @@ class VisionLanguageModel(LanguageModel):
 
     def _tuned_language(self) -> LanguageModel:
         return self.language.with_module(self.network.language_model)
-
-    def _around(self, language_model: Any) -> VisionLanguageModel:
-        """This model with another language model inside."""
-        old = self.network
-        network = VisionLanguageNetwork(language_model, old.tower, old.projector, old.image_id)
-        return replace(self, module=network.eval())
 
     def _save_parts(self, directory: Path) -> None:
         """Write all but the language model; the configuration last, for a directory without it is no model."""
@@ -184,9 +169,3 @@ def spread(ids: Sequence[int], trained: Sequence[bool], image_id: int, count: in
         new_ids += [token] * times
         new_trained += [target and token != image_id] * times
     return new_ids, new_trained
-
-
-def _base_is_elsewhere(module: Any, source: str) -> bool:
-    """Whether an adapter's base is no longer what is stored at the place the adapter names."""
-    configs = getattr(module, "peft_config", {})
-    return any(Path(str(each.base_model_name_or_path)) != Path(source) for each in configs.values())

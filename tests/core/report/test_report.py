@@ -14,6 +14,7 @@ import pytest
 from lmflow.report import write_report
 from lmflow.report.answers import mark_difference
 from lmflow.report.charts import bar_chart, line_chart, thin, ticks
+from lmflow.report.evaluation import render_evaluation
 from lmflow.report.sections import forgotten
 
 RECORD: dict[str, Any] = {
@@ -174,6 +175,26 @@ def test_numbers_that_are_not_finite_draw_no_point(run):
 
 def test_an_empty_directory_still_has_a_page(tmp_path):
     assert "There is no run.json" in page_of(tmp_path)
+
+
+def test_the_page_about_an_evaluation_holds_figures_and_pictures(tmp_path):
+    picture = tmp_path / "curve.svg"
+    picture.write_text('<?xml version="1.0"?>\n<svg viewBox="0 0 2 2"><title>a curve</title></svg>')
+    record = {
+        "evaluator": {"name": "perplexity", "window": 64},
+        "records": 3,
+        "metrics": {"perplexity": 41.5},
+        "inferencer_figures": {},
+        "notes": ["<one> record was left out"],
+        "seconds": 1.5,
+        "versions": {"torch": "2.15.0"},
+    }
+    page = render_evaluation(record, [picture, tmp_path / "curve.png"])
+    check_balanced(page)
+    for text in ("perplexity", "41.5", "<title>a curve</title>", "&lt;one&gt; record", "window", "2.15.0"):
+        assert text in page, text
+    assert "<?xml" not in page
+    assert "What the inferencer counted" not in page
 
 
 def test_words_only_one_answer_has_are_marked():

@@ -35,7 +35,7 @@ SCOPE = Scope(
     hidden=TRAINING_ONLY,
 )
 HELP = (
-    ("--output DIR", "Where to write results.json, rows.jsonl and pictures."),
+    ("--output DIR", "Where to write results.json, rows.jsonl, report.html and pictures."),
     ("--overwrite", "Replace the results in --output."),
     ("--json", "Print one JSON object on standard output, and nothing else."),
     *COMPUTE_HELP,

@@ -23,13 +23,18 @@ ORDER = (
 
 
 def render_page(content: Content) -> str:
-    """The whole page."""
-    style = (files("lmflow") / "report" / "style.css").read_text(encoding="utf-8")
+    """The whole page about a run."""
     body = "\n".join(part for part in (section(content) for section in ORDER) if part)
+    return wrap_page(f"{content.name} · lmflow run", body)
+
+
+def wrap_page(title: str, body: str) -> str:
+    """A page of its own around `body`, which is HTML already."""
+    style = (files("lmflow") / "report" / "style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(content.name)} · lmflow run</title>\n<style>\n{style}</style></head>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +76,15 @@ class Lora(Tuner):
 
         `base_config.json` holds the configuration of the model it was trained on, which need not be the one its base
         is stored with: a context may have changed it.
+
+        Where the model was itself merged from an adapter, its weights lie nowhere that this adapter could name as its
+        base, so the whole model is written to `model/`, merged.
         """
+        if _base_lies_elsewhere(model):
+            merged: Any = copy.deepcopy(model.module)
+            target = directory / "model"
+            model.with_module(merged.merge_and_unload()).save(target)
+            return target
         target = directory / "adapter"
         model.save(target)
         base: Any = model.module
@@ -99,6 +108,12 @@ class Lora(Tuner):
     def _refuse(self, wanted: str, linear: list[str]) -> None:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise RecipeError([f"tuner.target_modules: no linear layer matches {wanted!r}; there are {', '.join(kinds)}"])
+
+
+def _base_lies_elsewhere(model: LanguageModel) -> bool:
+    """Whether the place PEFT will name as the base holds other weights than those that were adapted."""
+    module: Any = model.module
+    return any(Path(str(c.base_model_name_or_path)) != Path(model.source) for c in module.peft_config.values())
 
 
 def linear_layers(model: nn.Module) -> list[str]:
