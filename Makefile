@@ -16,7 +16,7 @@ demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
 
 test: setup  ## the whole suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 setup: $(SETUP)  ## .venv with everything, and nothing else
 
