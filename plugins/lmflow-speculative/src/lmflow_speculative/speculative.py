@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from lmflow.components import Inferencer
-from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow.inference.completion import Prompt, Sampling
+from lmflow.inference.passes import PassInferencer
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
+    from lmflow.inference.drawing import Drawn
+    from lmflow.inference.stopping import TextStream
     from lmflow.models import LanguageModel
     from lmflow_speculative.speculation import Plan
 
 
-class Speculative(Inferencer):
+class Speculative(PassInferencer):
     """Let a draft model, or a look back at the text, propose tokens that the model then checks together."""
 
     name = "speculative"
@@ -68,60 +69,18 @@ class Speculative(Inferencer):
         """Acceptance and passes of all calls so far."""
         return self._statistics.figures() if self._statistics.tokens else {}
 
-    def generate(
+    def passes(
         self,
         model: LanguageModel,
         prompts: Sequence[Prompt],
         sampling: Sampling,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """Draw completions, longest prompts first; see `Inferencer.generate`.
-
-        Raises DataError for a prompt that is empty or leaves no room in the model's context, LmflowError where the
-        draft cannot serve the model.
-        """
-        drawn = dict(self.generate_each(model, prompts, sampling, progress))
-        return [drawn[index] for index in range(len(prompts))]
-
-    def generate_each(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        progress: Callable[[int], None] | None = None,
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield each prompt's completions when the last of them is drawn; see `Inferencer.generate_each`.
-
-        The model is in eval mode until the last is taken or the iterator closed.
-        """
-        from lmflow.inference.drawing import whole_prompts
+        new_text: Callable[[], TextStream] | None = None,
+    ) -> Generator[Drawn, None, None]:
+        """See `speculate`. Raises LmflowError where the draft cannot serve the model."""
         from lmflow_speculative.speculation import speculate
 
-        # Greedy completions of one prompt are all the same, so one is drawn.
-        n = 1 if sampling.temperature == 0 else sampling.n
-        options = sampling.model_copy(update={"n": n})
         plan = self._plan(model, prompts)
-        with closing(speculate(model, prompts, options, self.batch_tokens, plan, self._statistics)) as passes:
-            for index, completions in whole_prompts(passes, n, progress):
-                yield index, completions * (sampling.n // n)
-
-    def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """Yield the text of the first completion `generate` gives, piece by piece, each as soon as it is final.
-
-        The model is in eval mode until the last piece is taken or the iterator closed.
-        """
-        from lmflow.inference.stopping import TextStream
-        from lmflow_speculative.speculation import speculate
-
-        text = TextStream(model.decode, sampling.stop)
-        one = sampling.model_copy(update={"n": 1})
-        plan = self._plan(model, [prompt])
-        with closing(
-            speculate(model, [prompt], one, self.batch_tokens, plan, self._statistics, lambda: text)
-        ) as passes:
-            for _ in passes:
-                if piece := text.take():
-                    yield piece
+        return speculate(model, prompts, sampling, self.batch_tokens, plan, self._statistics, new_text)
 
     def using(self, draft: LanguageModel) -> Speculative:
         """The same inferencer with a draft that is loaded already, and statistics of its own."""
