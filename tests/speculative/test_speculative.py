@@ -242,7 +242,7 @@ def test_another_vocabulary_is_refused_by_its_first_token(make_model, make_token
     draft = LanguageModel(make_llama(len(tokenizer)), tokenizer, "small-draft")
     inferencer = Speculative().using(draft)
     with pytest.raises(
-        LmflowError, match=r"small-draft and the model llama-1-None have different vocabularies: token \d+"
+        LmflowError, match=r"small-draft and the model tiny-llama-1 have different vocabularies: token \d+"
     ):
         inferencer.generate(make_model(), prompts[:1], Sampling())
 

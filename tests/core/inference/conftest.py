@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def make_model(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+def make_model() -> Callable[..., Any]:
     """A LanguageModel of a few thousand seeded weights, its distribution sharper than random weights give."""
+    from lmflow.testing.tiny import tiny_model
 
-    def make(architecture: str = "llama", **options: Any) -> Any:
-        import torch
-        from transformers import (
-            GPT2Config,
-            GPT2LMHeadModel,
-            MistralConfig,
-            MistralForCausalLM,
-            Qwen2Config,
-            Qwen2ForCausalLM,
-        )
-
-        from lmflow.models import LanguageModel
-
-        tokenizer = make_tokenizer()
-        torch.manual_seed(1)
-        common = {"vocab_size": len(tokenizer), "eos_token_id": 1, "pad_token_id": 2, "bos_token_id": None}
-        blocks = {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-        }
-        if architecture == "llama":
-            module = make_llama(len(tokenizer), seed=1, **options)
-        elif architecture == "gpt2":
-            module = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common, **options))
-        elif architecture == "qwen2":
-            module = Qwen2ForCausalLM(Qwen2Config(**blocks, **common, **options))
-        else:
-            module = MistralForCausalLM(MistralConfig(**blocks, **common, **options))
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(6)
-        return LanguageModel(module.eval(), tokenizer, architecture)
-
-    return make
+    return partial(tiny_model, seed=1, sharpness=6)
 
 
 @pytest.fixture

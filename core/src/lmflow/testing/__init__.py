@@ -1,0 +1,1 @@
+"""What plugin authors test with: one class per slot to inherit, and small models made from code."""
