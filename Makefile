@@ -27,7 +27,7 @@ $(UV):
 
 # Bytecode is compiled at once: uv writes none by itself, which doubles the time of every first import.
 $(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
-	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(PACKAGES) --group dev
 	touch $(SETUP)
 
@@ -45,9 +45,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup
+bench: setup  ## the figures of benchmarks/results, measured anew
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/speculative.py
+	$(BIN)/python benchmarks/discovery.py
 
 vision: setup  ## a small model learns to see: Easy-VQA and scanned digits, figures in runs/vision-*/figures.md
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e "lmflow_plugins_multimodal[clip,pictures]"

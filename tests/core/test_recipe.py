@@ -8,7 +8,8 @@ import yaml
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins, load_plugins
-from lmflow.recipe import Origin, Setting, dump, model_from_reference, resolve, schema
+from lmflow.recipe import dump, model_from_reference, resolve, schema
+from lmflow.recipe_settings import Origin, Setting
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str
 
 def test_schema_describes_every_component(plugins):
     described = schema(plugins)
-    assert described["properties"].keys() == {*RECIPE_SLOTS, "training"}
+    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "trackers"}
     for slot in RECIPE_SLOTS:
         names = {option["properties"]["name"]["const"] for option in described["properties"][slot]["anyOf"][1:]}
         assert names == set(plugins.offers(slot))

@@ -14,7 +14,8 @@ from lmflow.errors import LmflowError, RecipeError
 from lmflow.models import LanguageModel
 from lmflow.plugins import load_plugins
 from lmflow.pretrained import Pretrained
-from lmflow.recipe import Origin, Setting, resolve
+from lmflow.recipe import resolve
+from lmflow.recipe_settings import Origin, Setting
 from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, RopeScaling, Yarn
 
 ORIGINAL = 32

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from lmflow.export import merge
 from lmflow.plugins import load_plugins
-from lmflow.recipe import Origin, Setting, model_from_reference, resolve
+from lmflow.recipe import model_from_reference, resolve
+from lmflow.recipe_settings import Origin, Setting
 from lmflow.run import RunResult, run
 
 IDS = torch.arange(5, 205)[None]

@@ -320,12 +320,16 @@ def test_refusals(vision: Load, tmp_path: Path):
         VisionLanguage(path=str(tmp_path / "saved")).load("float32", "cpu")
 
 
-def test_without_open_clip_the_command_is_named(vision: Load, monkeypatch: pytest.MonkeyPatch):
+def test_without_open_clip_the_command_is_named(monkeypatch: pytest.MonkeyPatch):
     import sys
 
+    from lmflow.plugins import load_plugins
+    from lmflow.recipe import model_from_reference
+
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(LmflowError, match=r"pip install 'lmflow-multimodal\[clip\]'"):
-        vision()
+    expected = r"vision-language needs open_clip, which is not installed: pip install 'lmflow-multimodal\[clip\]'"
+    with pytest.raises(RecipeError, match=expected):
+        model_from_reference(load_plugins(), "vision-language")
 
 
 def test_saved_configuration_is_plain_json(vision: Load, tmp_path: Path):

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from lmflow.plugins import load_plugins
-from lmflow.recipe import Origin, Setting, resolve
+from lmflow.recipe import resolve
+from lmflow.recipe_settings import Origin, Setting
 from lmflow.run import run
 
 SMALL = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +47,14 @@ class Conflict:
     names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """The component works only where Python can import `module`; `pip install INSTALL` brings it."""
+
+    module: str
+    install: str
+
+
 class Component(BaseModel):
     """A named part that fills a slot. Instances are immutable and fully validated."""
 
@@ -56,8 +65,15 @@ class Component(BaseModel):
     """Field set by `--slot NAME:VALUE`, as in `--reward python:module:function`."""
     needs: ClassVar[tuple[Need, ...]] = ()
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
+    requires: ClassVar[tuple[Requirement, ...]] = ()
+    """Optional dependencies of its distribution that this component cannot do without."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     """Defaults of the `training` section this component prefers; what the user writes wins."""
+
+    @classmethod
+    def missing(cls) -> list[Requirement]:
+        """Those of its requirements that are not installed; nothing is imported to find out."""
+        return [each for each in cls.requires if find_spec(each.module) is None]
 
 
 class Model(Component):
@@ -251,6 +267,14 @@ class Reward(Component):
     @abstractmethod
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
         """One number per completion, higher is better; `samples[i]` is the prompt of `completions[i]`."""
+
+
+class Tracker(Component):
+    """Slot `tracker`: a record of runs kept elsewhere; a run may have any number of them, chosen with --trackers.
+
+    Its methods are events: those marked `@hookimpl`, with names and arguments of `lmflow.hookspecs`, are called in the
+    runs it is chosen for. What it keeps between them goes into pydantic's private attributes.
+    """
 
 
 @dataclass(frozen=True, slots=True)

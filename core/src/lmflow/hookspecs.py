@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from lmflow.components import Aligner, Command, Context, DataFormat, Evaluator, Inferencer, Model, Reward, Tuner
+    from lmflow.components import (
+        Aligner,
+        Command,
+        Context,
+        DataFormat,
+        Evaluator,
+        Inferencer,
+        Model,
+        Reward,
+        Tracker,
+        Tuner,
+    )
     from lmflow.recipe import Recipe
 
 PROJECT = "lmflow"
@@ -67,6 +78,12 @@ def lmflow_rewards() -> Iterable[type[Reward]]:
 @hookspec
 def lmflow_evaluators() -> Iterable[type[Evaluator]]:
     """Ways to measure a model, chosen with `lmflow eval --evaluator` (perplexity, accuracy)."""
+    return ()
+
+
+@hookspec
+def lmflow_trackers() -> Iterable[type[Tracker]]:
+    """Records of runs kept elsewhere, chosen with --trackers (tensorboard, mlflow); they listen to the events below."""
     return ()
 
 

@@ -15,7 +15,8 @@ from lmflow.errors import Interrupted
 from lmflow.journal_display import Display, Silent
 from lmflow.run_directory import RunDirectory
 
-Emit = Callable[..., None]
+Emit = Callable[..., Iterable[str] | None]
+"""Tells plugins of an event; returns what to say of those that failed."""
 
 
 class Journal:
@@ -66,7 +67,7 @@ class Journal:
         if self._directory:
             self._directory.append_metrics(metrics)
         self._display.update(metrics)
-        self._emit("lmflow_step_finished", step=metrics["step"], metrics=metrics)
+        self.tell("lmflow_step_finished", step=metrics["step"], metrics=metrics)
 
     def note(self, text: str) -> None:
         """Tell the user something they should know, such as how many samples were cut; said again, shown once."""
@@ -81,7 +82,12 @@ class Journal:
 
     def checkpoint_saved(self, path: Path) -> None:
         """Tell plugins of a complete checkpoint."""
-        self._emit("lmflow_checkpoint_saved", path=path)
+        self.tell("lmflow_checkpoint_saved", path=path)
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Tell plugins of an event, and the user of those that could not take it."""
+        for failure in self._emit(event, **values) or ():
+            self.note(failure)
 
     def forget_after(self, step: int) -> None:
         """Drop recorded metrics of steps that will be taken again after a resume."""

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.plugins import RECIPE_SLOTS
-from lmflow.recipe import SECTIONS, Origin, Setting
+from lmflow.recipe_settings import TRACKERS, TRAINING, Origin, Setting
 
 
 class Loader(yaml.SafeLoader):
@@ -35,7 +34,8 @@ Loader.add_implicit_resolver(
 def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
     """Every value of the recipe with its place; mistakes of form are added to `problems`.
 
-    A section is a component's name, or a mapping with `name` and its options. Raises RecipeError for a file that
+    A section is a component's name, or a mapping with `name` and its options; `trackers` is names, or a mapping from
+    names to options. Raises RecipeError for a file that
     cannot be read as YAML at all.
     """
     root = _compose(file)
@@ -44,13 +44,24 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError([f"{file}:1: expected sections such as `tuner: lora`, found something else"])
     for section, node, line in _entries(root, file, problems):
-        if isinstance(node, yaml.MappingNode):
-            for key, value, at in _entries(node, file, problems, f"{section}."):
-                yield Setting(f"{section}.{key}", _construct(value), Origin("file", f"{file}:{at}"))
-        elif section in RECIPE_SLOTS or section not in SECTIONS:
-            yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))
+        if section == TRACKERS and isinstance(node, yaml.MappingNode):
+            names = [str(key.value) for key, _ in node.value]
+            yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
+            for name, options, at in _entries(node, file, problems, f"{section}."):
+                yield from _section(f"{section}.{name}", options, at, file, problems)
+        elif isinstance(node, yaml.MappingNode) or section == TRAINING:
+            yield from _section(section, node, line, file, problems)
         else:
-            problems.append(f"{file}:{line}: {section}: expected options, one per line")
+            yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))
+
+
+def _section(section: str, node: yaml.Node, line: int, file: Path, problems: list[str]) -> Iterator[Setting]:
+    """The options in a section; a null has none, anything but a mapping is a problem."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value, at in _entries(node, file, problems, f"{section}."):
+            yield Setting(f"{section}.{key}", _construct(value), Origin("file", f"{file}:{at}"))
+    elif _construct(node) is not None:
+        problems.append(f"{file}:{line}: {section}: expected options, one per line")
 
 
 def _compose(file: Path) -> yaml.Node | None:

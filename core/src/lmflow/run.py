@@ -63,7 +63,7 @@ def run(
     try:
         check_same_recipe(directory, recipe, resume)
         journal = Journal(directory, plugins.emit, display)
-        with journal.listening():
+        with plugins.telling(recipe.trackers), journal.listening():
             return Run(recipe, plugins, directory, journal, resume).carry_out()
     finally:
         directory.close()
@@ -96,7 +96,7 @@ class Run:
         """Work, and record how it ended."""
         self.directory.recipe.write_text(dump(self.recipe), encoding="utf-8")
         self.write_record()
-        self.plugins.emit("lmflow_run_started", recipe=self.recipe, directory=self.directory.path)
+        self.journal.tell("lmflow_run_started", recipe=self.recipe, directory=self.directory.path)
         try:
             self.work()
         except Interrupted as error:
@@ -251,7 +251,7 @@ class Run:
         except OSError:
             if status == "completed":
                 raise
-        self.plugins.emit(
+        self.journal.tell(
             "lmflow_run_finished", directory=self.directory.path, status=status, metrics=self.journal.metrics
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lmflow.components import Model
+from lmflow.components import Model, Requirement
 from lmflow.errors import LmflowError, RecipeError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class VisionLanguage(Model):
     """A vision tower of open_clip and a projector before any causal language model (LLaVA, arXiv 2310.03744)."""
 
     name = "vision-language"
+    requires = (Requirement("open_clip", "'lmflow-multimodal[clip]'"),)
     shorthand = "path"
 
     path: str | None = Field(None, description="Directory of a saved vision-language model; replaces the next seven.")
@@ -61,7 +62,6 @@ class VisionLanguage(Model):
 
         Raises LmflowError naming the field and what it must be, and how to get open_clip where it is missing.
         """
-        check_installed()
         if self.path is not None:
             return self._load_saved(Path(self.path).expanduser(), dtype, device, context)
         missing = [name for name in ("language_model", "tower") if getattr(self, name) is None]
@@ -124,16 +124,6 @@ class VisionLanguage(Model):
             projector_learning_rate=self.projector_learning_rate,
             train_projector=self.train_projector,
         )
-
-
-def check_installed() -> None:
-    """Raise LmflowError with the command that installs what is missing."""
-    try:
-        import open_clip  # noqa: F401
-    except ImportError as error:
-        raise LmflowError(
-            f"model vision-language needs open_clip ({error}); install it with: pip install 'lmflow-multimodal[clip]'"
-        ) from error
 
 
 def load_language_model(reference: str, dtype: str, device: str, context: Context | None) -> LanguageModel:

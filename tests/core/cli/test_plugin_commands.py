@@ -67,9 +67,10 @@ def test_a_command_is_called_by_its_name(install, capsys):
 
 def test_it_is_listed_with_what_the_distribution_offers(install):
     plugins = install(greeting=SOURCE)
-    assert offered(plugins, "greeting") == [("command", "greet", "Say a name.")]
+    assert offered(plugins, "greeting") == [("command", "greet", "Say a name.", None)]
     [described] = as_dict(plugins)["plugins"]
-    assert described["components"] == [{"slot": "command", "name": "greet", "help": "Say a name."}]
+    [command] = described["components"]
+    assert command == {"slot": "command", "name": "greet", "help": "Say a name.", "missing": [], "options": []}
 
 
 def test_a_misspelt_command_gets_the_nearest_name_of_any(install):

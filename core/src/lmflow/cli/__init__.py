@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from lmflow.cli.app import run_app
 
-        code = run_app(given)
+        given, disabled = take_disabled(given)
+        with without_plugins(disabled):
+            code = run_app(given)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader of our output has gone
@@ -39,6 +42,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         code = report_error(error)
     sys.exit(code)
+
+
+def take_disabled(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--disable-plugin NAME`, and the names; raises PluginError where one is missing."""
+    rest, names = [], []
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--disable-plugin":
+            rest.append(word)
+            continue
+        name = value if equals else next(words, "")
+        if not name or name.startswith("-"):
+            from lmflow.errors import PluginError
+
+            raise PluginError("--disable-plugin: needs the name of a distribution; lmflow plugins lists them")
+        names.append(name)
+    return rest, names
+
+
+@contextmanager
+def without_plugins(names: Sequence[str]) -> Iterator[None]:
+    """Within the context plugins of these distributions are not loaded, here and in processes started from here."""
+    if not names:
+        yield
+        return
+    from lmflow.plugins import DISABLE
+
+    before = os.environ.get(DISABLE)
+    os.environ[DISABLE] = ",".join([*([before] if before else []), *names])
+    try:
+        yield
+    finally:
+        os.environ.pop(DISABLE)
+        if before is not None:
+            os.environ[DISABLE] = before
 
 
 def report_error(error: Exception) -> int:

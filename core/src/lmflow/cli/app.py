@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -12,8 +13,21 @@ import typer
 from lmflow import __version__
 
 HELP = "Fine-tune, align, extend and run large language models."
-COMMANDS = ("run", "generate", "chat", "eval", "recipe", "plugins", "export")
 CONTEXT = {"help_option_names": ["--help", "-h"]}
+COMMANDS = {
+    "run": "Carry out a recipe: options, a YAML file, or both; without either, tune the embedded model.",
+    "generate": "Complete a prompt, standard input, or every record of a file.",
+    "chat": "Talk with a model in the terminal.",
+    "eval": "Measure a model.",
+    "recipe": "Show a resolved recipe, explain where its values come from, or print the JSON schema.",
+    "plugins": "What is installed, and what is wrong with it.",
+    "export": "Weights of a finished run for other tools.",
+}
+"""The core's commands, each in a module of its name.
+
+A module has `command` (a function for Typer), `group` (a Typer app of subcommands), or, where options are those of the
+components named, `make_command` or `make_group`, which are given the plugins and the arguments.
+"""
 
 
 def run_app(arguments: Sequence[str]) -> int:
@@ -37,19 +51,19 @@ def run_app(arguments: Sequence[str]) -> int:
 
 def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
     """Like `build_app`, for a command of a plugin. Raises PluginError when there is none of that name."""
+    from lmflow.catalogue import home_of
+    from lmflow.cli.installed import installed_plugins
     from lmflow.errors import PluginError
-    from lmflow.plugins import load_plugins
 
-    plugins = load_plugins()
+    plugins = installed_plugins(quiet="--quiet" in arguments)
     command = plugins.find_command(name)
     if command is None:
         known = [*COMMANDS, *dict.fromkeys(command.name for command, _ in plugins.commands)]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        broken = "".join(
-            f". Plugin {each.distribution} is broken ({each.reason}); see `lmflow plugins`" for each in plugins.broken
-        )
-        raise PluginError(f"no command is called {name}; {hint}{broken}")
+        home = home_of("command", name)
+        hint = f"pip install {home} brings it" if home else f"there are {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"{hint}."
+        raise PluginError(f"no command is called {name}; {hint}{plugins.why_missing()}")
     made = command.make(plugins, arguments)
     if made is None:
         return None
@@ -70,48 +84,38 @@ def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
         context_settings=CONTEXT,
     )
     app.callback()(_root)
-    command, rest = arguments[0], arguments
-    for name, text in OPTION_COMMANDS.items():
-        if command != name:
-            app.command(name, help=text)(_placeholder)
+    called, rest = arguments[0], arguments[1:]
+    for name in COMMANDS:
+        if name != called:
+            app.command(name, help=COMMANDS[name])(_placeholder)
             continue
-        made = importlib.import_module(f"lmflow.cli.{name}").make_command(arguments[1:])
-        if made is None:
+        left = _add(app, name, importlib.import_module(f"lmflow.cli.{name}"), rest)
+        if left is None:
             return None
-        app.command(name, help=text)(made[0])
-        rest = [name, *made[1]]
-    if command == "recipe":
-        from lmflow.cli.recipe import make_group
+        rest = left
+    return app, [called, *rest]
 
-        group = make_group(arguments[1:] or ["--help"])
-        if group is None:
-            return None
-        app.add_typer(group[0], name="recipe", help=RECIPE_HELP)
-        rest = ["recipe", *group[1]]
+
+def _add(app: typer.Typer, name: str, module: ModuleType, arguments: list[str]) -> list[str] | None:
+    """Add the command that was called; returns the arguments left for Typer, None if help was shown already."""
+    if hasattr(module, "command"):
+        app.command(name, help=COMMANDS[name])(module.command)
+        return arguments
+    if hasattr(module, "group"):
+        app.add_typer(module.group, name=name, help=COMMANDS[name])
+        return arguments
+    from lmflow.cli.installed import installed_plugins
+
+    plugins = installed_plugins(quiet="--quiet" in arguments)
+    if hasattr(module, "make_command"):
+        made = module.make_command(plugins, arguments)
+        if made is not None:
+            app.command(name, help=COMMANDS[name])(made[0])
     else:
-        app.command("recipe", help=RECIPE_HELP)(_placeholder)
-    _add_plain(app, command, "plugins", "What is installed, and what is wrong with it.")
-    _add_plain(app, command, "export", "Weights of a finished run for other tools.")
-    return app, rest
-
-
-OPTION_COMMANDS = {
-    "run": "Carry out a recipe: options, a YAML file, or both; without either, tune the embedded model.",
-    "generate": "Complete a prompt, standard input, or every record of a file.",
-    "chat": "Talk with a model in the terminal.",
-    "eval": "Measure a model.",
-}
-"""Commands whose options are those of the components they name, each in a module with `make_command`."""
-RECIPE_HELP = "Show a resolved recipe, explain where its values come from, or print the JSON schema."
-
-
-def _add_plain(app: typer.Typer, command: str, name: str, help_text: str) -> None:
-    """Add a group of commands, its module imported only when it is the one called."""
-    if command == name:
-        module = importlib.import_module(f"lmflow.cli.{name}")
-        app.add_typer(module.group, name=name, help=help_text)
-    else:
-        app.command(name, help=help_text)(_placeholder)
+        made = module.make_group(plugins, arguments or ["--help"])
+        if made is not None:
+            app.add_typer(made[0], name=name, help=COMMANDS[name])
+    return None if made is None else list(made[1])
 
 
 def _placeholder() -> None:
@@ -128,5 +132,9 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    disable_plugin: Annotated[
+        list[str] | None, typer.Option("--disable-plugin", metavar="NAME", help="Leave a distribution's plugin out.")
+    ] = None,
 ) -> None:
-    """Options of the command itself."""
+    """Options that stand anywhere; the last two are taken out of the arguments before they come here."""

@@ -15,12 +15,11 @@ from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, SAMPLING_SECTIONS, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
-from lmflow.cli.run import show_own_warnings
 from lmflow.errors import LmflowError
 from lmflow.journal import Journal
 from lmflow.opening import open_model
-from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe import Scope
+from lmflow.plugins import Plugins
+from lmflow.recipe_settings import Scope
 
 FIXED = {"--system": True, "--quiet": False}
 SCOPE = Scope(
@@ -44,9 +43,8 @@ ABOUT = (
 PROMPT = "> "
 
 
-def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
     """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
-    plugins = load_plugins()
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
         sys.stdout.write(recipe_help("lmflow chat [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
@@ -70,8 +68,7 @@ def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool
     display = make_progress(quiet=quiet)
     journal = Journal(None, plugins.emit, display)
     try:
-        with warnings.catch_warnings(), journal.phase(f"loading model {parts['model'].name}"):
-            show_own_warnings(display)
+        with warnings.catch_warnings(action="ignore"), journal.phase(f"loading model {parts['model'].name}"):
             model = open_model(parts["model"], parts["context"], parts["compute"])
     finally:
         display.close()

@@ -13,15 +13,15 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
-from lmflow.cli.run import show_own_warnings
 from lmflow.components import Evaluator
 from lmflow.data.reading import read_samples
 from lmflow.human_formats import number
 from lmflow.journal import Journal
 from lmflow.measuring import check_directory, measure, to_json, write_evaluation
 from lmflow.opening import Compute, open_model
-from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe import Scope, chosen_components
+from lmflow.plugins import Plugins
+from lmflow.recipe import chosen_components
+from lmflow.recipe_settings import Scope
 
 if TYPE_CHECKING:
     from lmflow.journal_display import Display
@@ -48,9 +48,8 @@ ABOUT = (
 )
 
 
-def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
     """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
-    plugins = load_plugins()
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
         sys.stdout.write(recipe_help("lmflow eval --evaluator NAME [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
@@ -66,8 +65,7 @@ def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[st
         """Measure a model."""
         display = make_progress(quiet=quiet or as_json)
         try:
-            with warnings.catch_warnings():
-                show_own_warnings(display)
+            with warnings.catch_warnings(action="ignore"):
                 record, lines = start(plugins, scanned, output, display, overwrite=overwrite)
         finally:
             display.close()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmflow.plugins import load_plugins
+from lmflow.cli.installed import installed_plugins
 
 group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -29,5 +29,5 @@ def merge(run: Source, output: Output, dtype: Dtype = None) -> None:
     """Write one model directory that plain Transformers loads, adapters merged in."""
     from lmflow.export import merge as write
 
-    written = write(run, output, load_plugins(), dtype)
+    written = write(run, output, installed_plugins(), dtype)
     sys.stdout.write(f"{written}\n")

@@ -24,7 +24,6 @@ from lmflow.cli.inference import (
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
-from lmflow.cli.run import show_own_warnings
 from lmflow.completion_file import CompletionFile, fingerprint
 from lmflow.errors import DataError, Interrupted, RecipeError
 from lmflow.generation import (
@@ -40,8 +39,8 @@ from lmflow.generation import (
 from lmflow.human_formats import duration, number
 from lmflow.journal import Journal
 from lmflow.opening import open_model
-from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe import Scope
+from lmflow.plugins import Plugins
+from lmflow.recipe_settings import Scope
 
 if TYPE_CHECKING:
     from lmflow.components import DataFormat, Inferencer
@@ -100,9 +99,8 @@ class Wish:
     quiet: bool
 
 
-def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
     """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
-    plugins = load_plugins()
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
         sys.stdout.write(recipe_help("lmflow generate [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
@@ -141,8 +139,7 @@ def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
         file = CompletionFile(wish.output, samples, options, resume=wish.resume, overwrite=wish.overwrite)
     display = make_progress(quiet=wish.quiet)
     try:
-        with warnings.catch_warnings():
-            show_own_warnings(display)
+        with warnings.catch_warnings(action="ignore"):
             work(parts, samples, file, Journal(None, plugins.emit, display), display)
             if figures := parts["inferencer"].figures():
                 display.note("  ".join(f"{name} {number(value)}" for name, value in figures.items()))

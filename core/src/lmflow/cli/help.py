@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
 from lmflow.plugins import Plugins
-from lmflow.recipe import RUN_SCOPE, Scope, chosen_components
+from lmflow.recipe import chosen_components
+from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, Scope
 from lmflow.recipe_values import is_flag, option_type
 
 Row = tuple[str, str]
@@ -29,11 +30,12 @@ def recipe_help(
     file = scanned.recipe_file if scope is RUN_SCOPE else None
     chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings, scope)
     sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
-    sections.append(("Components", [(f"--{slot} NAME", _names(slot, plugins)) for slot in scope.slots]))
+    sections.append(("Components", list(_choices(plugins, scope))))
     for slot, component in chosen.items():
         about = (component.__doc__ or "").strip().splitlines()[0]
         rows = [row for row in _rows(slot, component, {}) if not _is_hidden(row, scope)]
-        sections.append((f"{slot} {component.name}: {about}", rows))
+        kind = "tracker" if slot.startswith(f"{TRACKERS}.") else slot
+        sections.append((f"{kind} {component.name}: {about}", rows))
     for name, owner in scope.sections.items():
         preferred = scope.preferred_in(name)
         if scope is RUN_SCOPE:
@@ -50,8 +52,11 @@ def _is_hidden(row: Row, scope: Scope) -> bool:
     return row[0].split()[0].removeprefix("--") in scope.hidden
 
 
-def _names(slot: str, plugins: Plugins) -> str:
-    return f"One of {', '.join(sorted(plugins.offers(slot)))}."
+def _choices(plugins: Plugins, scope: Scope) -> Iterator[Row]:
+    for slot in scope.slots:
+        yield f"--{slot} NAME", f"One of {', '.join(sorted(plugins.offers(slot)))}."
+    if scope.trackers:
+        yield f"--{TRACKERS} NAME,…", f"Any of {', '.join(sorted(plugins.offers('tracker'))) or 'none installed'}."
 
 
 def _rows(section: str, owner: type[BaseModel], preferred: Mapping[str, Any]) -> Iterator[Row]:

@@ -16,7 +16,8 @@ from lmflow.inference.completion import Sampling
 from lmflow.journal_display import Display, Silent
 from lmflow.opening import Compute
 from lmflow.plugins import Plugins
-from lmflow.recipe import Origin, Scope, Setting, resolve_parts
+from lmflow.recipe import resolve_parts
+from lmflow.recipe_settings import Origin, Scope, Setting
 
 COMPUTE_ALIASES = {"--device": "compute.device", "--precision": "compute.precision"}
 COMPUTE_HELP = (

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
-from lmflow.recipe import RUN_SCOPE, Origin, ResolvedRecipe, Scope, Setting, resolve
+from lmflow.recipe import ResolvedRecipe, resolve
+from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, Origin, Scope, Setting
 from lmflow.recipe_values import is_flag
 
 NUMBER = re.compile(r"^-\d|^-\.\d")
@@ -79,7 +80,7 @@ def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool], 
 
 def _is_setting(option: str, scope: Scope) -> bool:
     name = option.removeprefix("--").removeprefix("no-")
-    return "." in name or name in scope.slots or option in scope.aliases
+    return "." in name or name in scope.slots or option in scope.aliases or (scope.trackers and name == TRACKERS)
 
 
 def _take_setting(
@@ -100,13 +101,15 @@ def _take_setting(
 
 def _is_flag(path: str, plugins: Plugins, scope: Scope) -> bool:
     section, _, key = path.partition(".")
+    slot, key = ("tracker", key.rpartition(".")[2]) if section == TRACKERS else (section, key)
     owners: list[type[BaseModel]] = [scope.sections[section]] if section in scope.sections else []
-    owners += [offers[0].component for offers in plugins.offers(section).values()]
+    owners += [offers[0].component for offers in plugins.offers(slot).values()]
     return any(key in owner.model_fields and is_flag(owner.model_fields[key]) for owner in owners)
 
 
 def _unknown(option: str, fixed: Mapping[str, bool], scope: Scope) -> str:
-    known = [*fixed, *scope.aliases, *(f"--{slot}" for slot in scope.slots)]
+    plural = [f"--{TRACKERS}"] if scope.trackers else []
+    known = [*fixed, *scope.aliases, *(f"--{slot}" for slot in scope.slots), *plural]
     near = difflib.get_close_matches(option, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} --help lists them"
     return f"{option}: unknown option; {hint}"

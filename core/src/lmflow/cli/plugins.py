@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from lmflow import INTERFACE_VERSION
+from lmflow.components import Component
 from lmflow.errors import PluginError
-from lmflow.plugins import SLOTS, Plugins, load_plugins
+from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name
+from lmflow.recipe_values import option_type
 
 group = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MULTIPLE = {"tracker": "trackers"}
+"""Slots whose option is not their name."""
 
 
 @group.callback()
@@ -24,78 +31,164 @@ def list_plugins(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         import json
 
-        sys.stdout.write(json.dumps(as_dict(plugins), indent=2) + "\n")
+        sys.stdout.write(json.dumps(as_dict(plugins), indent=2, default=str) + "\n")
         return
-    for distribution in dict.fromkeys(plugin.distribution for plugin in plugins.loaded):
-        sys.stdout.write(f"{distribution} {plugins.versions()[distribution]}\n")
-        for slot, name, text in offered(plugins, distribution):
-            sys.stdout.write(f"  {slot:<11}{name:<14}{text}\n")
-    for broken in plugins.broken:
-        sys.stdout.write(f"{broken.distribution} {broken.version}: broken: {broken.reason}\n")
-        sys.stdout.write("".join(f"    {line}\n" for line in broken.traceback.strip().splitlines()[-6:]))
+    sys.stdout.write("".join(f"{line}\n" for line in listing(plugins)))
 
 
 @group.command("show")
 def show(name: Annotated[str, typer.Argument(help="A distribution, or a component.")]) -> None:
     """One distribution's components with their options, or a broken plugin's whole traceback."""
-    plugins = load_plugins()
+    sys.stdout.write("".join(f"{line}\n" for line in describe(load_plugins(), name)))
+
+
+def listing(plugins: Plugins) -> Iterator[str]:
+    """Each distribution with what it offers, then those that are disabled or broken, and names offered twice."""
+    for distribution in dict.fromkeys(plugin.distribution for plugin in plugins.loaded):
+        yield f"{distribution} {plugins.versions()[distribution]}"
+        for slot, name, text, _ in offered(plugins, distribution):
+            yield f"  {slot:<11}{name:<22}{text}"
+    for disabled in plugins.disabled:
+        yield f"{disabled.distribution} {disabled.version}: disabled"
     for broken in plugins.broken:
-        if broken.distribution == name:
-            sys.stdout.write(broken.traceback)
-            return
-    chosen = [
-        (slot, offer)
-        for slot in SLOTS
-        for offers in plugins.offers(slot).values()
-        for offer in offers
-        if name in (offer.component.name, offer.distribution, f"{offer.distribution}:{offer.component.name}")
-    ]
-    commands = [(command, of) for command, of in plugins.commands if name in (command.name, of)]
-    if not chosen and not commands:
-        known = ", ".join(dict.fromkeys(plugin.distribution for plugin in plugins.loaded))
-        raise PluginError(f"neither a plugin nor a component is called {name}; installed: {known}")
-    for slot, offer in chosen:
-        sys.stdout.write(f"{slot} {offer.component.name} ({offer.distribution}): {first_line(offer.component)}\n")
-        for key, info in offer.component.model_fields.items():
-            default = "required" if info.is_required() else f"default {info.default}"
-            sys.stdout.write(f"  --{slot}.{key}  {info.description} [{default}]\n")
-    for command, distribution in commands:
-        sys.stdout.write(f"command {command.name} ({distribution}): {command.help} See lmflow {command.name} --help.\n")
+        yield f"{broken.distribution} {broken.version}: broken: {broken.reason}"
+        yield f"  lmflow plugins show {broken.distribution} prints the traceback"
+    for conflict in plugins.conflicts():
+        yield f"conflict: {conflict}"
 
 
-def offered(plugins: Plugins, distribution: str) -> list[tuple[str, str, str]]:
-    """(slot, name, first line of help) of everything a distribution offers; the slot of a command is `command`."""
-    commands = [("command", command.name, command.help) for command, of in plugins.commands if of == distribution]
-    return [
-        (slot, name, first_line(offer.component))
-        for slot in SLOTS
-        for name, offers in plugins.offers(slot).items()
-        for offer in offers
+def describe(plugins: Plugins, name: str) -> Iterator[str]:
+    """Everything about a distribution or component. Raises PluginError when there is none of that name."""
+    found = False
+    for broken in plugins.broken:
+        if same_name(broken.distribution, name):
+            found = True
+            yield f"{broken.distribution} {broken.version}: broken: {broken.reason}"
+            yield from broken.traceback.rstrip().splitlines()
+    for disabled in plugins.disabled:
+        if same_name(disabled.distribution, name):
+            found = True
+            yield f"{disabled.distribution} {disabled.version}: disabled, by LMFLOW_DISABLE_PLUGINS or --disable-plugin"
+    for plugin in plugins.loaded:
+        if same_name(plugin.distribution, name):
+            found = True
+            yield f"{plugin.distribution} {plugin.version}, interface {interface(plugin)}"
+    for slot, offer in every_offer(plugins):
+        component = offer.component
+        if matches(name, component.name, offer.distribution):
+            found = True
+            yield from describe_component(slot, component, offer.distribution)
+    for command, distribution in plugins.commands:
+        if matches(name, command.name, distribution):
+            found = True
+            yield f"command {command.name} ({distribution}): {command.help} See lmflow {command.name} --help."
+    if not found:
+        raise PluginError(explain_unknown(plugins, name))
+
+
+def describe_component(slot: str, component: type[Component], distribution: str) -> Iterator[str]:
+    """A component and its options, a line each."""
+    yield f"{slot} {component.name} ({distribution}): {first_line(component)}"
+    for requirement in component.missing():
+        yield f"  needs {requirement.module}, which is not installed: pip install {requirement.install}"
+    prefix = MULTIPLE[slot] + "." + component.name if slot in MULTIPLE else slot
+    for key, info in component.model_fields.items():
+        default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)}"
+        yield f"  --{prefix}.{key}  {info.description} [{default}]"
+
+
+def every_offer(plugins: Plugins) -> Iterator[tuple[str, Offer]]:
+    """Slot and offer of everything installed, in the order of the slots."""
+    for slot in SLOTS:
+        for offers in plugins.offers(slot).values():
+            yield from ((slot, offer) for offer in offers)
+
+
+def offered(plugins: Plugins, distribution: str) -> list[tuple[str, str, str, type[Component] | None]]:
+    """(slot, name, first line of help, class) of what a distribution offers; a command has no class."""
+    found: list[tuple[str, str, str, type[Component] | None]] = [
+        (slot, offer.component.name, first_line(offer.component), offer.component)
+        for slot, offer in every_offer(plugins)
         if offer.distribution == distribution
-    ] + commands
+    ]
+    commands = [command for command, of in plugins.commands if of == distribution]
+    return [*found, *(("command", command.name, command.help, None) for command in commands)]
+
+
+def matches(wanted: str, name: str, distribution: str) -> bool:
+    """Whether `wanted` is the component's name, its distribution's, or `distribution:name`."""
+    of, _, own = wanted.rpartition(":")
+    return (own == name and same_name(of or distribution, distribution)) or same_name(wanted, distribution)
+
+
+def explain_unknown(plugins: Plugins, name: str) -> str:
+    """What to say of a name that nothing has."""
+    components = {offer.component.name for _, offer in every_offer(plugins)}
+    known = [*plugins.distributions(), *components, *(command.name for command, _ in plugins.commands)]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"installed: {', '.join(plugins.distributions())}"
+    return f"neither a plugin nor a component is called {name}; {hint}"
 
 
 def first_line(component: type[Any]) -> str:
     """A component's help."""
-    return (component.__doc__ or "").strip().splitlines()[0]
+    return (component.__doc__ or "").strip().partition("\n")[0]
+
+
+def interface(plugin: Plugin) -> str:
+    """The versions of the interface a plugin declares, as text."""
+    if plugin.interface is None:
+        return "not declared"
+    low, high = plugin.interface
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def as_dict(plugins: Plugins) -> dict[str, Any]:
-    """Everything the list shows, as plain values."""
+    """Everything the list shows, with options, as plain values; every distribution has a `status`."""
     return {
+        "interface": INTERFACE_VERSION,
         "plugins": [
-            {
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-                "components": [
-                    {"slot": slot, "name": name, "help": text}
-                    for slot, name, text in offered(plugins, plugin.distribution)
-                ],
-            }
-            for plugin in plugins.loaded
+            *(_loaded(plugins, plugin) for plugin in plugins.loaded),
+            *({**_identity(each), "status": "disabled", "components": []} for each in plugins.disabled),
+            *(
+                {**_identity(each), "status": "broken", "components": [], "reason": each.reason}
+                for each in plugins.broken
+            ),
         ],
-        "broken": [
-            {"distribution": broken.distribution, "version": broken.version, "reason": broken.reason}
-            for broken in plugins.broken
+        "conflicts": plugins.conflicts(),
+    }
+
+
+def _identity(plugin: Any) -> dict[str, Any]:
+    return {"distribution": plugin.distribution, "entry_point": plugin.entry_point, "version": plugin.version}
+
+
+def _loaded(plugins: Plugins, plugin: Plugin) -> dict[str, Any]:
+    return {
+        **_identity(plugin),
+        "status": "loaded",
+        "interface": plugin.interface,
+        "components": [
+            {
+                "slot": slot,
+                "name": name,
+                "help": text,
+                "missing": [] if component is None else [f"pip install {each.install}" for each in component.missing()],
+                "options": [] if component is None else _options(component),
+            }
+            for slot, name, text, component in offered(plugins, plugin.distribution)
         ],
     }
+
+
+def _options(component: type[Component]) -> Sequence[dict[str, Any]]:
+    return [
+        {
+            "name": key,
+            "type": option_type(info),
+            "required": info.is_required(),
+            "default": None if info.is_required() else info.get_default(call_default_factory=True),
+            "help": info.description,
+        }
+        for key, info in component.model_fields.items()
+    ]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import resolve_scanned, scan
-from lmflow.plugins import load_plugins
+from lmflow.plugins import Plugins
 from lmflow.recipe import ResolvedRecipe, as_dict, dump, schema
+from lmflow.recipe_settings import TRACKERS
 
 SHOW = "Print the resolved recipe as YAML."
 EXPLAIN = "Print every value and where it came from."
 
 
-def make_group(arguments: Sequence[str]) -> tuple[typer.Typer, list[str]] | None:
+def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer, list[str]] | None:
     """The `recipe` commands for these arguments, and what is left for Typer; None if help was all they asked."""
-    plugins = load_plugins()
     scanned = scan(arguments[1:], plugins, {})
     about = {"show": SHOW, "explain": EXPLAIN}
     if scanned.wants_help and arguments[0] in about:
@@ -53,11 +53,19 @@ def explain(resolved: ResolvedRecipe) -> str:
     """One line per value: path, value, origin."""
     rows = []
     for section, values in as_dict(resolved.recipe).items():
-        for key, value in (values or {}).items():
-            path = f"{section}.{key}"
+        for path, value in _paths(section, values):
             rows.append((path, _shown(value), str(resolved.origins.get(path, "default"))))
     widths = [min(max(len(row[column]) for row in rows), 44) for column in (0, 1)]
     return "".join(f"{path:<{widths[0]}}  {value:<{widths[1]}}  {origin}\n" for path, value, origin in rows)
+
+
+def _paths(section: str, values: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values; trackers have a section each."""
+    for key, value in (values or {}).items():
+        if section == TRACKERS:
+            yield from _paths(f"{TRACKERS}.{key}", {"name": key, **value})
+        else:
+            yield f"{section}.{key}", value
 
 
 def _shown(value: object) -> str:

@@ -6,14 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, resolve_scanned, scan
 from lmflow.errors import RunDirectoryError
-from lmflow.plugins import Plugins, load_plugins
+from lmflow.plugins import Plugins
 
 if TYPE_CHECKING:
     from lmflow.journal_display import Display
@@ -33,9 +33,8 @@ ABOUT = (
 )
 
 
-def make_command(arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
     """The `run` command for these arguments, and what is left of them for Typer; None if help was all they asked."""
-    plugins = load_plugins()
     scanned = scan(arguments, plugins, FIXED)
     if scanned.wants_help:
         sys.stdout.write(recipe_help("lmflow run [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
@@ -79,14 +78,11 @@ def start(
     from lmflow.run import run
 
     display = make_display(silent=quiet or as_json)
-    with warnings.catch_warnings():
-        show_own_warnings(display)
-        for broken in plugins.broken:
-            display.note(f"plugin {broken.distribution} is broken and left out ({broken.reason}); see lmflow plugins")
-        try:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # libraries' own say nothing to the user of a command
             result = run(resolved, plugins, output=output, resume=resume, overwrite=overwrite, display=display)
-        finally:
-            display.close()
+    finally:
+        display.close()
     if as_json:
         import json
 
@@ -106,16 +102,3 @@ def make_display(*, silent: bool) -> Display:
     from lmflow.cli.display import make_terminal_display
 
     return make_terminal_display()
-
-
-def show_own_warnings(display: Display) -> None:
-    """Warnings about plugins become notes; those of libraries say nothing to the user of a command."""
-    from lmflow.plugins import PluginWarning
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, PluginWarning):
-            display.note(str(message))
-
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", PluginWarning)
-    warnings.showwarning = show

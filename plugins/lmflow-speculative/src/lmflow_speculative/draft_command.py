@@ -18,14 +18,14 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
-from lmflow.cli.run import show_own_warnings
 from lmflow.data.reading import load_dataset
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.generation import Framing, frame, read_prompts
 from lmflow.inference.completion import Sampling
 from lmflow.journal import Journal
 from lmflow.plugins import Plugins
-from lmflow.recipe import Scope, model_from_reference
+from lmflow.recipe import model_from_reference
+from lmflow.recipe_settings import Scope
 from lmflow.training.options import TrainingOptions
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative
@@ -107,8 +107,7 @@ def carry_out(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
     display = make_progress(quiet=wish.quiet or wish.as_json)
     journal = Journal(None, plugins.emit, display)
     try:
-        with warnings.catch_warnings(), journal.listening():
-            show_own_warnings(display)
+        with warnings.catch_warnings(action="ignore"), journal.listening():
             record = train_draft(plugins, parts, wish, journal)
     finally:
         display.close()

@@ -1,0 +1,32 @@
+"""Distributions made up for a test, and installed as really as Python knows: metadata on the path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def install_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Installs a distribution whose module is `source`, with an entry point for lmflow; returns where it lies."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+
+    def install(name: str, source: str, *, version: str = "1.0", requires: Sequence[str] = ()) -> Path:
+        module = name.replace("-", "_")
+        sys.modules.pop(module, None)
+        (site / f"{module}.py").write_text(source)
+        folder = site / f"{module}-{version}.dist-info"
+        folder.mkdir()
+        needed = "".join(f"Requires-Dist: {each}\n" for each in requires)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}")
+        (folder / "entry_points.txt").write_text(f"[lmflow]\nmain = {module}\n")
+        importlib.invalidate_caches()
+        return site
+
+    return install
