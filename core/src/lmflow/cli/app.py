@@ -21,6 +21,8 @@ COMMANDS = {
     "eval": "Measure a model.",
     "recipe": "Show a resolved recipe, explain where its values come from, or print the JSON schema.",
     "plugins": "What is installed, and what is wrong with it.",
+    "doctor": "What is wrong with this installation, and the command that mends each fault.",
+    "new": "Start a plugin of your own from the template.",
     "export": "Weights of a finished run for other tools.",
 }
 """The core's commands, each in a module of its name.
