@@ -22,35 +22,12 @@ def make_model() -> Callable[..., Any]:
     return make
 
 
-class Letters:
-    """A tokenizer of so many letters, the first of which ends an answer."""
-
-    pad_token_id = None
-    eos_token_id = 0
-
-    def __init__(self, count: int) -> None:
-        self._letters = "".join(chr(ord("a") + i) for i in range(count))
-
-    def get_vocab(self) -> dict[str, int]:
-        return {letter: number for number, letter in enumerate(self._letters)}
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return "".join(self._letters[i] for i in ids if i or not skip_special_tokens)
-
-
 @pytest.fixture(scope="session")
-def make_letters(make_llama: Callable[..., Any]) -> Callable[..., Any]:
-    """A LanguageModel over a vocabulary of a few letters."""
+def make_letters() -> Callable[..., Any]:
+    """See `lmflow.testing.tiny.tiny_letters`."""
+    from lmflow.testing.tiny import tiny_letters
 
-    def make(seed: int, count: int = 6, scale: float = 4.0) -> Any:
-        from lmflow.models import LanguageModel
-        from lmflow.testing.tiny import scale_matrices
-
-        module = make_llama(count, seed=seed, eos_token_id=0, pad_token_id=None)
-        scale_matrices(module, scale)
-        return LanguageModel(module, Letters(count), f"letters-{seed}")
-
-    return make
+    return tiny_letters
 
 
 @pytest.fixture(scope="session")

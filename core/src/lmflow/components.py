@@ -228,8 +228,8 @@ class Inferencer(Component):
         return {}
 
     def stream(self, model: LanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """Yield one completion's text piece by piece; the default yields it whole."""
-        [[completion]] = self.generate(model, [prompt], sampling)
+        """Yield the text of the first completion `generate` gives, piece by piece; the default yields it whole."""
+        [[completion]] = self.generate(model, [prompt], sampling.model_copy(update={"n": 1}))
         yield completion.text
 
 

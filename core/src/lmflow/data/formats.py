@@ -138,7 +138,10 @@ class Alpaca(DataFormat):
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """Instruction and input as the user's turn, a blank line between them; earlier turns from `history`."""
         turns = [Message("system", text_of(record, "system", source))] if record.get("system") else []
-        for index, pair in enumerate(record.get("history") or []):
+        history = record.get("history") or []
+        if not isinstance(history, list):
+            raise bad(source, "history", "a list of pairs [question, answer]", history)
+        for index, pair in enumerate(history):
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
                 raise bad(source, f"history[{index}]", "a pair of texts [question, answer]", pair)
             turns += [Message("user", pair[0]), Message("assistant", pair[1])]

@@ -1,1 +1,21 @@
-"""What plugin authors test with: one class per slot to inherit, and small models made from code."""
+"""What plugin authors test with: a class per kind of component to inherit from, and small models made from code.
+
+    from lmflow.testing import TunerSuite
+
+Needs pytest, which the extra `lmflow-core[testing]` brings.
+"""
+
+import pytest
+
+# Before they are imported: a failing assertion then shows the values it compared.
+pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("aligner", "data_format", "inferencer")))
+pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("model", "reward", "runs", "tuner")))
+
+from lmflow.testing.aligner import AlignerSuite  # noqa: E402
+from lmflow.testing.data_format import DataFormatSuite  # noqa: E402
+from lmflow.testing.inferencer import InferencerSuite  # noqa: E402
+from lmflow.testing.model import ModelSuite  # noqa: E402
+from lmflow.testing.reward import RewardSuite  # noqa: E402
+from lmflow.testing.tuner import TunerSuite  # noqa: E402
+
+__all__ = ["AlignerSuite", "DataFormatSuite", "InferencerSuite", "ModelSuite", "RewardSuite", "TunerSuite"]

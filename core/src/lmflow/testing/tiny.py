@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,6 +89,33 @@ def tiny_model(
     scale_matrices(module, sharpness, noise_seed)
     source = "-".join(["tiny", architecture, str(seed), *([] if noise_seed is None else [str(noise_seed)])])
     return LanguageModel(module, tokenizer, source)
+
+
+def tiny_letters(seed: int = 0, count: int = 6, *, sharpness: float = 4.0) -> LanguageModel:
+    """A LanguageModel over the first `count` letters, the first of which ends a text: few enough to enumerate."""
+    from lmflow.models import LanguageModel
+
+    module = tiny_module("llama", count, seed=seed, eos_token_id=0, pad_token_id=None)
+    scale_matrices(module, sharpness)
+    return LanguageModel(module, Letters(count), f"letters-{seed}")
+
+
+class Letters:
+    """A tokenizer with a letter for each token; the first ends a text and is not shown."""
+
+    eos_token_id = 0
+    pad_token_id = None
+
+    def __init__(self, count: int) -> None:
+        self._letters = "".join(chr(ord("a") + i) for i in range(count))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Tokens and their numbers."""
+        return {letter: number for number, letter in enumerate(self._letters)}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The letters of `ids`."""
+        return "".join(self._letters[i] for i in ids if i or not skip_special_tokens)
 
 
 def scale_matrices(module: nn.Module, factor: float, noise_seed: int | None = None) -> None:

@@ -53,15 +53,22 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-def target_logprobs(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets, (N,) float32 in row-major order, and their mask as (B, T) of predictors.
+def target_logits(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, V) that predict the batch's N targets, the targets (N,), and the mask (B, T) of their predictors.
 
-    `forward` is what is called (it may be wrapped for several processes); `unwrapped` is the model in it.
+    Targets are in row-major order. `forward` is what is called (it may be wrapped for several processes); `unwrapped`
+    is the model in it.
     """
     mask = target_mask(batch.trained)
     targets = torch.roll(batch.input_ids, -1, dims=1)[mask]
     with head_restricted_to(unwrapped, mask):
-        logits = forward(**model_inputs(batch)).logits
+        logits: Tensor = forward(**model_inputs(batch)).logits
+    return logits, targets, mask
+
+
+def target_logprobs(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets, (N,) float32 in row-major order, and the mask (B, T) of their predictors."""
+    logits, targets, mask = target_logits(forward, unwrapped, batch)
     # cross_entropy fuses log-softmax and gather, which saves one (N, V) tensor.
     return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
 

@@ -1,0 +1,130 @@
+"""A plugin of one's own: a new distribution from the template that comes with lmflow."""
+
+from __future__ import annotations
+
+import difflib
+import keyword
+import re
+import shlex
+import sys
+import unicodedata
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.resources import as_file, files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lmflow.errors import LmflowError, RecipeError, RunDirectoryError
+from lmflow.plugins import SLOTS, Plugins, normal_name
+
+KINDS = ("tuner", "aligner", "inferencer", "model", "data-format", "reward")
+SPELLINGS = {"data": "data-format"}
+
+
+def make_plugin(
+    kind: str, name: str, output: Path, plugins: Plugins, *, author: str = "", description: str = ""
+) -> Path:
+    """Write a distribution that adds a component of this kind into a directory of its name in `output`; returns that.
+
+    Raises RecipeError for a kind that there is none of and a name that cannot be used, RunDirectoryError for a
+    directory that exists.
+    """
+    kind = known_kind(kind)
+    name = usable_name(name, kind, plugins)
+    if (output / name).exists():
+        raise RunDirectoryError(f"{output / name} exists; name another plugin, or another directory with --output")
+    answers = {"kind": kind, "name": name, "author": author, "description": description}
+    return fill_in({question: answer for question, answer in answers.items() if answer}, output)
+
+
+def known_kind(kind: str) -> str:
+    """The template's word for a kind. Raises RecipeError, with the nearest, for what is none."""
+    found = kind.lower().replace("_", "-")
+    found = SPELLINGS.get(found, found)
+    if found in KINDS:
+        return found
+    near = difflib.get_close_matches(found, KINDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
+    raise RecipeError([f"there is no template for a plugin of kind {kind}; {hint}"])
+
+
+def usable_name(name: str, kind: str, plugins: Plugins) -> str:
+    """`name` as package indexes write it, which names the distribution, its package and the component alike.
+
+    Raises RecipeError, with another name, where it cannot name one of these or belongs to something installed.
+    """
+    normal = normal_name(name.strip().replace(" ", "-"))
+    if not is_usable(normal):
+        raise RecipeError([f"{name!r} cannot name a plugin and its Python package; try {suggestion(name, kind)}"])
+    owner = owner_of(normal, "data" if kind == "data-format" else kind, plugins)
+    if owner:
+        raise RecipeError([f"{normal} is taken by {owner}, which is installed; try {suggestion(f'my-{normal}', kind)}"])
+    return normal
+
+
+def is_usable(name: str) -> bool:
+    """Whether a normalised name can be a package that hides nothing of Python's and means nothing else to lmflow.
+
+    The template's hook asks the same of those who call cookiecutter themselves.
+    """
+    package = name.replace("-", "_")
+    reserved = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *KINDS, "none", "null"}
+    return re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) is not None and not {name, package} & reserved
+
+
+def suggestion(name: str, kind: str) -> str:
+    """A name that can be used, made from one that cannot."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", plain).lstrip("-0123456789").rstrip("-")
+    return next(each for each in (words, f"{words}-{kind}", f"my-{kind}") if is_usable(each))
+
+
+def owner_of(name: str, slot: str, plugins: Plugins) -> str | None:
+    """The installed distribution with that name, with a package of that name, or with such a component in `slot`."""
+    owners = [offer.distribution for offer in plugins.offers(slot).get(name, ())]
+    owners += packages_distributions().get(name.replace("-", "_"), [])
+    try:
+        owners.append(distribution(name).name)
+    except PackageNotFoundError:
+        pass
+    return owners[0] if owners else None
+
+
+def fill_in(answers: dict[str, str], output: Path) -> Path:
+    """Do what `cookiecutter templates/plugin` does, asking nothing; returns the directory made in `output`.
+
+    It is made beside its place and then moved there, so that it is whole or absent. Cookiecutter's own records go
+    with the rest of that directory, and its configuration in the home directory is not read.
+    """
+    from cookiecutter.exceptions import CookiecutterException
+    from cookiecutter.main import cookiecutter
+    from jinja2 import TemplateError
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with (
+            TemporaryDirectory(dir=output, prefix=".new-") as scratch,
+            as_file(files("lmflow") / "templates") as source,
+        ):
+            made = cookiecutter(
+                str(source / "plugin"),
+                no_input=True,
+                extra_context=answers,
+                output_dir=scratch,
+                default_config={"replay_dir": scratch, "cookiecutters_dir": scratch},
+            )
+            return Path(made).rename(output / Path(made).name)
+    except OSError as error:
+        raise LmflowError(f"{output}: cannot be written: {error.strerror or error}") from error
+    except (CookiecutterException, TemplateError) as error:
+        raise LmflowError(f"the template could not be filled in: {error}") from error
+
+
+def next_commands(directory: Path, kind: str) -> Sequence[str]:
+    """What to type next, where `lmflow new` was typed: install, run, test."""
+    option = "data" if kind == "data-format" else kind
+    return [
+        f"pip install -e {shlex.quote(f'{directory}[test]')}",
+        f"lmflow run --{option} {directory.name}",
+        f"pytest {shlex.quote(str(directory))}",
+    ]

@@ -1,0 +1,233 @@
+"""The conformance suite for aligners: what every aligner promises to those who train with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from lmflow.components import Aligner, Component, Need
+from lmflow.errors import LmflowError, RecipeError
+from lmflow.plugins import RECIPE_SLOTS
+from lmflow.recipe_choices import OPTIONAL
+from lmflow.run import RunResult
+from lmflow.testing.comparing import all_tensors, different
+from lmflow.testing.runs import SMALL, Bench, RunSuite, over, resolve_settings, write_records
+
+TOO_LONG = {"prompt": "word " * 400, "answer": "no room for it"}
+"""A record whose prompt fills the context of the tiny model, so that no answer can be trained on or sampled."""
+
+WITHOUT_REWARD = {"reward.name": "none"}
+
+
+class AlignerSuite(RunSuite):
+    """An examination of one aligner; inherit from it in a class whose name begins with Test, and supply the aligner.
+
+        from lmflow.testing import AlignerSuite
+
+        class TestMyAligner(AlignerSuite):
+            metric = "heldout_reward"
+            higher_is_better = True
+
+            @pytest.fixture
+            def aligner(self):
+                return MyAligner(rounds=3)
+
+    Each test is one requirement, and its docstring says which. Give the aligner options with which it takes several
+    steps and still ends soon: nearly all runs are of a tiny model on nine records, with `--tuner full`, and one is of
+    the embedded model on the embedded task (the distribution lmflow-demo).
+
+    What can be changed: the class attributes below, those of RunSuite (`records`, `settings`, `architecture`), and
+    the fixtures `model` (the model component the small runs start from; a tiny Llama of random weights) and `plugins`
+    (the installed ones and your aligner). Metrics that hold times must have "second" in their names, as the core's do:
+    all others are compared between runs.
+    """
+
+    metric: ClassVar[str] = "eval_loss"
+    """What the aligner improves: run.json has it with `_before` and with `_after` at its end."""
+    higher_is_better: ClassVar[bool] = False
+    """Whether a higher metric is the better one."""
+    improvement: ClassVar[float] = 0.02
+    """The smallest improvement of the metric that counts as one, on the embedded task."""
+    task_settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the run on the embedded task, by dotted path: {"training.max_steps": 40}."""
+    bad_records: ClassVar[Sequence[Mapping[str, Any]]] = (TOO_LONG,)
+    """Records the aligner cannot use, with the fields of `records`; with one of them it must not go on in silence.
+
+    By default one whose prompt is longer than the 256 tokens of the tiny model."""
+    tolerance: ClassVar[float] = 1e-4
+    """Largest difference of a loss, in nats, that rounding explains when weights are saved and loaded."""
+
+    @pytest.fixture
+    def aligner(self) -> Aligner:
+        """The aligner under examination; every suite supplies its own."""
+        who = type(self).__name__
+        pytest.fail(f"{who} supplies no aligner: write a fixture `aligner` that returns one", pytrace=False)
+
+    @pytest.fixture
+    def component(self, aligner: Aligner) -> Component:
+        """The aligner."""
+        return aligner
+
+    # The objective
+
+    def test_improves_its_objective_on_the_embedded_task(self, bench: Bench) -> None:
+        """A run on the embedded model and task improves `metric` by at least `improvement`."""
+        task = {"model.name": "demo", "data.name": "demo", "reward.name": "demo"}
+        metrics = bench.run("task", {**task, **self.task_settings}).record["metrics"]
+        before, after = (metrics.get(f"{self.metric}_{when}") for when in ("before", "after"))
+        known = sorted(name.removesuffix("_before") for name in metrics if name.endswith("_before"))
+        assert None not in (before, after), (
+            f"expected run.json to have the metrics {self.metric}_before and {self.metric}_after; it has those of "
+            f"{', '.join(known)}. Usual cause: the suite's `metric` is misspelt, or align() does not put it into "
+            "journal.metrics."
+        )
+        gain = after - before if self.higher_is_better else before - after
+        assert gain >= self.improvement, (
+            f"expected {self.metric} to {'rise' if self.higher_is_better else 'fall'} by at least {self.improvement:g} "
+            f"on the embedded task; it went from {before:.4f} to {after:.4f}. Usual cause: a loss of the wrong sign, "
+            "too few steps (the aligner's options, `task_settings`), or another metric is what it improves (`metric`)."
+        )
+
+    # Repeating a run
+
+    def test_the_same_seed_gives_the_same_run(self, bench: Bench) -> None:
+        """Two runs of one recipe write the same metrics and end with the same weights, to the bit."""
+        cause = "random numbers that do not come from the seed (random, numpy, the time), or the order of a set"
+        bench.check_same(bench.run("again", self._small({})), self._whole(bench), cause)
+
+    def test_another_seed_gives_other_weights(self, bench: Bench) -> None:
+        """A run with another `training.seed`, all else equal, ends with other weights."""
+        other = bench.run("other-seed", self._small({"training.seed": 1}))
+        weights, others = (all_tensors(bench.load(result.directory)) for result in (self._whole(bench), other))
+        assert different(others, weights), (
+            "expected another training.seed to give other weights; they are the same to the bit. Usual cause: a seed "
+            "written into the aligner, where trainer.options.seed belongs."
+        )
+
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, bench: Bench) -> None:
+        """A run interrupted twice and resumed writes the metrics and weights of one left alone, to the bit.
+
+        Past its half it must leave a checkpoint behind, so that no more than half of the work is ever lost.
+        """
+        cause = (
+            "state that is not given to trainer.checkpoint() and read from trainer.restored, or random numbers that "
+            "are not a function of the seed and the step"
+        )
+        resumed, whole = bench.run_in_pieces("whole", self._small({})), self._whole(bench)
+        bench.check_same(resumed, whole, cause)
+
+    # Composition
+
+    def test_trains_with_tuner_full(self, bench: Bench) -> None:
+        """A run with `--tuner full` completes, takes steps, and leaves a result that scores as the run said."""
+        bench.check_sound(self._whole(bench), self.tolerance)
+
+    def test_trains_with_tuner_lora(self, bench: Bench) -> None:
+        """So does a run with `--tuner lora` (the distribution lmflow-lora): no parameter is taken for granted."""
+        bench.check_sound(bench.run("lora", self._small({"tuner.name": "lora"})), self.tolerance)
+
+    def test_takes_no_more_steps_than_asked_for(self, bench: Bench) -> None:
+        """`--training.max_steps 1` ends after one optimizer step, whatever the aligner's own options say."""
+        steps = bench.run("one-step", self._small({"training.max_steps": 1})).record["metrics"]["steps"]
+        assert steps == 1, (
+            f"expected a run with training.max_steps 1 to take one optimizer step; it took {steps}. Usual cause: "
+            "trainer.plan() is not called, or is not given trainer.options.max_steps where that is set."
+        )
+
+    def test_needs_are_declared_and_enforced(self, bench: Bench) -> None:
+        """A recipe without what the attribute `needs` names is refused; without a reward it runs, if that names none.
+
+        So an aligner that uses a reward says so, and its users learn of it before anything is loaded.
+        """
+        for need in bench.component.needs:
+            assert need.slot in RECIPE_SLOTS, (
+                f"expected each Need to name a slot of a recipe ({', '.join(RECIPE_SLOTS)}); found {need.slot!r}"
+            )
+            for changes in violations(bench, need):
+                check_refused(bench, need, self._small(changes))
+        if not any(need.slot == "reward" for need in bench.component.needs):
+            bench.run("without-reward", self._small({**WITHOUT_REWARD, "training.max_steps": 1}))
+
+    # Bad data
+
+    def test_an_error_names_the_bad_record(self, bench: Bench) -> None:
+        """Given a bad record and nothing else, the aligner raises an LmflowError that names it, as file:line."""
+        for record in self.bad_records:
+            error, _ = self._align_on(bench, "bad.jsonl", [record])
+            assert names(error, "bad.jsonl:1"), (
+                f"expected an LmflowError that names bad.jsonl:1 (its sample's `source`), where the only record is "
+                f"{shown(record)}; found {error!r}. Usual cause: records are dropped without a word, or used before "
+                "they are looked at."
+            )
+
+    def test_a_bad_record_among_good_ones_is_named(self, bench: Bench) -> None:
+        """A bad record among good ones is named in an LmflowError or in a note, never left out in silence."""
+        place = f"mixed.jsonl:{len(self.records) + 1}"
+        for record in self.bad_records:
+            error, notes = self._align_on(bench, "mixed.jsonl", [*self.records, record])
+            noted = error is None and any(place in note for note in notes)
+            assert noted or names(error, place), (
+                f"expected an LmflowError or a journal.note() that names {place} (its sample's `source`), which is "
+                f"{shown(record)}; found {error!r} and the notes {notes}. Usual cause: a filter that says nothing of "
+                "what it drops."
+            )
+
+    # How the suite goes about it
+
+    def _small(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return over(over(SMALL, self.settings), {"tuner.name": "full", **changes})
+
+    def _whole(self, bench: Bench) -> RunResult:
+        """The run the others are compared with."""
+        return bench.run("whole", self._small({}))
+
+    def _align_on(
+        self, bench: Bench, name: str, records: Sequence[Mapping[str, Any]]
+    ) -> tuple[Exception | None, list[str]]:
+        """Let the aligner train on `records` alone: what it raised, and the notes it made.
+
+        It is called directly, because a whole run looks at the first records itself before the aligner does.
+        """
+        path = write_records(bench.folder / name, records)
+        notes: list[str] = []
+        try:
+            prepared = bench.prepare(self._small({"data.path": str(path), "data.validation": 0}))
+            notes = prepared.journal.notes
+            prepared.align()
+        except Exception as error:
+            return error, notes
+        return None, notes
+
+
+def violations(bench: Bench, need: Need) -> list[dict[str, Any]]:
+    """Changes to a recipe, each of which leaves `need` unmet."""
+    empty = ["none"] if need.slot in OPTIONAL else []
+    others = sorted(bench.plugins.offers(need.slot).keys() - set(need.names)) if need.names else []
+    return [{f"{need.slot}.name": name} for name in [*empty, *others[:1]]]
+
+
+def check_refused(bench: Bench, need: Need, changes: Mapping[str, Any]) -> None:
+    """Fail unless a recipe with these changes is refused for the reason that `need` gives."""
+    try:
+        resolve_settings(bench.plugins, bench.settings_with(changes))
+    except RecipeError as error:
+        told = str(error)
+    else:
+        told = "nothing: the recipe was accepted"
+    assert need.because in told, (
+        f"expected a recipe whose {need.slot} is not what the aligner needs to be refused because {need.because!r}; "
+        f"found {told}"
+    )
+
+
+def names(error: Exception | None, place: str) -> bool:
+    """Whether `error` is one for users, and tells them of the record at `place`."""
+    return isinstance(error, LmflowError) and place in str(error)
+
+
+def shown(record: Mapping[str, Any]) -> str:
+    """A record, shortened."""
+    text = repr(dict(record))
+    return text if len(text) <= 100 else f"{text[:97]}..."

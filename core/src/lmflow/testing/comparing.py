@@ -1,0 +1,88 @@
+"""What the suites compare: tensors to the bit, logits, losses, and files byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmflow.data.sample import TokenSequence
+    from lmflow.models import LanguageModel
+    from lmflow.plugins import Plugins
+    from lmflow.recipe import Recipe
+
+
+def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """A copy of every parameter and buffer by name, whether it is saved or not; tied ones appear once."""
+    module = model.module
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Names whose tensors are not equal to the bit, or which only one of the two has."""
+    both = found.keys() & expected.keys()
+    changed = {name for name in both if not same_bits(found[name], expected[name])}
+    return sorted(changed | (found.keys() ^ expected.keys()))
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have one shape, one number format, and the same bits, so that a nan equals itself."""
+    import torch
+
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+def read_logits(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Tensor:
+    """The logits of every position of `sequences`, (tokens, vocabulary), in eval mode."""
+    import torch
+
+    from lmflow.data.batches import collate
+    from lmflow.training.loss import model_inputs
+
+    model.module.eval()
+    rows = []
+    with torch.no_grad():
+        for sequence in sequences:
+            batch = collate([sequence], model.pad_id).to(model.device)
+            rows.append(model.module(**model_inputs(batch)).logits[0].float())
+    return torch.cat(rows)
+
+
+def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float:
+    """Loss over `sequences` in nats per trained token."""
+    from lmflow.training.loss import sequence_logprobs
+
+    logprobs = sequence_logprobs(model.module, sequences, pad_id=model.pad_id, device=model.device)
+    return -float(logprobs.sum()) / sum(sequence.trained_tokens for sequence in sequences)
+
+
+def heldout_loss(plugins: Plugins, model: LanguageModel, recipe: Recipe) -> float:
+    """Loss of `model` on what a run of `recipe` holds out: its `eval_loss`."""
+    from lmflow.data.encoding import encode_answered
+    from lmflow.data.reading import load_dataset
+
+    data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
+    return mean_loss(model, encode_answered(model, data.heldout, data.options))
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below `directory`, by its path from there."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def changed_files(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """Paths of files whose hashes are not equal, or which only one of the two has."""
+    return sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,407 @@
+"""Small whole runs around a component under examination: what the suites of tuners and aligners stand on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from itertools import zip_longest
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import pytest
+from pydantic import PrivateAttr
+
+from lmflow.components import Component, Model, Tracker
+from lmflow.errors import Interrupted, RecipeError
+from lmflow.hookspecs import hookimpl
+from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
+from lmflow.recipe import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
+from lmflow.recipe_settings import Origin, Setting
+from lmflow.run import Run, RunResult, run
+from lmflow.run_directory import CHECKPOINTS, METRICS, RECIPE, RunDirectory
+from lmflow.testing.comparing import all_tensors, different, file_hashes, heldout_loss, some
+
+if TYPE_CHECKING:
+    from lmflow.data.sample import Dataset, TokenSequence
+    from lmflow.journal import Journal
+    from lmflow.models import LanguageModel
+    from lmflow.training.trainer import Trainer
+
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+RECORDS = tuple({"prompt": f"Say {word} and stop", "answer": f"{word} {word}"} for word in NUMBERS)
+"""Twelve questions with answers."""
+HELD_OUT = 3
+"""How many records, the last ones, are held out: named by path, so that the split does not depend on the seed."""
+
+SETTINGS: Mapping[str, Any] = {
+    "training.device": "cpu",
+    "training.precision": "fp32",
+    "reward.name": "python",
+    "reward.function": "lmflow.testing.runs:count_vowels",
+}
+"""What every run is set to, by dotted path: arithmetic that repeats exactly, and a reward at hand."""
+
+SMALL: Mapping[str, Any] = {"training.batch_size": 3, "training.epochs": 2}
+"""Settings of a run on the few records: three steps an epoch."""
+
+TIME = "second"
+"""Part of the names of those metrics that differ between two runs of one recipe: seconds, tokens_per_second."""
+
+
+def count_vowels(prompts: Sequence[str], completions: Sequence[str], records: Sequence[Any]) -> list[float]:
+    """A reward that even a model of random weights can learn: the number of vowels in a completion."""
+    return [float(sum(text.count(vowel) for vowel in "aeiou")) for text in completions]
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Write one JSON object per line; return where."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def supply(suite: object, fixture: str) -> NoReturn:
+    """Fail because the author of a suite has not written a fixture that has no default."""
+    who = type(suite).__name__
+    pytest.fail(f"{who} supplies no {fixture}: write a fixture `{fixture}` that returns it", pytrace=False)
+
+
+# Plugins
+
+
+class InProcess(EntryPoint):
+    """An entry point whose module is at hand: what `importlib.metadata` would find, had the plugin been installed."""
+
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__(name="plugin", value=module.__name__, group="under-examination")
+        vars(self)["module"] = module
+
+    def load(self) -> Any:
+        """The module itself."""
+        return vars(self)["module"]
+
+
+def plugins_with(*components: type[Component]) -> Plugins:
+    """The installed plugins, and one more that offers those of `components` that none of them offers."""
+    installed = load_plugins()
+    missing = [each for each in components if each not in installed.classes(slot_of(each).name)]
+    if not missing:
+        return installed
+    module = ModuleType("under_examination")
+    for slot in dict.fromkeys(slot_of(each) for each in missing):
+        offered = [each for each in missing if slot_of(each) is slot]
+        setattr(module, slot.hook, hookimpl(lambda offered=offered: offered))
+    return load_plugins([*entry_points(group=GROUP), InProcess(module)])
+
+
+def slot_of(component: type[Component]) -> Slot:
+    """The slot a component class fills."""
+    return next(slot for slot in SLOTS.values() if issubclass(component, slot.base))
+
+
+def component_settings(plugins: Plugins, component: Component) -> dict[str, Any]:
+    """The settings of a recipe that name `component` and its options, by dotted path."""
+    slot = slot_of(type(component)).name
+    offers = plugins.offers(slot).get(component.name, ())
+    distribution = next((offer.distribution for offer in offers if offer.component is type(component)), None)
+    if distribution is None:
+        pytest.fail(f"the fixture `plugins` does not offer {slot} {component.name}; see plugins_with", pytrace=False)
+    name = component.name if len(offers) == 1 else f"{distribution}:{component.name}"
+    options = component.model_dump(mode="json")
+    return {f"{slot}.name": name, **{f"{slot}.{key}": value for key, value in options.items()}}
+
+
+def over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with `changes`; where these name another component, the options of the one it replaces are dropped."""
+    renamed = {path.removesuffix(".name") for path in changes if path.endswith(".name")}
+    kept = {path: value for path, value in settings.items() if path.partition(".")[0] not in renamed}
+    return {**kept, **changes}
+
+
+def resolve_settings(plugins: Plugins, settings: Mapping[str, Any]) -> ResolvedRecipe:
+    """The recipe these settings make, by dotted path. Raises RecipeError, as for options on the command line."""
+    return resolve(plugins, None, [Setting(path, value, Origin("suite", "here")) for path, value in settings.items()])
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run has at hand when its aligner begins; `model` is the one its tuner made trainable."""
+
+    recipe: Recipe
+    model: LanguageModel
+    data: Dataset
+    trainer: Trainer
+    journal: Journal
+    directory: Path
+
+    def sequences(self) -> list[TokenSequence]:
+        """The training samples, tokenised."""
+        from lmflow.data.encoding import encode
+
+        return encode(self.model, self.data.train, self.data.options)[0]
+
+    def tokens(self, model: LanguageModel) -> list[tuple[list[int], list[bool]]]:
+        """The training samples as `model` tokenises them, and which tokens it would be trained on."""
+        sequences = [each for sample in self.data.train for each in model.encode(sample)]
+        return [(list(each.ids), list(each.trained)) for each in sequences]
+
+    def align(self) -> None:
+        """Let the recipe's aligner do its work."""
+        recipe = self.recipe
+        recipe.aligner.align(self.model, self.data, self.trainer, recipe.inferencer, recipe.reward, self.journal)
+
+    def take_steps(self, sequences: Sequence[TokenSequence], steps: int) -> None:
+        """Train for so many steps with the trainer of the run; the model is in eval mode afterwards."""
+        self.trainer.plan(steps)
+        self.trainer.fit(sequences, epochs=steps, checkpoints=False)
+
+    def trainable(self) -> set[str]:
+        """Names of the parameters that the tuner declared trainable."""
+        return {name for name, parameter in self.model.module.named_parameters() if parameter.requires_grad}
+
+
+def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepared:
+    """Begin a run as `lmflow run` does, up to where the aligner takes over."""
+    from lmflow.journal import Journal
+
+    directory = RunDirectory(output)
+    journal = Journal(directory, plugins.emit)
+    begun = Run(resolved.recipe, plugins, directory, journal, resume=False)
+    try:
+        model, precision = begun.load_model()
+        data = begun.read_data(model)
+        model = begun.prepare(model)
+        return Prepared(resolved.recipe, model, data, begun.make_trainer(model, data, precision), journal, output)
+    finally:
+        directory.close()
+
+
+class StopAfter(Tracker):
+    """Interrupt the run, as Ctrl-C does, once it has written so many lines of metrics."""
+
+    name = "stop-after"
+    lines: int
+    _written: int = PrivateAttr(0)
+
+    @hookimpl
+    def lmflow_step_finished(self) -> None:
+        """One more line."""
+        self._written += 1
+        if self._written == self.lines:
+            signal.raise_signal(signal.SIGINT)
+
+
+def interrupt(resolved: ResolvedRecipe, plugins: Plugins, output: Path, *, after: int, resume: bool = False) -> None:
+    """Begin (or resume) the run and interrupt it after so many lines of metrics; fails unless it stops then."""
+    with plugins.telling([StopAfter(lines=after)]):
+        try:
+            run(resolved, plugins, output=output, resume=resume)
+        except Interrupted:
+            return
+    pytest.fail(f"expected {output.name} to be interrupted {after} lines into {METRICS}; it ran to its end", False)
+
+
+def stored_recipe(plugins: Plugins, output: Path) -> ResolvedRecipe:
+    """The recipe of the run at `output`, which is what `lmflow run --resume --output DIR` goes by."""
+    return resolve(plugins, output / RECIPE)
+
+
+def check_left_checkpoint(output: Path, when: str) -> None:
+    """Fail unless there is a checkpoint in the run's directory."""
+    from lmflow.training.checkpoint import list_checkpoints
+
+    assert list_checkpoints(output / CHECKPOINTS), (
+        f"expected a run {when} to leave a checkpoint; it left none, so that a resumed run begins anew. Usual cause: "
+        "trainer.fit() is given checkpoints=False, and trainer.checkpoint() is not called between its calls."
+    )
+
+
+def metrics_lines(directory: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the figures of time."""
+    lines = (json.loads(line) for line in (directory / METRICS).read_text().splitlines())
+    return [{key: value for key, value in line.items() if TIME not in key} for line in lines]
+
+
+# What the suites share
+
+
+class Bench:
+    """A place to try one component: a base model and records on disk, and whole runs, each carried out once."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plugins: Plugins,
+        component: Component,
+        model: Model,
+        records: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.folder = folder
+        self.data = {
+            "data.path": str(write_records(folder / "records.jsonl", records[:-HELD_OUT])),
+            "data.validation": str(write_records(folder / "heldout.jsonl", records[-HELD_OUT:])),
+        }
+        self.plugins = plugins
+        self.component = component
+        self.model = model
+        self.base_directory = Path(model.load("float32", "cpu").source)
+        self.base_files = file_hashes(self.base_directory)
+        self._done: dict[str, RunResult | BaseException] = {}
+
+    @property
+    def slot(self) -> str:
+        """What kind of component is tried."""
+        return slot_of(type(self.component)).name
+
+    def settings_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Every setting of a recipe around the component, by dotted path; `changes` win."""
+        parts = component_settings(self.plugins, self.model) | component_settings(self.plugins, self.component)
+        return over({**SETTINGS, **self.data, **parts}, changes)
+
+    def recipe(self, changes: Mapping[str, Any]) -> ResolvedRecipe:
+        """A recipe around a fresh copy of the component, as a new process would make it.
+
+        Fails with what to install where another part of it is missing.
+        """
+        try:
+            resolved = resolve_settings(self.plugins, self.settings_with(changes))
+        except RecipeError as error:
+            pytest.fail(f"This {self.slot} and what the test combines it with make no recipe:\n{error}", pytrace=False)
+        fresh: Any = {self.slot: self.component.model_copy(deep=True)}
+        return replace(resolved, recipe=replace(resolved.recipe, **fresh))
+
+    def run(self, name: str, changes: Mapping[str, Any]) -> RunResult:
+        """The whole run of that name, carried out at the first call; where it failed, every call fails alike."""
+        return self._once(name, lambda output: run(self.recipe(changes), self.plugins, output=output))
+
+    def run_in_pieces(self, name: str, changes: Mapping[str, Any]) -> RunResult:
+        """The run of that name again, interrupted past its half, resumed, interrupted again and resumed again."""
+
+        def carry_out(output: Path) -> RunResult:
+            lines = len(metrics_lines(self.run(name, changes).directory))
+            assert lines >= 4, f"expected a run of at least 4 steps, to be interrupted twice; it took {lines}"
+            interrupt(self.recipe(changes), self.plugins, output, after=lines // 2 + 1)
+            check_left_checkpoint(output, f"interrupted {lines // 2 + 1} lines into the {lines} of {METRICS}")
+            interrupt(stored_recipe(self.plugins, output), self.plugins, output, after=lines // 4, resume=True)
+            return run(stored_recipe(self.plugins, output), self.plugins, output=output, resume=True)
+
+        return self._once(f"{name}-in-pieces", carry_out)
+
+    def _once(self, name: str, carry_out: Callable[[Path], RunResult]) -> RunResult:
+        if name not in self._done:
+            try:
+                self._done[name] = carry_out(self.folder / name)
+            except (Exception, pytest.fail.Exception) as error:  # the latter is no Exception
+                self._done[name] = error
+        done = self._done[name]
+        if isinstance(done, BaseException):
+            raise done
+        return done
+
+    def prepare(self, changes: Mapping[str, Any]) -> Prepared:
+        """What a run has at hand when its aligner begins, made anew at each call."""
+        output = self.folder / f"prepared-{len(list(self.folder.glob('prepared-*')))}"
+        return prepare(self.recipe(changes), self.plugins, output)
+
+    def load(self, reference: Path) -> LanguageModel:
+        """The model that `--model REFERENCE` means, on the CPU in float32."""
+        return model_from_reference(self.plugins, str(reference)).load("float32", "cpu")
+
+    def check_sound(self, result: RunResult, tolerance: float) -> None:
+        """Fail unless the run took steps, changed the model, and `--model RUN` gives the model it ended with."""
+        metrics, name = result.record["metrics"], result.directory.name
+        assert metrics["steps"] > 0, f"expected the run {name} to take optimizer steps; it took none"
+        assert "eval_loss_after" in metrics, "the suite's `records` need answers, by which a run is measured"
+        before, after = metrics["eval_loss_before"], metrics["eval_loss_after"]
+        assert before != after, f"expected the run {name} to change the held-out loss; it stayed at {before}"
+        recipe = stored_recipe(self.plugins, result.directory).recipe
+        found = heldout_loss(self.plugins, self.load(result.directory), recipe)
+        assert abs(found - after) <= tolerance, (
+            f"expected `--model {result.directory}` to give the model the run ended with, whose eval_loss_after was "
+            f"{after:.6f} nats; its loss is {found:.6f}. Usual cause: training changed something that is not saved."
+        )
+
+    def check_same(self, found: RunResult, expected: RunResult, cause: str) -> None:
+        """Fail unless two runs wrote the same metrics, times aside, and the same weights to the bit."""
+        both = f"{found.directory.name} and {expected.directory.name}"
+        lines, wanted = metrics_lines(found.directory), metrics_lines(expected.directory)
+        apart = next((f"  {one}\n  {other}" for one, other in zip_longest(lines, wanted) if one != other), "")
+        assert not apart, (
+            f"expected {both} to write the same {METRICS}; the first lines that differ are\n{apart}\n"
+            f"Usual cause: {cause}."
+        )
+        weights, right = (all_tensors(self.load(result.directory)) for result in (found, expected))
+        changed = different(weights, right)
+        assert not changed, (
+            f"expected {both} to end with the same weights to the bit; these differ: {some(changed)}. "
+            f"Usual cause: {cause}."
+        )
+
+
+BENCHES = pytest.StashKey[dict[str, Bench]]()
+
+
+class RunSuite:
+    """What the suites of tuners and aligners vary in: a base model, records, further settings, the plugins."""
+
+    records: ClassVar[Sequence[Mapping[str, Any]]] = RECORDS
+    """What the small runs train on, each with an answer, as lines of a .jsonl file that some format recognises."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Further settings of the small runs, by their dotted path in a recipe: {"training.epochs": 3}."""
+    architecture: ClassVar[str] = "llama"
+    """The tiny model's architecture, one of lmflow.testing.tiny.ARCHITECTURES."""
+
+    @pytest.fixture
+    def component(self) -> Component:
+        """The component under examination, whatever its kind."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def plugins(self, component: Component) -> Plugins:
+        """The installed plugins, with the component among them even where it is not installed."""
+        return plugins_with(type(component))
+
+    @pytest.fixture
+    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
+        """The model component to start from: a tiny one of random weights in a directory of its own."""
+        from lmflow.pretrained import Pretrained
+        from lmflow.testing.tiny import tiny_model
+
+        directory = tmp_path_factory.mktemp("model")
+        tiny_model(self.architecture, sharpness=6.0).save(directory)
+        return Pretrained(path=str(directory))
+
+    @pytest.fixture
+    def bench(
+        self, request: pytest.FixtureRequest, component: Component, tmp_path_factory: pytest.TempPathFactory
+    ) -> Bench:
+        """Where the component is tried; one for all tests of the class, so that they share its runs."""
+        of_class = request.node.getparent(pytest.Class)
+        benches: dict[str, Bench] = of_class.stash.setdefault(BENCHES, {})
+        if repr(component) not in benches:
+            plugins, model = request.getfixturevalue("plugins"), request.getfixturevalue("model")
+            folder = tmp_path_factory.mktemp("bench")
+            benches[repr(component)] = Bench(folder, plugins, component, model, self.records)
+        return benches[repr(component)]
+
+    def test_options_survive_the_recipe_file(self, bench: Bench, tmp_path: Path) -> None:
+        """The component's options, written to a recipe's YAML and read again, are the same options."""
+        text = dump(bench.recipe(self._small({})).recipe)
+        (tmp_path / RECIPE).write_text(text, encoding="utf-8")
+        again = resolve(bench.plugins, tmp_path / RECIPE).recipe
+        written, found = bench.component.model_dump(), getattr(again, bench.slot).model_dump()
+        assert found == written, (
+            f"expected the options {written} to come back from the recipe file; found {found}. Usual cause: a field "
+            "whose serialised form loses something, or a validator that changes what it has changed before."
+        )
+        assert dump(again) == text, "expected a recipe read from its YAML to be written as the same YAML; it was not"
+
+    def _small(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a small run; `changes` win over those of the suite's author, these over the suite's own."""
+        raise NotImplementedError

@@ -1,0 +1,14 @@
+"""What this distribution adds to lmflow: {{ cookiecutter.kind | replace('-', ' ') }} `{{ cookiecutter.name }}`."""
+
+from lmflow.components import {{ cookiecutter.__base }}
+from lmflow.hookspecs import hookimpl
+
+from {{ cookiecutter.__package }}.{{ cookiecutter.__module }} import {{ cookiecutter.__class }}
+
+LMFLOW_INTERFACE = 1
+
+
+@hookimpl
+def lmflow_{{ cookiecutter.__module }}s() -> list[type[{{ cookiecutter.__base }}]]:
+    """Offer what `--{{ cookiecutter.__slot }} {{ cookiecutter.name }}` chooses."""
+    return [{{ cookiecutter.__class }}]

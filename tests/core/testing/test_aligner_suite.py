@@ -1,0 +1,301 @@
+"""AlignerSuite: it passes aligners that keep every promise, and fails, for each promise, one that breaks it alone."""
+
+import random
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+import torch
+from pydantic import field_serializer
+
+from lmflow.components import Aligner, Inferencer, Need, Reward
+from lmflow.data.encoding import encode
+from lmflow.data.sample import Dataset, TokenSequence
+from lmflow.errors import DataError, RecipeError
+from lmflow.journal import Journal
+from lmflow.models import LanguageModel
+from lmflow.plugins import load_plugins
+from lmflow.sft import Sft
+from lmflow.testing import AlignerSuite
+from lmflow.training.loss import negative_log_likelihood
+from lmflow.training.trainer import Trainer
+
+
+class Good(Aligner):
+    """Supervised fine-tuning in rounds, each with a checkpoint."""
+
+    name = "good"
+    heldout_prompts: int = 0
+    rounds: int = 3
+    weight: float = 1.0
+
+    def align(
+        self,
+        model: LanguageModel,
+        data: Dataset,
+        trainer: Trainer,
+        inferencer: Inferencer,
+        reward: Reward | None,
+        journal: Journal,
+    ) -> None:
+        sequences = self.read(model, data, journal)
+        self.plan(trainer, sequences)
+        for number in range(self.first_round(trainer), self.rounds):
+            if trainer.step >= trainer.total_steps:
+                break
+            trainer.fit(sequences, epochs=1, first_epoch=number, checkpoints=False, objective=self.objective)
+            self.finish(number, trainer, model)
+
+    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+        sequences, lengths = encode(model, data.train, data.options)
+        journal.note(lengths.describe())
+        return sequences
+
+    def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
+        trainer.plan(trainer.options.max_steps or self.rounds * trainer.steps_for(len(sequences), 1))
+
+    def first_round(self, trainer: Trainer) -> int:
+        return int(trainer.restored.get("round", 0))
+
+    def objective(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+        return negative_log_likelihood(forward, unwrapped, batch)
+
+    def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
+        trainer.checkpoint({"round": number + 1})
+
+
+class Ascends(Good):
+    """Makes the answers less likely."""
+
+    def objective(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+        return -0.1 * super().objective(forward, unwrapped, batch)
+
+
+class DrawsFromElsewhere(Good):
+    """The order of the samples comes from the operating system."""
+
+    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+        sequences = super().read(model, data, journal)
+        random.SystemRandom().shuffle(sequences)
+        return sequences
+
+
+class HasItsOwnSeed(Good):
+    """Whatever seed is asked for, it takes its own."""
+
+    def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
+        super().plan(trainer, sequences)
+        trainer.options = trainer.options.model_copy(update={"seed": 42})
+
+
+class ForgetsItsPlace(Good):
+    """A resumed run begins with the first round again."""
+
+    def first_round(self, trainer: Trainer) -> int:
+        return 0
+
+
+class NeverSaves(Good):
+    """No checkpoint before the end."""
+
+    def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
+        if number + 1 == self.rounds:
+            super().finish(number, trainer, model)
+
+
+class NeverStops(Good):
+    """Swallows the request to stop."""
+
+    def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
+        super().plan(trainer, sequences)
+        trainer.journal.check_stop = lambda: None
+
+
+class KnowsTheModel(Good):
+    """Takes the module for a bare Llama, which a tuner may have wrapped."""
+
+    def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
+        assert model.module.model.norm.weight.isfinite().all()
+        super().finish(number, trainer, model)
+
+
+class KnowsTheAdapter(Good):
+    """Takes the module for one that PEFT has wrapped."""
+
+    def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
+        if not hasattr(trainer.model.module, "peft_config"):
+            raise RecipeError(["it needs an adapter"])
+        super().plan(trainer, sequences)
+
+
+class MovesFrozenWeights(Good):
+    """Changes weights that the tuner did not declare trainable, and that are not saved."""
+
+    def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
+        for parameter in model.module.parameters():
+            if not parameter.requires_grad:
+                parameter.data.mul_(1.05)
+        super().finish(number, trainer, model)
+
+
+class IgnoresMaxSteps(Good):
+    """Takes as many steps as it likes."""
+
+    def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
+        trainer.plan(self.rounds * trainer.steps_for(len(sequences), 1))
+
+
+class UsesAReward(Good):
+    """Scores with a reward that it does not say it needs."""
+
+    def align(
+        self,
+        model: LanguageModel,
+        data: Dataset,
+        trainer: Trainer,
+        inferencer: Inferencer,
+        reward: Reward | None,
+        journal: Journal,
+    ) -> None:
+        super().align(model, data, trainer, inferencer, reward, journal)
+        journal.metrics["answers_reward"] = reward.score(data.train, [s.messages[-1].content for s in data.train])[0]
+
+
+class NeedsARewrad(UsesAReward):
+    """Says that it needs a reward, and misspells it."""
+
+    needs = (Need("rewrad", "it scores the answers"),)
+
+
+class NeedsAReward(UsesAReward):
+    """A good one."""
+
+    needs = (Need("reward", "it scores the answers"),)
+
+
+class NeedsAnotherInferencer(Good):
+    """A good one that goes only with inferencer hf."""
+
+    needs = (Need("inferencer", "it reads what hf alone tells", names=("hf",)),)
+
+
+class DropsInSilence(Good):
+    """Leaves samples out without a word, and names them only when none is left."""
+
+    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+        every = [(sample, sequence) for sample in data.train for sequence in model.encode(sample)]
+        sequences = [sequence for _, sequence in every if len(sequence) <= 256]
+        if not sequences:
+            raise DataError(f"nothing to train on: {every[0][0].source}")
+        return sequences
+
+
+class TellsNothing(DropsInSilence):
+    """Leaves samples out, and does not say which even when none is left."""
+
+    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+        try:
+            return super().read(model, data, journal)
+        except DataError:
+            raise DataError("nothing to train on") from None
+
+
+class StumblesOverThem(Good):
+    """A mistake in the data becomes a mistake in the code."""
+
+    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+        every = [sequence for sample in data.train for sequence in model.encode(sample)]
+        sources = ", ".join(sequence.source for sequence in every)
+        if any(len(sequence) > 256 for sequence in every):
+            raise IndexError(f"index out of range in self: {sources}")
+        return every
+
+
+class LosesAnOption(Good):
+    """Writes fewer digits of an option than it computes with."""
+
+    @field_serializer("weight", when_used="json")
+    def _round(self, weight: float) -> float:
+        return round(weight, 1)
+
+
+IMPROVES, OPTIONS = "test_improves_its_objective_on_the_embedded_task", "test_options_survive_the_recipe_file"
+SAME, OTHER = "test_the_same_seed_gives_the_same_run", "test_another_seed_gives_other_weights"
+RESUMED, STEPS = "test_a_resumed_run_equals_an_uninterrupted_one", "test_takes_no_more_steps_than_asked_for"
+FULL, LORA, NEEDS = "test_trains_with_tuner_full", "test_trains_with_tuner_lora", "test_needs_are_declared_and_enforced"
+BAD, MIXED = "test_an_error_names_the_bad_record", "test_a_bad_record_among_good_ones_is_named"
+ALL = {IMPROVES, OPTIONS, SAME, OTHER, RESUMED, STEPS, FULL, LORA, NEEDS, BAD, MIXED}
+
+# An aligner, the check it must fail, those it may fail too because they stand on the same promise, and what it is told.
+BROKEN: list[tuple[Aligner, str, set[str], str]] = [
+    (Ascends(), IMPROVES, set(), "expected eval_loss to fall by at least 0.02"),
+    (DrawsFromElsewhere(), SAME, {RESUMED}, "expected again and whole to write the same metrics.jsonl"),
+    (HasItsOwnSeed(), OTHER, set(), "a seed written into the aligner"),
+    (ForgetsItsPlace(), RESUMED, set(), "the first lines that differ"),
+    (NeverSaves(), RESUMED, set(), "it left none"),
+    (NeverStops(), RESUMED, set(), "it ran to its end"),
+    (KnowsTheModel(), LORA, set(), "norm"),
+    (KnowsTheAdapter(), FULL, ALL - {FULL, LORA, OPTIONS, BAD}, "it needs an adapter"),
+    (MovesFrozenWeights(), LORA, set(), "training changed something that is not saved"),
+    (IgnoresMaxSteps(), STEPS, set(), "it took 9"),
+    (UsesAReward(), NEEDS, set(), "'NoneType' object has no attribute 'score'"),
+    (NeedsARewrad(), NEEDS, set(), "found 'rewrad'"),
+    (DropsInSilence(), MIXED, set(), "names mixed.jsonl:13"),
+    (TellsNothing(), BAD, {MIXED}, "names bad.jsonl:1"),
+    (StumblesOverThem(), BAD, {MIXED}, "IndexError"),
+    (LosesAnOption(weight=0.123), OPTIONS, set(), "'weight': 0.123} to come back"),
+]
+SHORT = {"data.limit": 96, "training.max_steps": 12}
+
+
+def failed(reports: dict[str, Any]) -> set[str]:
+    assert not any(report.outcome == "skipped" for report in reports.values())
+    return {name for name, report in reports.items() if report.outcome == "failed"}
+
+
+def test_a_good_aligner_passes(examine: Callable[..., dict[str, Any]]):
+    reports = examine(AlignerSuite, aligner=Good(rounds=4), task_settings=SHORT)
+    assert reports.keys() == ALL
+    assert not failed(reports), reports
+
+
+@pytest.mark.parametrize("aligner", [NeedsAReward(), NeedsAnotherInferencer()])
+def test_needs_that_are_declared_pass(examine, aligner: Aligner):
+    assert not failed(examine(AlignerSuite, aligner=aligner, only="needs"))
+
+
+@pytest.mark.parametrize(("aligner", "check", "also", "message"), BROKEN, ids=[type(row[0]).__name__ for row in BROKEN])
+def test_a_broken_aligner_fails(examine, aligner: Aligner, check: str, also: set[str], message: str):
+    """It fails the check of the promise it breaks, which says so, and no other but those `also` named."""
+    reports = examine(AlignerSuite, aligner=aligner, task_settings=SHORT)
+    assert message in reports[check].message
+    assert failed(reports) - also == {check}
+
+
+def test_an_unenforced_need_fails(examine, monkeypatch):
+    """A recipe that leaves a need unmet must be refused; here the check of recipes is taken out."""
+    monkeypatch.setattr("lmflow.recipe._incompatibilities", lambda *_: [])
+    reports = examine(AlignerSuite, aligner=NeedsAReward(), only="needs")
+    assert failed(reports) == {NEEDS}
+    assert "the recipe was accepted" in reports[NEEDS].message
+
+
+def test_a_metric_nobody_measures_is_told_from_those_there_are(examine):
+    reports = examine(AlignerSuite, aligner=Good(), metric="eval_los", task_settings=SHORT, only="improves")
+    assert "it has those of eval_loss, generic_loss. Usual" in reports[IMPROVES].message
+
+
+def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
+    def without_lora() -> Any:
+        return load_plugins([point for point in entry_points(group="lmflow") if point.dist.name != "lmflow-lora"])
+
+    reports = examine(AlignerSuite, aligner=Sft(heldout_prompts=0), plugins=without_lora, task_settings=SHORT)
+    assert failed(reports) == {LORA}
+    assert "pip install lmflow-lora" in reports[LORA].message
+
+
+def test_a_suite_without_an_aligner_says_what_to_write(examine):
+    reports = examine(AlignerSuite)
+    assert failed(reports) == ALL
+    assert "write a fixture `aligner` that returns one" in reports[SAME].message

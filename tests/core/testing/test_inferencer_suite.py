@@ -1,0 +1,347 @@
+"""The suite of inferencers fails inferencers that are broken in one respect, and says in which.
+
+The good one is slow and plain: it reads the whole text anew for every token. The broken ones each differ in one step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lmflow.components import Inferencer
+from lmflow.errors import DataError
+from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow.inference.decoder import eval_mode
+from lmflow.inference.drawing import completion_rooms
+from lmflow.inference.sampling import draw, filtered_logprobs, stream_key, uniforms
+from lmflow.testing import InferencerSuite
+
+CALLS = itertools.count()
+
+
+class Plain(Inferencer):
+    """One token after the other, the whole text read for each: a good inferencer."""
+
+    name = "plain"
+
+    def generate(self, model, prompts, sampling, progress=None):
+        rooms = completion_rooms(prompts, sampling.max_new_tokens, model.context_length)
+        with torch.no_grad(), eval_mode(model.module):
+            return [
+                [self.complete(model, prompt, room, sampling, number, progress) for number in range(sampling.n)]
+                for prompt, room in zip(prompts, rooms)
+            ]
+
+    def complete(self, model, prompt, room, sampling, number, progress):
+        key = self.key(prompt, number, sampling)
+        ids, logprobs, text, reason = [], [], "", "length"
+        while len(ids) < room:
+            logits = self.logits(model, [*prompt.ids, *ids])
+            logits[:, list(model.never_drawn)] = -torch.inf
+            if len(ids) < sampling.min_new_tokens:
+                logits[:, list(model.end_ids)] = -torch.inf
+            scores = self.distribution(logits, sampling, len(ids))
+            token = int(draw(scores, uniforms(torch.tensor([key]), torch.tensor([len(ids)]))))
+            ids.append(token)
+            logprobs.append(float(scores[0, token]))
+            if progress:
+                progress(1)
+            if self.ends(model, token):
+                reason = "eos"
+                break
+            text, stopped = self.cut(model.decode(ids), sampling.stop)
+            if stopped:
+                return Completion(tuple(ids), text, tuple(logprobs), "stop")
+        return Completion(tuple(ids), model.decode(ids), tuple(logprobs), reason)
+
+    def key(self, prompt: Prompt, number: int, sampling: Sampling) -> int:
+        return stream_key(prompt.ids, number, sampling.seed)
+
+    def logits(self, model: Any, ids: Sequence[int]) -> Any:
+        return model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1].clone()
+
+    def distribution(self, logits: Any, sampling: Sampling, drawn: int) -> Any:
+        return filtered_logprobs(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+
+    def ends(self, model: Any, token: int) -> bool:
+        return token in model.end_ids
+
+    def cut(self, text: str, stops: Sequence[str]) -> tuple[str, bool]:
+        found = [text.index(stop) for stop in stops if stop in text]
+        return (text[: min(found)], True) if found else (text, False)
+
+
+class OffByOne(Plain):
+    """Reads all but the last token from the second one on, as a cache that is a step behind does."""
+
+    def logits(self, model, ids):
+        return super().logits(model, ids[:-1] if len(ids) > 3 else ids)
+
+
+class IgnoresTemperature(Plain):
+    def distribution(self, logits, sampling, drawn):
+        return super().distribution(logits, sampling.model_copy(update={"temperature": 1.0}), drawn)
+
+
+class ColdFirstToken(Plain):
+    """The temperature is applied twice to the first token."""
+
+    def distribution(self, logits, sampling, drawn):
+        first = sampling.model_copy(update={"temperature": sampling.temperature**2})
+        return super().distribution(logits, sampling if drawn else first, drawn)
+
+
+class NucleusBeforeTopK(Plain):
+    """Top-p of the whole distribution, then top-k: another order, another distribution."""
+
+    def distribution(self, logits, sampling, drawn):
+        nucleus = filtered_logprobs(logits, sampling.temperature, 0, sampling.top_p)
+        return filtered_logprobs(nucleus, 1.0, sampling.top_k, 1.0)
+
+
+class SmallerNucleus(Plain):
+    """Leaves out the token that reaches top-p, so that less than that probability is kept."""
+
+    def distribution(self, logits, sampling, drawn):
+        scores = filtered_logprobs(logits, sampling.temperature, sampling.top_k)
+        ordered, order = scores.exp().sort(descending=True)
+        out = ordered.cumsum(-1) > sampling.top_p
+        out[:, 0] = False
+        return scores.masked_fill(torch.empty_like(out).scatter(-1, order, out), -torch.inf).log_softmax(-1)
+
+
+class MoreThanK(Plain):
+    def distribution(self, logits, sampling, drawn):
+        k = sampling.top_k + 1 if sampling.top_k else 0
+        return super().distribution(logits, sampling.model_copy(update={"top_k": k}), drawn)
+
+
+class AcceptsWrongly(Plain):
+    """Speculation with an even draft whose refused proposals are drawn anew from the target, not from the rest."""
+
+    def distribution(self, logits, sampling, drawn):
+        right = super().distribution(logits, sampling, drawn).exp()
+        even = torch.full_like(right, 1 / right.shape[-1])
+        accepted = torch.minimum(right, even)
+        return (accepted + (1 - accepted.sum(-1, keepdim=True)) * right).log()
+
+
+class ScoresBeforeFilters(Plain):
+    def complete(self, model, prompt, room, sampling, number, progress):
+        drawn = super().complete(model, prompt, room, sampling, number, progress)
+        raw = []
+        for place, token in enumerate(drawn.ids):
+            raw.append(float(self.logits(model, [*prompt.ids, *drawn.ids[:place]]).log_softmax(-1)[0, token]))
+        return replace(drawn, logprobs=tuple(raw))
+
+
+class OneStream(Plain):
+    def key(self, prompt, number, sampling):
+        return stream_key(prompt.ids, 0, sampling.seed)
+
+
+class IgnoresTheSeed(Plain):
+    def key(self, prompt, number, sampling):
+        return stream_key(prompt.ids, number, 0)
+
+
+class GlobalRandomness(Plain):
+    def key(self, prompt, number, sampling):
+        return int(torch.randint(1 << 40, ()))
+
+
+class RandomnessByRow(Plain):
+    """The random stream belongs to the place in the batch."""
+
+    def generate(self, model, prompts, sampling, progress=None):
+        moved = [sampling.model_copy(update={"seed": sampling.seed + row}) for row in range(len(prompts))]
+        return [super(RandomnessByRow, self).generate(model, [p], s, progress)[0] for p, s in zip(prompts, moved)]
+
+
+class ReadsPadding(Plain):
+    """Shorter prompts are padded to the longest, and the padding is read."""
+
+    def generate(self, model, prompts, sampling, progress=None):
+        width = max((len(prompt.ids) for prompt in prompts), default=0)
+        padded = [Prompt([model.pad_id] * (width - len(p.ids)) + list(p.ids)) if p.ids else p for p in prompts]
+        return super().generate(model, padded, sampling, progress)
+
+
+class SortsPrompts(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        return super().generate(model, sorted(prompts, key=lambda p: len(p.ids)), sampling, progress)
+
+
+class NeverEnds(Plain):
+    def ends(self, model, token):
+        return False
+
+
+class ShowsTheEnd(Plain):
+    def complete(self, model, prompt, room, sampling, number, progress):
+        drawn = super().complete(model, prompt, room, sampling, number, progress)
+        return replace(drawn, text=model.tokenizer.decode(list(drawn.ids), skip_special_tokens=False))
+
+
+class OneTooMany(Plain):
+    def complete(self, model, prompt, room, sampling, number, progress):
+        return super().complete(model, prompt, room + 1, sampling, number, progress)
+
+
+class EndsEarly(Plain):
+    def complete(self, model, prompt, room, sampling, number, progress):
+        early = sampling.model_copy(update={"min_new_tokens": 0})
+        return super().complete(model, prompt, room, early, number, progress)
+
+
+class KeepsTheStop(Plain):
+    def cut(self, text, stops):
+        return text, super().cut(text, stops)[1]
+
+
+class IgnoresTheStop(Plain):
+    def cut(self, text, stops):
+        return text, False
+
+
+class AnswersAnything(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        some = [prompt if prompt.ids else Prompt([1]) for prompt in prompts]
+        return super().generate(model, some, sampling, progress)
+
+
+class CrashesWithoutRoom(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        try:
+            return super().generate(model, prompts, sampling, progress)
+        except DataError as error:
+            raise IndexError(str(error)) from None
+
+
+class ForgetsTheContext(Plain):
+    def complete(self, model, prompt, room, sampling, number, progress):
+        return super().complete(model, prompt, sampling.max_new_tokens, sampling, number, progress)
+
+
+class StreamsAnother(Plain):
+    def stream(self, model, prompt, sampling):
+        yield from super().stream(model, prompt, sampling.model_copy(update={"seed": sampling.seed + 1}))
+
+
+class StreamsWithoutTheEnd(Plain):
+    def stream(self, model, prompt, sampling):
+        for piece in super().stream(model, prompt, sampling):
+            yield piece[:-1]
+
+
+class EachOnlyOnce(Plain):
+    def generate_each(self, model, prompts, sampling, progress=None):
+        yield from list(super().generate_each(model, prompts, sampling, progress))[1:]
+
+
+class SaysNothing(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        return super().generate(model, prompts, sampling)
+
+
+class SaysItAtTheEnd(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        drawn = super().generate(model, prompts, sampling)
+        if progress:
+            progress(sum(len(completion.ids) for row in drawn for completion in row))
+        return drawn
+
+
+class LeavesEvalMode(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        model.module.eval()
+        return super().generate(model, prompts, sampling, progress)
+
+
+class LeavesEvalModeWhenStopped(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        training = [part.training for part in model.module.modules()]
+        model.module.eval()
+        drawn = super().generate(model, prompts, sampling, progress)
+        for part, mode in zip(model.module.modules(), training):
+            part.training = mode
+        return drawn
+
+
+class FreezesTheModel(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        model.module.requires_grad_(False)
+        return super().generate(model, prompts, sampling, progress)
+
+
+class TouchesTheWeights(Plain):
+    def generate(self, model, prompts, sampling, progress=None):
+        with torch.no_grad():
+            next(model.module.parameters()).add_(1e-6)
+        return super().generate(model, prompts, sampling, progress)
+
+
+def test_a_good_inferencer_passes_everything(examine: Callable[..., dict[str, Any]]):
+    reports = examine(InferencerSuite, inferencer=Plain())
+    assert {name: report.message for name, report in reports.items() if report.outcome != "passed"} == {}
+
+
+DISTRIBUTION = "test_sampling_follows_the_distribution"
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "said"),
+    [
+        (OffByOne, "test_greedy_completions_take_the_most_probable_token", "expected the greedy tokens"),
+        (IgnoresTemperature, f"{DISTRIBUTION}[temperature]", "as often as the distribution says"),
+        (ColdFirstToken, f"{DISTRIBUTION}[temperature]", "as often as the distribution says"),
+        (NucleusBeforeTopK, f"{DISTRIBUTION}[all-of-them]", "expected"),
+        (SmallerNucleus, f"{DISTRIBUTION}[top_p]", "as often as the distribution says"),
+        (MoreThanK, f"{DISTRIBUTION}[top_k]", "no completion of probability 0"),
+        (AcceptsWrongly, f"{DISTRIBUTION}[plain]", "as often as the distribution says"),
+        (OffByOne, f"{DISTRIBUTION}[plain]", "as often as the distribution says"),
+        (OneStream, f"{DISTRIBUTION}[plain]", "as often as the distribution says"),
+        (NeverEnds, f"{DISTRIBUTION}[plain]", "after the end of the text"),
+        (ScoresBeforeFilters, "test_probabilities_are_those_drawn_from", "expected log-probabilities that sum"),
+        (OneStream, "test_n_samples_of_each_prompt", "one random stream for all"),
+        (IgnoresTheSeed, "test_the_same_seed_gives_the_same_completions", "expected other completions"),
+        (GlobalRandomness, "test_the_same_seed_gives_the_same_completions", "torch's global generator"),
+        (RandomnessByRow, "test_the_order_of_prompts_does_not_matter", "belong to the row of the batch"),
+        (SortsPrompts, "test_the_order_of_prompts_does_not_matter", "prompts sorted by length"),
+        (ReadsPadding, "test_a_prompt_alone_gets_what_it_gets_in_company", "padding that is attended to"),
+        (NeverEnds, "test_the_end_of_text_ends_a_completion", "expected nothing after the end of text"),
+        (ShowsTheEnd, "test_the_end_of_text_ends_a_completion", "expected the text"),
+        (OneTooMany, "test_no_completion_is_longer_than_asked", "expected at most 1 tokens; found 2"),
+        (EndsEarly, "test_no_completion_ends_too_early", "expected no end of text among the first 4"),
+        (KeepsTheStop, "test_a_stop_string_ends_a_completion", "cut before"),
+        (IgnoresTheStop, "test_a_stop_string_ends_a_completion", "cut before"),
+        (AnswersAnything, "test_prompts_without_room_are_refused", "of 0 tokens; it was answered"),
+        (CrashesWithoutRoom, "test_prompts_without_room_are_refused", "found IndexError"),
+        (ForgetsTheContext, "test_a_completion_ends_with_the_context", "expected the 3 tokens"),
+        (StreamsAnother, "test_streaming_gives_the_same_text", "expected the pieces to make"),
+        (StreamsWithoutTheEnd, "test_streaming_gives_the_same_text", "expected the pieces to make"),
+        (EachOnlyOnce, "test_one_by_one_gives_the_same_completions", "expected every prompt once"),
+        (SaysNothing, "test_progress_counts_the_tokens", "it was told of 0"),
+        (SaysItAtTheEnd, "test_progress_counts_the_tokens", "it was told once"),
+        (LeavesEvalMode, "test_the_model_is_left_as_it_was", "in the mode it was in"),
+        (FreezesTheModel, "test_the_model_is_left_as_it_was", "expected parameters trainable"),
+        (TouchesTheWeights, "test_the_model_is_left_as_it_was", "expected drawing to change no weight"),
+        (
+            LeavesEvalModeWhenStopped,
+            "test_a_drawing_that_is_stopped_leaves_the_model_as_it_was",
+            "in the mode it was in",
+        ),
+    ],
+)
+def test_a_broken_inferencer_fails_its_check(
+    broken: type[Inferencer], check: str, said: str, examine: Callable[..., dict[str, Any]]
+):
+    only = check.replace("[", " and ").removesuffix("]")
+    report = examine(InferencerSuite, inferencer=broken(), only=only)[check]
+    assert report.outcome == "failed"
+    assert " ".join(said.split()) in " ".join(report.message.replace("\nE  ", " ").split())

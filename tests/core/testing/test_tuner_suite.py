@@ -1,0 +1,370 @@
+"""TunerSuite: it passes a tuner that keeps every promise, and fails, for each promise, one that breaks it alone."""
+
+import copy
+import itertools
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from pydantic import field_serializer
+from torch import nn
+
+from lmflow.components import Context, Model, Need, Tuner
+from lmflow.errors import LmflowError
+from lmflow.models import LanguageModel
+from lmflow.plugins import load_plugins
+from lmflow.pretrained import Pretrained
+from lmflow.testing import TunerSuite
+from lmflow.testing.runs import plugins_with
+
+
+class Good(Tuner):
+    """Train every parameter."""
+
+    name = "good"
+    scale: float = 0.5
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model.requires_grad_(True)
+
+
+def norm(module: nn.Module) -> nn.Parameter:
+    return module.get_parameter("model.norm.weight")
+
+
+# In `prepare`
+
+
+class TrainsNothing(Good):
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model.requires_grad_(False)
+
+
+class DrawsFromElsewhere(Good):
+    """What it adds at the start comes from the operating system, not from the seed."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
+        with torch.no_grad():
+            norm(model).add_(0.01 * torch.randn(norm(model).shape, generator=generator))
+        return super().prepare(model)
+
+
+class DeclaresByChance(Good):
+    """Which parameter it leaves out depends on how often it was asked."""
+
+    calls: ClassVar[Any] = itertools.count()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        super().prepare(model)
+        left_out = list(model.parameters())[-1 - next(self.calls) % 2]
+        left_out.requires_grad_(False)
+        return model
+
+
+# In training
+
+
+def in_training(model: nn.Module, work: Callable[[], Any]) -> None:
+    """Do `work` before every forward pass of training."""
+
+    def hook(module: nn.Module, _: Any) -> None:
+        if module.training:
+            work()
+
+    model.register_forward_pre_hook(hook)
+
+
+class CountsInABuffer(Good):
+    """Counts forward passes of training where a checkpoint does not look."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model.register_buffer("passes", torch.zeros(()), persistent=False)
+        in_training(model, lambda: model.get_buffer("passes").add_(1))
+        return super().prepare(model)
+
+
+class MovesAFrozenWeight(Good):
+    """A frozen weight is changed by every forward pass of training."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        super().prepare(model)
+        frozen = norm(model).requires_grad_(False)
+        in_training(model, lambda: frozen.mul_(1.001))
+        return model
+
+
+class DeclaresTooMuch(Good):
+    """No gradient gets to a parameter it declares."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        super().prepare(model)
+        norm(model).register_hook(torch.zeros_like)
+        return model
+
+
+class Ascends(Good):
+    """The gradient has the wrong sign."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        super().prepare(model)
+        for parameter in model.parameters():
+            parameter.register_hook(torch.neg)
+        return model
+
+
+class ForgetsItsPlace(Good):
+    """Gradients of one weight fade with the passes since the process began, which no checkpoint holds."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        super().prepare(model)
+        passes = iter(range(10**6))
+        norm(model).register_hook(lambda gradient: gradient / (1 + next(passes)) ** 2)
+        return model
+
+
+# In `save`
+
+
+class DropsATensor(Good):
+    """One trained tensor is written as it was before."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        written: Any = copy.deepcopy(model.module)
+        nn.init.ones_(norm(written))
+        return super().save(model.with_module(written), directory)
+
+
+class RoundsInPlace(Good):
+    """Saves in bfloat16 by rounding the weights of the model itself."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        for parameter in model.module.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+        return super().save(model, directory)
+
+
+class LosesTheTemplate(Good):
+    """The tokenizer is saved with another chat template than it trained with."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        saved = super().save(model, directory)
+        tokenizer = copy.deepcopy(model.tokenizer)
+        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        tokenizer.save_pretrained(saved)
+        return saved
+
+
+class SavesTooDeep(Good):
+    """The result is not where run.json can name it."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        return super().save(model, directory / "results")
+
+
+class WritesToTheBase(Good):
+    """Leaves a note beside the base model."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        (Path(model.source) / "tuned.txt").write_text(str(directory))
+        return super().save(model, directory)
+
+
+class LosesAnOption(Good):
+    """Writes fewer digits of an option than it computes with."""
+
+    @field_serializer("scale", when_used="json")
+    def _round(self, scale: float) -> float:
+        return round(scale, 1)
+
+
+# In what reads the result
+
+
+class OwnFormat(Good):
+    """Saves whole models that only the model component of its own plugin reads."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        inner = super().save(model, directory / "model")
+        assert inner == directory / "model" / "model"
+        return directory / "model"
+
+
+class OwnModel(Model):
+    """What OwnFormat saved."""
+
+    name = "own"
+    shorthand = "path"
+    path: str
+
+    @classmethod
+    def recognises(cls, reference: str) -> bool:
+        return (Path(reference) / "model" / "config.json").is_file()
+
+    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
+        loaded = Pretrained(path=str(Path(self.path) / "model")).load(dtype, device, context)
+        return self.kind()(loaded.module, loaded.tokenizer, self.path)
+
+    def kind(self) -> type[LanguageModel]:
+        return LanguageModel
+
+
+class RoughlyMerged(LanguageModel):
+    def save(self, directory: Path) -> None:
+        rough: Any = copy.deepcopy(self.module).to(torch.bfloat16)
+        LanguageModel(rough, self.tokenizer, self.source).save(directory)
+
+
+class MergesRoughly(OwnModel):
+    """Gives the right logits, and loses precision where it is written as one model."""
+
+    def kind(self) -> type[LanguageModel]:
+        return RoughlyMerged
+
+
+class NeverMerged(LanguageModel):
+    def save(self, directory: Path) -> None:
+        raise LmflowError("this kind of model cannot be written as one")
+
+
+class RefusesToMerge(OwnModel):
+    """Cannot be merged, and says so."""
+
+    def kind(self) -> type[LanguageModel]:
+        return NeverMerged
+
+
+# In whole runs
+
+
+class CannotSample(Good):
+    """The wrapped model fails with the cache that sampling uses."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        def refuse(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if kwargs.get("past_key_values") is not None:
+                raise RuntimeError("no cache, please")
+
+        model.register_forward_pre_hook(refuse, with_kwargs=True)
+        return super().prepare(model)
+
+
+class OnlyForRaft(Good):
+    """Goes with no other aligner."""
+
+    needs = (Need("aligner", "it was written for raft", names=("raft",)),)
+
+
+SAVED, MERGED = "test_a_saved_result_gives_the_same_logits", "test_a_merged_result_gives_the_same_logits"
+TOKENIZER, UNTOUCHED = "test_a_saved_result_keeps_the_tokenizer", "test_the_base_on_disk_is_untouched"
+LEAVES = "test_saving_leaves_the_model_as_it_was"
+SFT, RAFT = "test_composes_with_sft", "test_composes_with_raft"
+RESUMED = "test_a_resumed_run_equals_an_uninterrupted_one"
+SOME, REPEATS = "test_some_parameter_is_trainable", "test_prepare_repeats_from_the_same_seed"
+ONLY, EVERY = "test_only_declared_parameters_move", "test_every_declared_parameter_moves"
+REDUCES, OPTIONS = "test_a_few_steps_reduce_the_loss", "test_options_survive_the_recipe_file"
+ALL = {SAVED, MERGED, TOKENIZER, UNTOUCHED, LEAVES, SFT, RAFT, RESUMED, SOME, REPEATS, ONLY, EVERY, REDUCES, OPTIONS}
+
+
+# A tuner, the check it must fail, those it may fail too because they stand on the same promise, and what it is told.
+BROKEN: list[tuple[Tuner, str, set[str], str]] = [
+    (TrainsNothing(), SOME, ALL - {SOME, OPTIONS}, "found none"),
+    (DrawsFromElsewhere(), REPEATS, {RESUMED}, "these differ: model.norm.weight"),
+    (DeclaresByChance(), REPEATS, {RESUMED}, "only one declared lm_head.weight, model.norm.weight"),
+    (CountsInABuffer(), ONLY, set(), "passes changed too"),
+    (MovesAFrozenWeight(), ONLY, {RESUMED}, "model.norm.weight changed too"),
+    (DeclaresTooMuch(), EVERY, set(), "model.norm.weight did not"),
+    (Ascends(), REDUCES, set(), "reduce the loss"),
+    (ForgetsItsPlace(), RESUMED, set(), "first lines that differ"),
+    (DropsATensor(), SAVED, {MERGED, SFT, RAFT}, "the largest difference is"),
+    (RoundsInPlace(), LEAVES, {SAVED, MERGED}, "it changed"),
+    (LosesTheTemplate(), TOKENIZER, {SFT, RAFT}, "does not write the tokenizer"),
+    (SavesTooDeep(), SAVED, {LEAVES, TOKENIZER, MERGED, UNTOUCHED, SFT, RAFT, RESUMED}, "returned"),
+    (WritesToTheBase(), UNTOUCHED, set(), "tuned.txt"),
+    (LosesAnOption(scale=0.123), OPTIONS, set(), "'scale': 0.123} to come back"),
+    (CannotSample(), RAFT, set(), "no cache, please"),
+    (OnlyForRaft(), SFT, ALL - {SFT, RAFT}, "it was written for raft"),
+]
+
+
+def failed(reports: dict[str, Any]) -> set[str]:
+    assert not any(report.outcome == "skipped" for report in reports.values())
+    return {name for name, report in reports.items() if report.outcome == "failed"}
+
+
+def test_a_good_tuner_passes(examine: Callable[..., dict[str, Any]]):
+    reports = examine(TunerSuite, tuner=Good(scale=0.25))
+    assert reports.keys() == ALL
+    assert not failed(reports), reports
+
+
+@pytest.mark.parametrize(("tuner", "check", "also", "message"), BROKEN, ids=[type(row[0]).__name__ for row in BROKEN])
+def test_a_broken_tuner_fails(examine, tuner: Tuner, check: str, also: set[str], message: str):
+    """It fails the check of the promise it breaks, which says so, and no other but those `also` named."""
+    reports = examine(TunerSuite, tuner=tuner)
+    assert message in reports[check].message
+    assert failed(reports) - also == {check}
+
+
+def test_a_merge_that_loses_precision_fails(examine):
+    reports = examine(TunerSuite, tuner=OwnFormat(), plugins=lambda: plugins_with(OwnFormat, MergesRoughly))
+    assert failed(reports) == {MERGED}
+    assert "after merging" in reports[MERGED].message
+
+
+def test_a_tuner_that_cannot_be_merged_says_so(examine):
+    def refusing() -> Any:
+        return plugins_with(OwnFormat, RefusesToMerge)
+
+    reports = examine(TunerSuite, tuner=OwnFormat(), plugins=refusing, only="merged")
+    assert failed(reports) == {MERGED}
+    assert "it was refused: this kind of model cannot be written as one" in reports[MERGED].message
+    assert not failed(examine(TunerSuite, tuner=OwnFormat(), plugins=refusing, merges=False))
+    assert failed(examine(TunerSuite, tuner=Good(), merges=False, only="merged")) == {MERGED}
+
+
+def test_a_result_nobody_reads_fails(examine):
+    reports = examine(TunerSuite, tuner=OwnFormat())
+    assert failed(reports) == {SAVED, TOKENIZER, MERGED, SFT, RAFT, RESUMED}
+
+
+def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
+    def without_raft() -> Any:
+        points = [point for point in entry_points(group="lmflow") if point.dist.name != "lmflow-raft"]
+        return load_plugins(points)
+
+    from lmflow.tuners import Full
+
+    reports = examine(TunerSuite, tuner=Full(), plugins=without_raft)
+    assert failed(reports) == {RAFT}
+    assert "pip install lmflow-raft" in reports[RAFT].message
+
+
+def test_a_suite_without_a_tuner_says_what_to_write(examine):
+    reports = examine(TunerSuite)
+    assert failed(reports) == ALL
+    assert "write a fixture `tuner` that returns one" in reports[SFT].message
+
+
+def test_a_name_that_an_installed_tuner_has_is_no_obstacle(examine):
+    class Lora(Good):
+        """Another tuner of that name."""
+
+        name = "lora"
+
+    assert not failed(examine(TunerSuite, tuner=Lora(), only="options or sft or resumed"))
+
+
+def test_several_tuners_of_one_class_have_runs_of_their_own(examine):
+    class Several(TunerSuite):
+        @pytest.fixture(params=[Good(), Ascends()], ids=["good", "ascends"])
+        def tuner(self, request: pytest.FixtureRequest) -> Tuner:
+            return request.param
+
+    reports = examine(Several, only="sft or reduce")
+    assert reports.keys() == {f"{name}[{tuner}]" for name in (SFT, REDUCES) for tuner in ("good", "ascends")}
+    assert failed(reports) == {f"{REDUCES}[ascends]"}
