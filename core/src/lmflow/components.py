@@ -73,7 +73,7 @@ class Component(BaseModel):
     @classmethod
     def missing(cls) -> list[Requirement]:
         """Those of its requirements that are not installed; nothing is imported to find out."""
-        return [each for each in cls.requires if find_spec(each.module) is None]
+        return [each for each in cls.requires if find_spec(each.module.partition(".")[0]) is None]
 
 
 class Model(Component):

@@ -41,7 +41,9 @@ class Setting:
     @property
     def place(self) -> str:
         """What to call it in a message: the option, or file, line and path."""
-        return self.origin.place if self.origin.kind == "option" else f"{self.origin.place}: {self.path}"
+        if self.origin.kind == "option":
+            return self.origin.place
+        return f"{self.origin.place}: {self.path}" if self.origin.place else self.path
 
 
 @dataclass(frozen=True)

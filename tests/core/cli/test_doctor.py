@@ -80,11 +80,11 @@ def test_a_sick_world_fails_and_each_fault_has_its_remedy(doctor: Call, install_
     (tmp_path / "here" / "torch.py").write_text("")
     (tmp_path / "hf" / "accelerate").mkdir(parents=True)
     config = tmp_path / "hf" / "accelerate" / "default_config.yaml"
-    config.write_text("distributed_type: 'NO'\nmixed_precision: bf16\nnum_processes: 1\n")
+    config.write_text("distributed_type: FSDP\nnum_processes: 2\n")
     sick = {
         "PYTHONPATH": str(site),
         "LMFLOW_DISABLE_PLUGINS": "lmflow-raft",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_MEGATRON_LM": "true",
         "WORLD_SIZE": "2",
     }
     done = doctor("--output", str(tmp_path / "here" / "torch.py" / "runs"), **sick)
@@ -95,7 +95,7 @@ def test_a_sick_world_fails_and_each_fault_has_its_remedy(doctor: Call, install_
         "$ lmflow plugins show acme-broken",
         "$ lmflow run --tuner acme-one:mine",
         "$ unset LMFLOW_DISABLE_PLUGINS",
-        "$ unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        "$ unset ACCELERATE_USE_MEGATRON_LM",
         "$ unset WORLD_SIZE",
         "$ mv torch.py my_torch.py",
         "$ lmflow run --output DIRECTORY",
@@ -111,11 +111,11 @@ def test_a_sick_world_fails_and_each_fault_has_its_remedy(doctor: Call, install_
     assert "errors and" in done.stdout.splitlines()[-1]
 
 
-def test_started_as_a_module_it_reports_what_hides_its_own_imports(tmp_path: Path):
-    (tmp_path / "random.py").write_text("")
+def test_started_as_a_module_it_reports_what_a_run_would_import(tmp_path: Path):
+    (tmp_path / "torch.py").write_text("")
     command = [sys.executable, "-m", "lmflow", "doctor", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "random.py in this directory hides" in checks(done, "warning")["directory"]["message"], done.stderr
+    assert "torch.py in this directory hides" in checks(done, "warning")["directory"]["message"], done.stderr
     assert checks(done, "ok")["torch"]
 
 

@@ -27,11 +27,12 @@ from lmflow.doctor.override_checks import (
 from lmflow.doctor.probes import Answers
 
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
-OVERRIDING = {
+ANSWERED = {
     "ACCELERATE_MIXED_PRECISION": "bf16",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
     "ACCELERATE_DYNAMO_BACKEND": "EAGER",
 }
+"""Questions of accelerate that lmflow's trainer answers itself, so that these variables have no say."""
 STOPPING = {
     "ACCELERATE_USE_MEGATRON_LM": "true",
     "ACCELERATE_USE_SAGEMAKER": "true",
@@ -78,27 +79,43 @@ def test_nothing_set_is_nothing_to_ask(home: dict[str, str]):
 
 
 def test_a_switch_is_tried_with_its_details_and_without_the_others():
-    trials = trials_of({**STOPPING, **OVERRIDING, "ACCELERATE_DYNAMO_MODE": "default", "PATH": "/bin"})
+    trials = trials_of({**STOPPING, **ANSWERED, "ACCELERATE_DYNAMO_MODE": "default", "PATH": "/bin"})
     assert trials["ACCELERATE_USE_PARALLELISM_CONFIG"] == {
         "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
         "PARALLELISM_CONFIG_TP_SIZE": "2",
     }
     assert set(trials["ACCELERATE_DYNAMO_BACKEND"]) == {"ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"}
     assert trials["ACCELERATE_MIXED_PRECISION"] == {"ACCELERATE_MIXED_PRECISION": "bf16"}
-    assert set(trials) == {*OVERRIDING, *STOPPING} - {"PARALLELISM_CONFIG_TP_SIZE"}
+    assert set(trials) == {*ANSWERED, *STOPPING} - {"PARALLELISM_CONFIG_TP_SIZE"}
 
 
 def test_exactly_the_variables_that_change_a_run_are_reported(home: dict[str, str]):
-    findings = examine({**home, **OVERRIDING, **STOPPING, **HARMLESS})
+    findings = examine({**home, **ANSWERED, **STOPPING, **HARMLESS})
     status = {finding.remedy.removeprefix("unset "): finding.status for finding in findings}
-    assert status == {
-        **dict.fromkeys(OVERRIDING, "warning"),
-        **dict.fromkeys(set(STOPPING) - {"PARALLELISM_CONFIG_TP_SIZE"}, "error"),
-    }
-    said = "\n".join(finding.message for finding in findings)
-    assert "ACCELERATE_MIXED_PRECISION=bf16 overrides the recipe: models compute in bf16" in said
-    assert "every gradient is divided by 4" in said
-    assert "No module named 'smdistributed'" in said
+    assert status == dict.fromkeys(set(STOPPING) - {"PARALLELISM_CONFIG_TP_SIZE"}, "error")
+    assert any("No module named 'smdistributed'" in finding.message for finding in findings)
+
+
+def test_what_the_trainer_answers_itself_overrides_nothing(home: dict[str, str]):
+    [finding] = examine({**home, **ANSWERED})
+    assert finding.status == "ok"
+    assert "set, and changes nothing" in finding.message.replace("change nothing", "changes nothing")
+
+
+def test_a_variable_that_changes_the_steps_overrides():
+    answers = Answers({"variable ACCELERATE_MIXED_PRECISION": {"outcome": "changed", "why": ""}})
+    [finding] = check_variables({"ACCELERATE_MIXED_PRECISION": "bf16"}, answers, 0)
+    assert (finding.status, finding.remedy) == ("warning", "unset ACCELERATE_MIXED_PRECISION")
+    assert "ACCELERATE_MIXED_PRECISION=bf16 overrides the recipe: models compute in bf16" in finding.message
+
+
+def test_steps_of_another_precision_are_seen_as_changed(monkeypatch: pytest.MonkeyPatch):
+    """The probe notices what a trainer that asked accelerate would do."""
+    from lmflow.doctor import override_probe
+
+    usual = override_probe.take_steps()
+    monkeypatch.setattr(override_probe, "take_steps", lambda: [step * 1.01 for step in usual])
+    assert override_probe.compare({}, usual) == {"outcome": "changed", "why": ""}
 
 
 def test_what_a_launcher_sets_for_nothing_special_is_no_fault(home: dict[str, str]):
@@ -143,25 +160,18 @@ def test_the_file_is_where_accelerate_looks(home: dict[str, str]):
 
 
 def test_a_configuration_that_overrides_is_put_aside(home: dict[str, str]):
-    file = write(home, mixed_precision="bf16", dynamo_config={"dynamo_backend": "EAGER"}, num_processes=1)
+    """Splitting the model changes nothing in a single process, as here, and is reported all the same."""
+    file = write(home, distributed_type="FSDP", num_processes=2)
     _, finding = examine(home)
     assert finding.status == "warning"
-    assert f"{file} sets mixed_precision: bf16, dynamo_backend: EAGER" in finding.message
+    assert f"{file} sets distributed_type: FSDP" in finding.message
     assert finding.remedy == f"mv {file} {file}.off"
 
 
 def test_a_configuration_that_overrides_nothing_is_well(home: dict[str, str]):
-    file = write(home, mixed_precision="no", num_processes=1, use_cpu=True)
+    file = write(home, mixed_precision="bf16", dynamo_config={"dynamo_backend": "EAGER"}, num_processes=1, use_cpu=True)
     _, finding = examine(home)
     assert (finding.status, finding.message) == ("ok", f"{file} overrides nothing of a recipe.")
-
-
-def test_a_configuration_that_splits_the_model_overrides(home: dict[str, str]):
-    """Though in a single process it changes nothing, as here."""
-    write(home, distributed_type="FSDP", num_processes=2)
-    _, finding = examine(home)
-    assert finding.status == "warning"
-    assert "sets distributed_type: FSDP" in finding.message
 
 
 def test_a_configuration_that_accelerate_refuses(home: dict[str, str]):

@@ -7,14 +7,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lmflow.doctor.finding import Finding, Status, verdict
-from lmflow.plugins import load_plugins
 
 COLOURS: dict[Status, str] = {"error": "31", "warning": "33", "ok": "32"}
 COLUMN, WIDEST = 9, 100
@@ -26,11 +25,12 @@ def command(
     output: Annotated[Path, typer.Option("--output", help="Where runs are to go.")] = Path("runs"),
 ) -> None:
     """Print what is wrong with this installation, the worst first; the exit code is 1 where something will not work."""
-    with as_installed(), waiting("Trying what is installed; this takes a few seconds."):
-        from lmflow.cli.app import COMMANDS
-        from lmflow.doctor.examination import examine
+    from lmflow.cli.app import COMMANDS
+    from lmflow.doctor.examination import examine
+    from lmflow.plugins import load_plugins
 
-        plugins = load_plugins()
+    plugins = load_plugins()
+    with waiting("Trying what is installed; this takes a few seconds."):
         findings = examine(plugins, output, os.environ, Path.cwd(), COMMANDS)
     if as_json:
         import json
@@ -42,20 +42,6 @@ def command(
         sys.stdout.write("".join(f"{line}\n" for line in listing(findings, width, colour=colour)))
     if verdict(findings) == "error":
         raise typer.Exit(1)
-
-
-@contextmanager
-def as_installed() -> Iterator[None]:
-    """Within the context `python -m lmflow` imports nothing from the working directory: what hides there is reported."""
-    first = sys.path[0]
-    if Path(first or ".").resolve() != Path.cwd():
-        yield
-        return
-    del sys.path[0]
-    try:
-        yield
-    finally:
-        sys.path.insert(0, first)
 
 
 def waiting(text: str) -> AbstractContextManager[Any]:

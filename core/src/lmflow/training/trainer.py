@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from lmflow.data.batches import Batch, collate, collate_packed, pack_rows, plan_epoch, split_micro
@@ -29,6 +30,12 @@ Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
 
 MICRO_BATCH_SIZE, MICRO_BATCH_TOKENS = 8, 4096
 """Samples and padded tokens per forward pass where `micro_batch_size` does not say; memory grows with the latter."""
+
+
+def make_accelerator(*, cpu: bool) -> Accelerator:
+    """Accelerate for its processes and nothing else: its own variables and configuration do not override the recipe."""
+    once = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(cpu=cpu, mixed_precision="no", dynamo_backend="no", gradient_accumulation_plugin=once)
 
 
 class Trainer:
@@ -64,7 +71,7 @@ class Trainer:
         self._precision = precision
         self._packing = packing
         self._max_length = max_length
-        self._accelerator = Accelerator(cpu=model.device.type == "cpu")
+        self._accelerator = make_accelerator(cpu=model.device.type == "cpu")
         if options.gradient_checkpointing:
             model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             # Frozen embeddings would otherwise cut the graph before the first checkpointed block.
