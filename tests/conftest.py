@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +85,92 @@ def model_directory(
     make_llama(len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny vision tower for open_clip: 2 x 2 patches, which are four image tokens of 24 numbers."""
+    vision = {"image_size": 16, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8}
+    file = tmp_path_factory.mktemp("tower") / "tower.json"
+    file.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision}))
+    return file
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment of its own in `path`, with a real pip that has no network."""
+
+    path: Path
+
+    @property
+    def packages(self) -> Path:
+        """Its site-packages."""
+        return Path(sysconfig.get_path("purelib", "venv", {"base": str(self.path)}))
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a shell in which the environment is activated has, and a home of its own."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+        return inherited | {
+            "HOME": str(self.path / "home"),
+            "PATH": f"{self.path / 'bin'}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            # A build without isolation finds hatchling among the packages, where an isolated one would download it.
+            "PIP_NO_BUILD_ISOLATION": "false",
+            "PIP_NO_INDEX": "1",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+
+    def run(self, *command: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command of the environment's; fails, with what it printed, unless it exits with `code`."""
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=cwd, env=self.variables, capture_output=True, text=True, check=False)
+        said = f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, said
+        return done
+
+
+@pytest.fixture(scope="session")
+def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+    """Makes an Environment that holds this one's packages, as links, but for the distributions named in `without`.
+
+    Nothing done in it reaches this one: pip refuses to remove what lies behind a link.
+    """
+
+    def make(*, without: Sequence[str] = ()) -> Environment:
+        environment = Environment(tmp_path_factory.mktemp("environment"))
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment.path], check=True)
+        link_packages(environment, without)
+        add_pip(environment)
+        add_commands(environment, distributions(path=[str(environment.packages)]))
+        return environment
+
+    return make
+
+
+def link_packages(environment: Environment, without: Iterable[str]) -> None:
+    """Link to everything in this Python's site-packages that does not belong to a distribution in `without`."""
+    hidden = {Path(file).parts[0] for name in without for file in distribution(name).files or ()}
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if entry.name not in {"__pycache__", *hidden}:
+            (environment.packages / entry.name).symlink_to(entry)
+
+
+def add_pip(environment: Environment) -> None:
+    """Unpack the pip that comes with Python; `python -m ensurepip` does the same in ten times the time."""
+    import ensurepip
+
+    [wheel] = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(environment.packages)
+
+
+def add_commands(environment: Environment, installed: Iterable[Distribution]) -> None:
+    """Write the commands of distributions that were put there without pip."""
+    for each in installed:
+        for point in each.entry_points.select(group="console_scripts"):
+            command = environment.path / "bin" / point.name
+            start = f"import sys\nfrom {point.module} import {point.attr}\nsys.exit({point.attr}())\n"
+            command.write_text(f"#!{environment.path / 'bin' / 'python'}\n{start}")
+            command.chmod(0o755)

@@ -203,6 +203,7 @@ def test_no_socket_but_loopback(lmflow, tmp_path: Path):
         "1",
     ]
     env = {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = lmflow(*RAFT, *small, "--json", env=env)
+    done = lmflow(*RAFT, *small, "--trackers", "tensorboard,mlflow", "--json", env=env)
     assert done.code == 0, done.err
+    assert not any("tracker" in note for note in done.record["notes"])
     assert not (tmp_path / "opened.txt").exists(), (tmp_path / "opened.txt").read_text()

@@ -1,8 +1,7 @@
-"""A tiny tower, pictures made from code, and vision-language models around the tiny Llama."""
+"""Pictures made from code, and vision-language models around the tiny Llama."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("open_clip", reason="open_clip is an extra of lmflow-multimodal")
-
-TOWER = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8},
-}
-"""2 x 2 patches: four image tokens of 24 numbers."""
-
-
-@pytest.fixture(scope="session")
-def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("tower") / "tower.json"
-    file.write_text(json.dumps(TOWER))
-    return file
 
 
 @pytest.fixture(scope="session")

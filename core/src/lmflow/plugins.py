@@ -21,6 +21,7 @@ from lmflow import INTERFACE_VERSION, components, hookspecs
 from lmflow.catalogue import home_of
 from lmflow.components import Command, Component, Tracker
 from lmflow.errors import PluginError
+from lmflow.process_state import process_state_kept
 
 GROUP = "lmflow"
 CORE = "lmflow-core"
@@ -185,7 +186,8 @@ class Plugins:
     def emit(self, event: str, **values: Any) -> list[str]:
         """Tell every plugin of an event. One that raises is told no more; returns what to say of those, if any.
 
-        What plugins print goes to standard error, and mappings reach each as a copy that cannot be written to.
+        What plugins print goes to standard error, mappings reach each as a copy that cannot be written to, and random
+        numbers, torch's modes and the working directory are afterwards as they were.
         """
         failures = []
         for implementation in getattr(self.manager.hook, event).get_hookimpls():
@@ -193,7 +195,7 @@ class Plugins:
             if name in self._silenced:
                 continue
             try:
-                with redirect_stdout(sys.stderr):
+                with process_state_kept(), redirect_stdout(sys.stderr):
                     implementation.function(*(_read_only(values[argument]) for argument in implementation.argnames))
             except (Exception, SystemExit) as error:
                 self._silenced.add(name)

@@ -20,8 +20,9 @@ COMPARISON = "comparison.jsonl"
 SAMPLES = "samples"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
+TRACKERS = "trackers"
 LOCK = ".lock"
-CONTENTS = (RECIPE, RECORD, METRICS, COMPARISON, SAMPLES, CHECKPOINTS, REPORT, LOCK, "adapter", "model")
+CONTENTS = (RECIPE, RECORD, METRICS, COMPARISON, SAMPLES, CHECKPOINTS, REPORT, TRACKERS, LOCK, "adapter", "model")
 
 
 class RunDirectory:

@@ -1,0 +1,64 @@
+"""What belongs to the whole process and a run depends on, kept while code of others runs."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+Restore = Callable[[], None]
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Leave the working directory, random numbers, and torch's modes as they were, whatever happens within.
+
+    A metric drawn at random, or gradients switched off for a moment, would otherwise change the weights a run ends
+    with. Of libraries only those that are loaded already are looked at: nothing is imported.
+    """
+    restorers = [_directory(), _random_numbers(), *_numpy(), *_torch()]
+    try:
+        yield
+    finally:
+        for restore in restorers:
+            restore()
+
+
+def _directory() -> Restore:
+    try:
+        before = os.getcwd()
+    except FileNotFoundError:  # deleted under the run, which then has only absolute paths
+        return lambda: None
+
+    def restore() -> None:
+        with suppress(FileNotFoundError):
+            os.chdir(before)
+
+    return restore
+
+
+def _random_numbers() -> Restore:
+    state = random.getstate()
+    return lambda: random.setstate(state)
+
+
+def _numpy() -> Iterator[Restore]:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        state = numpy.random.get_state()
+        yield lambda: numpy.random.set_state(state)
+
+
+def _torch() -> Iterator[Restore]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    numbers, gradients, dtype = torch.get_rng_state(), torch.is_grad_enabled(), torch.get_default_dtype()
+    yield lambda: torch.set_rng_state(numbers)
+    yield lambda: torch.set_grad_enabled(gradients)
+    yield lambda: torch.set_default_dtype(dtype)
+    if torch.cuda.is_initialized():
+        devices = torch.cuda.get_rng_state_all()
+        yield lambda: torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,1 @@
+"""Trackers of lmflow: TensorBoard and MLflow."""
