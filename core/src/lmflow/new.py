@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import keyword
 import re
@@ -83,10 +84,8 @@ def owner_of(name: str, slot: str, plugins: Plugins) -> str | None:
     """The installed distribution with that name, with a package of that name, or with such a component in `slot`."""
     owners = [offer.distribution for offer in plugins.offers(slot).get(name, ())]
     owners += packages_distributions().get(name.replace("-", "_"), [])
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         owners.append(distribution(name).name)
-    except PackageNotFoundError:
-        pass
     return owners[0] if owners else None
 
 

@@ -1,4 +1,4 @@
-"""Refuse a name that cannot be a distribution, a package and a component; `lmflow new` looks at what is installed too."""
+"""Refuse a name that cannot be a distribution, a package and a component."""
 
 import keyword
 import re

@@ -16,12 +16,13 @@ def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called, as in my-tuner.")],
     output: Annotated[Path, typer.Option(help="Directory to write DIR/NAME into.")] = Path(),
     author: Annotated[str, typer.Option(help="Who writes it.")] = "",
+    description: Annotated[str, typer.Option(help="What it does, in a sentence.")] = "",
 ) -> None:
     """Start a plugin of your own: a whole distribution with a working component, tests and a CI file."""
     from lmflow.cli.installed import installed_plugins
     from lmflow.new import known_kind, make_plugin, next_commands
 
-    made = make_plugin(kind, name, output, installed_plugins(), author=author)
+    made = make_plugin(kind, name, output, installed_plugins(), author=author, description=description)
     written = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
     sys.stdout.write(f"{made}\n" + "".join(f"  {path}\n" for path in written) + "\nNext:\n")
     sys.stdout.write("".join(f"  {line}\n" for line in next_commands(made, known_kind(kind))))

@@ -1,1 +1,1 @@
-{% include cookiecutter.kind ~ "/test_conformance.py.jinja" %}
+{% include cookiecutter.kind ~ "/test_conformance.py.jinja" -%}

@@ -1,1 +1,1 @@
-{% include cookiecutter.kind ~ "/test_component.py.jinja" %}
+{% include cookiecutter.kind ~ "/test_component.py.jinja" -%}

@@ -1,1 +1,2 @@
-"""{{ cookiecutter.description }}"""
+{% from "escaped.jinja" import escaped -%}
+"""{{ escaped(cookiecutter.description) }}"""

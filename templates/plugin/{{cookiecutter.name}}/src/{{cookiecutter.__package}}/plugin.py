@@ -1,4 +1,4 @@
-"""What this distribution adds to lmflow: {{ cookiecutter.kind | replace('-', ' ') }} `{{ cookiecutter.name }}`."""
+"""What this distribution adds to lmflow: {{ cookiecutter.__words }} `{{ cookiecutter.name }}`."""
 
 from lmflow.components import {{ cookiecutter.__base }}
 from lmflow.hookspecs import hookimpl

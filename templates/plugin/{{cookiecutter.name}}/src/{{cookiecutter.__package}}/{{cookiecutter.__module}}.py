@@ -1,1 +1,1 @@
-{% include cookiecutter.kind ~ "/component.py.jinja" %}
+{% include cookiecutter.kind ~ "/component.py.jinja" -%}
