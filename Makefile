@@ -10,7 +10,7 @@ SETUP := $(VENV)/.complete
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint format setup smollm2 bench vision constraints clean
+.PHONY: demo test lint format setup smollm2 docs bench vision constraints clean
 
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
@@ -44,6 +44,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## the pages made from the code, which the tests compare with it
+	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python docs/generate_commands.py
 
 bench: setup  ## the figures of benchmarks/results, measured anew
 	$(BIN)/python benchmarks/generate.py
