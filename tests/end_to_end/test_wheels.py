@@ -101,7 +101,7 @@ USES = {
     "lmflow-longctx": "run --model tiny --data.path text.jsonl --tuner full --context yarn --context.factor 2",
     "lmflow-speculative": "generate --model tiny --prompt hello --inferencer speculative --sampling.max_new_tokens 4",
     "lmflow-multimodal": "run --model vision-language --model.language_model tiny --model.tower tower.json "
-    "--model.checkpoint random --tuner projector --data.path pictures.json --data image_text",
+    "--model.checkpoint random --tuner projector --data.path pictures.json",
     "lmflow-trackers": "run --model tiny --data.path text.jsonl --tuner full --trackers tensorboard",
 }
 

@@ -1,9 +1,15 @@
-"""The lora tuner through the conformance suite, with one class for each set of options that changes what it does."""
+"""Tuner lora, with one class for each set of options that changes what it does, and model adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
-from lmflow.components import Tuner
-from lmflow.testing import TunerSuite
+from lmflow.components import Model, Tuner
+from lmflow.pretrained import Pretrained
+from lmflow.testing import ModelSuite, TunerSuite
+from lmflow_lora.adapter import Adapter
 from lmflow_lora.lora import Lora
 
 
@@ -69,3 +75,23 @@ class TestFurtherModules(TunerSuite):
     @pytest.fixture
     def tuner(self) -> Tuner:
         return Lora(rank=4, modules_to_save=["lm_head"])
+
+
+class TestAdapter(ModelSuite):
+    """An adapter that changes the logits, upon the tiny Llama."""
+
+    @pytest.fixture(scope="class")
+    def directory(self, model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        import torch
+
+        tuner, model = Lora(rank=4), Pretrained(path=str(model_directory)).load("float32", "cpu")
+        tuned = model.with_module(tuner.prepare(model.module))
+        with torch.no_grad():
+            for name, parameter in tuned.module.named_parameters():
+                if "lora_" in name:
+                    parameter.fill_(0.02)
+        return tuner.save(tuned, tmp_path_factory.mktemp("adapter"))
+
+    @pytest.fixture
+    def model_component(self, directory: Path) -> Model:
+        return Adapter(path=str(directory))

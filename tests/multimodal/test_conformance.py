@@ -1,17 +1,23 @@
-"""The projector tuner, and two others on a model that sees, through the conformance suite."""
+"""Tuners on a model that sees, that model, and the formats with pictures, through the conformance suites."""
+
+from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from lmflow.components import Model, Tuner
-from lmflow.testing import TunerSuite
+from lmflow.components import DataFormat, Model, Tuner
+from lmflow.testing import DataFormatSuite, ModelSuite, TunerSuite
+from lmflow.testing.data_format import BadRecord, Dialogue
 from lmflow.tuners import Full
 from lmflow_lora.lora import Lora
 from lmflow_multimodal.component import VisionLanguage
+from lmflow_multimodal.formats import ImageMessages, ImageText, Llava
 from lmflow_multimodal.tuner import Projector
 
 
@@ -47,3 +53,118 @@ class TestLora(TestProjector):
     @pytest.fixture
     def tuner(self) -> Tuner:
         return Lora(rank=4)
+
+
+class TestVisionLanguage(ModelSuite):
+    kept_in_float32 = ("tower.",)
+
+    @pytest.fixture
+    def model_component(self, model_directory: Path, tower_file: Path) -> Model:
+        return VisionLanguage(language_model=str(model_directory), tower=str(tower_file), checkpoint="random")
+
+
+RED, BLUE = picture("red"), picture("blue")
+ABSENT = "absent.png"
+
+
+class PictureFormatSuite(DataFormatSuite):
+    """Records and dialogues from `good`, which pairs them, and bad records from `bad`."""
+
+    good: Sequence[tuple[Mapping[str, Any], Dialogue]]
+    bad: Sequence[BadRecord]
+
+    @pytest.fixture
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        return [record for record, _ in self.good]
+
+    @pytest.fixture
+    def dialogues(self) -> Sequence[Dialogue]:
+        return [dialogue for _, dialogue in self.good]
+
+    @pytest.fixture
+    def bad_records(self) -> Sequence[BadRecord]:
+        return self.bad
+
+
+def turns(question: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": "red"}]
+
+
+class TestLlava(PictureFormatSuite):
+    good = [
+        (
+            {"id": "1", "image": RED, "conversations": turns("<image>\nWhat color?")},
+            [("user", "<image>\nWhat color?"), ("assistant", "red")],
+        ),
+        (
+            {"image": [RED, BLUE], "conversations": turns("Which is warm?")},
+            [("user", "<image>\n<image>\nWhich is warm?"), ("assistant", "red")],
+        ),
+    ]
+    bad = [
+        ({"image": ABSENT, "conversations": turns("What color?")}, "image"),
+        ({"image": RED, "conversations": []}, "conversations"),
+        ({"image": RED, "conversations": turns("<image> and <image>")}, "<image>"),
+    ]
+
+    @pytest.fixture
+    def data_format(self) -> DataFormat:
+        return Llava()
+
+
+class TestImageMessages(PictureFormatSuite):
+    good = [
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "<image>What color?"},
+                    {"role": "assistant", "content": "red"},
+                ],
+                "images": [RED],
+            },
+            [("user", "<image>What color?"), ("assistant", "red")],
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": BLUE}},
+                            {"type": "text", "text": "What color?"},
+                        ],
+                    },
+                    {"role": "assistant", "content": "blue"},
+                ]
+            },
+            [("user", "<image>What color?"), ("assistant", "blue")],
+        ),
+    ]
+    bad = [
+        ({"messages": [{"role": "user", "content": "What?"}], "images": [ABSENT]}, "images"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 3}]}]}, "image_url"),
+    ]
+
+    @pytest.fixture
+    def data_format(self) -> DataFormat:
+        return ImageMessages()
+
+
+class TestImageText(PictureFormatSuite):
+    good = [
+        (
+            {"images": [RED], "text": "What color?", "output": "red"},
+            [("user", "<image>\nWhat color?"), ("assistant", "red")],
+        ),
+        ({"image": RED, "text": "a red square"}, [("user", "<image>"), ("assistant", "a red square")]),
+        ({"images": [RED], "text": "This <image> is red."}, [("assistant", "This <image> is red.")]),
+    ]
+    bad = [
+        ({"images": [ABSENT], "text": "What color?"}, "images"),
+        ({"images": [RED], "text": 3}, "text"),
+        ({"images": [RED], "text": "q", "output": None}, "output"),
+    ]
+
+    @pytest.fixture
+    def data_format(self) -> DataFormat:
+        return ImageText()

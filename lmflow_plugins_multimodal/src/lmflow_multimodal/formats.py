@@ -100,6 +100,7 @@ class ImageText(PictureFormat):
     """A text about pictures: {"images": [...], "text", "output"?} (LMFlow image_text); an output is the answer."""
 
     name = "image_text"
+    includes = ("text_only",)
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
@@ -109,12 +110,12 @@ class ImageText(PictureFormat):
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The pictures, then the text: the question where there is an output, else what is learnt to be said."""
         field = "images" if "images" in record else "image"
-        pictures = tuple(self._pictures(record.get(field), source, field))
+        pictures = tuple(self._pictures(record[field], source, field)) if record.get(field) else ()
         text = text_of(record, "text", source)
         if "output" in record:
             answer = Message("assistant", text_of(record, "output", source))
             return Sample((*_placed((Message("user", text),), list(pictures), source), answer), True, record, source)
-        if MARK in text:
+        if MARK in text or not pictures:
             check_marks(text, pictures, source)
             return Sample((Message("assistant", text, pictures),), False, record, source)
         marks = Message("user", MARK * len(pictures), pictures)

@@ -46,8 +46,9 @@ class TextOnly(DataFormat):
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """A text and no other field that would give it a meaning."""
-        return "text" in record and not {"messages", "input", "prompt", "instruction", "images"} & record.keys()
+        """A text and no other field that would give it another meaning."""
+        others = {"messages", "input", "prompt", "instruction", "image", "images"}
+        return "text" in record and not others & record.keys()
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """One untemplated message, which is trained whole."""

@@ -56,7 +56,8 @@ class Adapter(Model):
                 f"The base model of adapter {self.path} cannot be loaded from {base_path}: {error}\n"
                 "If it has moved, name its directory with --model.base."
             ) from error
-        module = PeftModel.from_pretrained(base, self.path).merge_and_unload()
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights for the adapter before it reads them
+            module = PeftModel.from_pretrained(base, self.path).merge_and_unload()
         has_tokenizer = (Path(self.path) / "tokenizer_config.json").exists()
         tokenizer = AutoTokenizer.from_pretrained(self.path if has_tokenizer else base_path)
         ensure_chat_template(tokenizer)
