@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,24 +53,23 @@ def place(
     return tmp_path
 
 
-def documented() -> list[list[str]]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("lmflow ")]
-
-
 def call(*arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert not ended.value.code, arguments
 
 
-def test_the_documented_commands_run(place: Path, capsys: pytest.CaptureFixture[str]):
-    commands = documented()
-    assert [each[0] for each in commands] == ["run", "run", "generate"]
-    for arguments in commands[:2]:
-        call(*arguments, "--training.max_steps", "2", "--quiet", "--aligner.max_new_tokens", "4")
-    call(*commands[2], "--sampling.max_new_tokens", "4")
+SHORT = ("--training.max_steps", "2", "--quiet", "--aligner.max_new_tokens", "4", "--data.path", "pictures.json")
+
+
+def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
+    parts = ("--model.language_model", "DIR", "--model.tower", "tower.json", "--model.checkpoint", "random")
+    stage = ("--tuner", "projector", "--training.learning_rate", "2e-3", "--output", "sight")
+    call("run", "--model", "vision-language", *parts, *stage, *SHORT)
+    stage = ("--tuner", "lora", "--model.projector_learning_rate", "5e-4", "--output", "answers")
+    call("run", "--model", "sight", *stage, *SHORT)
+    question = ("--image", "red.png", "--prompt", "what color is it?")
+    call("generate", "--model", "answers", *question, "--sampling.max_new_tokens", "4")
     first, second = (json.loads((place / run / "run.json").read_text()) for run in ("sight", "answers"))
     assert (first["result"], second["result"]) == ("model", "adapter")
     assert first["metrics"]["generic_loss_after"] == first["metrics"]["generic_loss_before"]  # text is untouched
