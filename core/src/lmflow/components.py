@@ -61,10 +61,13 @@ class Component(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, protected_namespaces=())
 
     name: ClassVar[str]
+    """What chooses it on the command line and in recipes; unique in its slot, in small letters and dashes."""
     shorthand: ClassVar[str | None] = None
     """Field set by `--slot NAME:VALUE`, as in `--reward python:module:function`."""
     needs: ClassVar[tuple[Need, ...]] = ()
+    """What other slots must hold, checked before anything is loaded."""
     conflicts: ClassVar[tuple[Conflict, ...]] = ()
+    """What other slots must not hold, checked before anything is loaded."""
     requires: ClassVar[tuple[Requirement, ...]] = ()
     """Optional dependencies of its distribution that this component cannot do without."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -282,7 +285,9 @@ class Command:
     """A command of a plugin's own, called as `lmflow NAME`; the core's commands keep their names."""
 
     name: str
+    """What follows `lmflow` to call it."""
     help: str
+    """One sentence, for `lmflow plugins`."""
     make: Callable[[Plugins, Sequence[str]], tuple[Callable[..., None], list[str]] | None]
     """Given the plugins and the arguments after the name: a function for Typer to call, and the arguments left for it
     to parse; None if help was all they asked for, and was shown."""

@@ -30,7 +30,9 @@ class LanguageModel:
     """
 
     module: nn.Module
+    """A causal language model as Transformers has them."""
     tokenizer: Any
+    """A tokenizer of Transformers, with a chat template."""
     source: str
     """Directory or hub name the weights came from; adapters name it as their base."""
 

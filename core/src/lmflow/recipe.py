@@ -21,7 +21,7 @@ from lmflow.training.options import TrainingOptions
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, ready to be carried out."""
+    """One run, ready to be carried out: a component for each slot, None where an optional one is not filled."""
 
     model: Model
     context: Context | None

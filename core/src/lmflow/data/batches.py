@@ -15,20 +15,25 @@ from lmflow.data.sample import TokenSequence
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, all (B, T): ids, positions, which tokens are targets, and the attention mask.
+    """Rows of tokens: all tensors but the extras are (B, T).
 
-    The mask is None for packed rows. Those are right only when the model is called with their `position_ids`,
+    The attention mask is None for packed rows. Those are right only when the model is called with their `position_ids`,
     without a mask and with `use_cache=False`: Transformers then finds the samples in a row by positions that begin
     again at 0 (measured on Llama, GPT-2 and Qwen2; with a cache, its default, samples see each other).
     """
 
     input_ids: Tensor
+    """Token ids, int64; padding is on the right."""
     position_ids: Tensor
+    """Positions, which begin at 0 in each sample."""
     attention_mask: Tensor | None
+    """1 where a token is, 0 where padding is."""
     trained: Tensor
+    """Whether a token is a target."""
     tokens: int
     """Tokens that are not padding."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs of the model, those of all rows one after the other."""
 
     @property
     def trained_tokens(self) -> int:
