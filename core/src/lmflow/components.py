@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -117,10 +117,8 @@ class DataFormat(Component):
 
     path: str | None = Field(None, description="File or directory of records: .json, .jsonl, .txt, each also .gz.")
     max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
-    too_long: str = Field(
-        "truncate",
-        pattern="^(truncate|drop|error)$",
-        description="What to do with longer samples: truncate, drop, error.",
+    too_long: Literal["auto", "error", "truncate", "skip", "split"] = Field(
+        "auto", description="What becomes of longer samples; auto splits plain text and truncates everything else."
     )
     packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
     validation: float | str = Field(

@@ -22,12 +22,13 @@ Emit = Callable[..., Iterable[str] | None]
 class Journal:
     """Passed to whatever works on a run; the one place that writes metrics, shows progress and fires events.
 
-    `metrics` is the flat summary that ends in run.json, `notes` what the user was told, `seconds` the time spent in
-    each phase.
+    `metrics` is the flat summary that ends in run.json, `tables` what belongs there and is not flat, `notes` what the
+    user was told, `seconds` the time spent in each phase.
     """
 
     def __init__(self, directory: RunDirectory | None, emit: Emit, display: Display | None = None) -> None:
         self.metrics: dict[str, Any] = {}
+        self.tables: dict[str, Mapping[str, Any]] = {}
         self.seconds: dict[str, float] = defaultdict(float)
         self.notes: list[str] = []
         self.stop_signal: int | None = None

@@ -261,6 +261,7 @@ class Run:
         self.record["peak_memory_bytes"] = peak_memory()
         self.record["seconds"] = {name: round(value, 3) for name, value in self.journal.seconds.items()}
         self.record["metrics"] = dict(self.journal.metrics)
+        self.record["tables"] = dict(self.journal.tables)
         self.record["notes"] = list(self.journal.notes)
         self.directory.write_record(self.record)
 

@@ -32,6 +32,7 @@ class Sft(Aligner):
 
         sequences, lengths = encode(model, data.train, data.options)
         journal.note(lengths.describe())
+        journal.tables["lengths"] = lengths.as_dict()
         journal.metrics["trained_token_share"] = lengths.trained_tokens / lengths.tokens
         options = trainer.options
         trainer.plan(options.max_steps or trainer.steps_for(len(sequences), options.epochs))

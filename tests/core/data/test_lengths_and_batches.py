@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
-from lmflow.data.batches import collate, collate_packed, pack_rows, plan_epoch, split_micro
+from lmflow.data.batches import collate, collate_packed, group_rows, pack_rows, plan_epoch, split_micro
 from lmflow.data.lengths import fit_lengths
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import DataError
@@ -20,35 +19,63 @@ def sequence(prompt: int, answer: int, name: str = "s") -> TokenSequence:
 def test_truncation_is_counted_and_what_lost_its_answer_is_named():
     kept, report = fit_lengths([sequence(2, 3, "a"), sequence(3, 9, "b"), sequence(8, 4, "c")], 6, "truncate")
     assert [len(each) for each in kept] == [5, 6]
-    assert (report.total, report.kept, report.truncated, report.untrained) == (3, 2, 2, ("c",))
-    assert report.trained_tokens == 3 + 3
-    assert "2 of 3 cut at 6 tokens (longest 12)" in report.describe()
-    assert "1 without a trained token left out (c)" in report.describe()
+    assert (report.kept, report.longest, report.untrained) == (2, 12, ("c",))
+    assert report.sequences == {"whole": 1, "truncated": 1, "untrained": 1}
+    assert report.lost_tokens == {"truncated": 6, "untrained": 12}
+    assert (report.tokens, report.trained_tokens) == (5 + 6, 3 + 3)
+    assert report.describe().splitlines() == [
+        "2 sequences, 11 tokens, 55% of them trained",
+        "  1 of 3 cut at the end (limit 6, longest 12; 6 tokens lost)",
+        "  1 of 3 skipped: nothing to train on (c)",
+    ]
 
 
-def test_drop_and_error():
-    kept, report = fit_lengths([sequence(2, 3), sequence(3, 9)], 6, "drop")
-    assert (len(kept), report.dropped) == (1, 1)
-    with pytest.raises(DataError, match=r"b: 12 tokens, more than 6.*--data.max_length"):
-        fit_lengths([sequence(3, 9, "b")], 6, "error")
-    with pytest.raises(DataError, match="All 1 samples are longer than 6"):
-        fit_lengths([sequence(3, 9)], 6, "drop")
+def test_skip_and_error():
+    kept, report = fit_lengths([sequence(2, 3), sequence(3, 9)], 6, "skip")
+    assert (len(kept), report.sequences, report.lost_tokens) == (1, {"whole": 1, "skipped": 1}, {"skipped": 12})
+    for policy in ("error", "skip"):
+        for text in (False, True):  # what is asked for in so many words holds for plain text too
+            long = TokenSequence(list(range(12)), [True] * 12, "b") if text else sequence(3, 9, "b")
+            message = "b: 12 tokens, more than 6.*--data.max_length" if policy == "error" else "All 1 samples"
+            with pytest.raises(DataError, match=message):
+                fit_lengths([long], 6, policy)
 
 
-def test_plain_text_is_cut_without_loss():
+def test_a_dialogue_is_split_where_that_is_asked_for():
+    kept, report = fit_lengths([sequence(7, 5)], 4, "split")
+    assert [list(each.ids) for each in kept] == [[6, 7, 8, 9], [9, 10, 11]]
+    assert [list(each.trained) for each in kept] == [[False, True, True, True], [True, True, True]]
+    assert report.trained_tokens == 5
+    assert (report.sequences, report.lost_tokens) == ({"split": 1}, {"split": 8})
+
+
+@pytest.mark.parametrize("policy", ["auto", "split"])
+def test_plain_text_is_cut_without_loss(policy: Any):
     """Every token but the first is a target exactly once, whatever the length."""
     for total in range(2, 40):
         for limit in (2, 3, 7, 16):
-            kept, report = fit_lengths([TokenSequence(list(range(total)), [True] * total)], limit, "truncate")
+            kept, report = fit_lengths([TokenSequence(list(range(total)), [True] * total)], limit, policy)
             assert all(len(each) <= limit for each in kept)
             targets = [token for each in kept for token in list(each.ids)[1:]]
             assert targets == list(range(1, total))
-            assert report.truncated == 0
+            assert not report.lost_tokens
+
+
+def test_plain_text_is_truncated_when_that_is_asked_for():
+    [kept], report = fit_lengths([TokenSequence(list(range(12)), [True] * 12)], 5, "truncate")
+    assert list(kept.ids) == [0, 1, 2, 3, 4]
+    assert report.lost_tokens == {"truncated": 7}
 
 
 def test_nothing_to_train_on_is_refused_with_names():
     with pytest.raises(DataError, match=r"No token would be trained in any of 7 samples \(p0, p1, p2, p3, p4\)"):
-        fit_lengths([sequence(4, 0, f"p{i}") for i in range(7)], None, "truncate")
+        fit_lengths([sequence(4, 0, f"p{i}") for i in range(7)], None, "auto")
+
+
+def test_the_report_is_plain_data():
+    report = fit_lengths([sequence(2, 3), sequence(3, 9)], 6, "truncate")[1].as_dict()
+    assert report["rules"]["truncated"] == {"sequences": 1, "tokens_lost": 6}
+    assert report["rules"]["skipped"] == {"sequences": 0, "tokens_lost": 0}
 
 
 def test_padding_by_hand():
@@ -75,39 +102,6 @@ def test_extras_are_concatenated_in_row_order():
     assert batch.extras["pixels"][:, 0].tolist() == [1.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_samples_do_not_see_each_other(family: str, attention: str, make_llama: Any):
-    torch.manual_seed(0)
-    if family == "llama":
-        module = make_llama(attn_implementation=attention)
-    elif family == "gpt2":
-        config: Any = GPT2Config(
-            vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=128, attn_implementation=attention
-        )
-        module = AutoModelForCausalLM.from_config(config).eval()
-    else:
-        config = Qwen2Config(
-            vocab_size=420,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attn_implementation=attention,
-        )
-        module = AutoModelForCausalLM.from_config(config).eval()
-    draw = random.Random(0)
-    made = [TokenSequence([draw.randrange(420) for _ in range(n)], [True] * n) for n in (5, 9, 7, 3)]
-    batch = collate_packed([made[:3], made[3:]], 0)
-    with torch.no_grad():
-        packed = module(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-        alone = [module(input_ids=torch.tensor([each.ids])).logits[0] for each in made]
-    places = [packed[0, :5], packed[0, 5:14], packed[0, 14:21], packed[1, :3]]
-    for got, expected in zip(places, alone):
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_rows_hold_everything_once_and_no_more_than_fits(seed: int):
     draw = random.Random(seed)
@@ -115,16 +109,35 @@ def test_rows_hold_everything_once_and_no_more_than_fits(seed: int):
     rows = pack_rows(lengths, 30)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= 30 for row in rows)
-    assert len(rows) <= 2 * -(-sum(lengths) // 30)  # first-fit never needs twice the best
+    assert len(rows) <= 2 * -(-sum(lengths) // 30)  # best-fit never needs twice the best
+
+
+def test_a_sequence_goes_into_the_fullest_row_with_room():
+    assert pack_rows([6, 5, 4, 3], 10) == [[0, 2], [1, 3]]
+    assert pack_rows([7, 6, 3, 4], 10) == [[0, 2], [1, 3]]  # the 4 fits into the second only, the 3 fills the first
+    assert pack_rows([5, 7, 3], 10) == [[1, 2], [0]]  # first-fit would do the same; the fullest row is the first
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_batches_of_packed_rows_are_hardly_padded(seed: int):
+    draw = random.Random(seed)
+    lengths = [draw.randint(1, 100) for _ in range(50)]
+    groups = group_rows(lengths, 4)
+    assert sorted(i for group in groups for i in group) == list(range(50))
+    assert max(len(group) for group in groups) <= 4
+    for group in groups:
+        space = len(group) * max(lengths[i] for i in group)
+        assert sum(lengths[i] for i in group) >= 0.97 * space
+    assert len(group_rows([30] * 8, 4)) == 2
 
 
 def test_epochs_hold_every_sample_once_in_seeded_order():
-    steps = plan_epoch([1] * 10, 4, seed=3, epoch=0)
+    steps = list(plan_epoch(10, 4, seed=3, epoch=0))
     assert [len(step) for step in steps] == [4, 4, 2]
     assert sorted(i for step in steps for i in step) == list(range(10))
-    assert steps == plan_epoch([1] * 10, 4, seed=3, epoch=0)
-    assert steps != plan_epoch([1] * 10, 4, seed=3, epoch=1)
-    assert steps != plan_epoch([1] * 10, 4, seed=4, epoch=0)
+    assert steps == list(plan_epoch(10, 4, seed=3, epoch=0))
+    assert steps != list(plan_epoch(10, 4, seed=3, epoch=1))
+    assert steps != list(plan_epoch(10, 4, seed=4, epoch=0))
 
 
 def test_micro_batches_are_alike_in_length():

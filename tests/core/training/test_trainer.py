@@ -77,7 +77,7 @@ def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, op
     order = []
     epoch = 0
     while len(order) < steps:
-        order += plan_epoch([len(s) for s in sequences], options.batch_size, options.seed, epoch)
+        order += plan_epoch(len(sequences), options.batch_size, options.seed, epoch)
         epoch += 1
     matrices = [p for p in module.parameters() if p.dim() >= 2]
     vectors = [p for p in module.parameters() if p.dim() < 2]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +13,9 @@ import torch
 from torch import Tensor
 
 from lmflow.data.sample import TokenSequence
+
+MOST_PADDING = 0.03
+"""Largest share of padding in a batch of packed rows."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +96,45 @@ def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batc
 
 
 def pack_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Indices of the sequences of each row, longest first into the first row with room (first-fit decreasing)."""
+    """Indices of the sequences of each row, longest first into the fullest row with room (best-fit decreasing)."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    rooms: list[tuple[int, int]] = []  # what is free in each row, and the row; ascending
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for row, free in enumerate(room):
-            if lengths[index] <= free:
-                rows[row].append(index)
-                room[row] -= lengths[index]
-                break
+        place = bisect_left(rooms, (lengths[index], 0))
+        if place == len(rooms):
+            rows.append([])
+            free, row = max_length, len(rows) - 1
         else:
-            rows.append([index])
-            room.append(max_length - lengths[index])
+            free, row = rooms.pop(place)
+        rows[row].append(index)
+        insort(rooms, (free - lengths[index], row))
     return rows
 
 
-def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def group_rows(lengths: Sequence[int], size: int, padding: float = MOST_PADDING) -> list[list[int]]:
+    """Rows in micro-batches of at most `size`, fullest first, so that no batch has a larger share of padding."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        together = [*groups[-1], row] if groups else []
+        if together and len(together) <= size:
+            space = len(together) * lengths[together[0]]
+            if space - sum(lengths[i] for i in together) <= padding * space:
+                groups[-1] = together
+                continue
+        groups.append([row])
+    return groups
+
+
+def plan_epoch(samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[list[int]]:
     """Sample indices of each optimizer step of an epoch, shuffled; the last step may have fewer, none is dropped.
 
-    A function of its arguments alone, so a resumed run skips what it has done without reading it.
+    A function of its arguments alone, so a resumed run skips what it has done without reading it. Takes eight bytes a
+    sample, for data sets larger than memory.
     """
-    order = list(range(len(lengths)))
+    order = array("q", range(samples))
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for start in range(0, samples, batch_size):
+        yield order[start : start + batch_size].tolist()
 
 
 def split_micro(lengths: Sequence[int], size: int, tokens: int | None = None) -> list[list[int]]:

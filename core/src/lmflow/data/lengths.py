@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import DataError
@@ -11,77 +13,153 @@ from lmflow.errors import DataError
 NAMED = 5
 """How many records a message names."""
 
+RULES = {
+    "whole": "kept whole",
+    "truncated": "cut at the end",
+    "split": "split into pieces",
+    "skipped": "skipped: too long",
+    "untrained": "skipped: nothing to train on",
+}
+"""What may become of a sequence, in the words the user is shown."""
+
 
 @dataclass(frozen=True)
 class LengthReport:
-    """What became of the sequences: counts of sequences and tokens, and the first untrained ones by name."""
+    """What became of the sequences: how many of them, and how many tokens, each rule touched."""
 
-    total: int
+    limit: int | None
+    longest: int
     kept: int
-    truncated: int
-    dropped: int
-    untrained: tuple[str, ...]
-    untrained_count: int
+    """Sequences that are trained on; a split one counts as its pieces."""
     tokens: int
     trained_tokens: int
-    longest: int
-    limit: int | None
+    sequences: Mapping[str, int]
+    """How many sequences each of RULES touched; those it did not are not named."""
+    lost_tokens: Mapping[str, int]
+    """Tokens that each rule left out of training."""
+    untrained: tuple[str, ...]
+    """The first few records that have nothing to train on."""
 
     def describe(self) -> str:
-        """One line for the user: nothing is cut or dropped without being told."""
+        """What the user is told: a line of totals, then one for each rule that took something away or cut it."""
         share = self.trained_tokens / self.tokens
-        text = f"{self.kept:,} sequences, {self.tokens:,} tokens, {share:.0%} of them trained"
-        if self.truncated:
-            text += f"; {self.truncated:,} of {self.total:,} cut at {self.limit} tokens (longest {self.longest:,})"
-        if self.dropped:
-            text += f"; {self.dropped:,} longer than {self.limit} tokens dropped"
-        if self.untrained_count:
-            text += f"; {self.untrained_count:,} without a trained token left out ({', '.join(self.untrained)})"
-        return text
+        lines = [f"{self.kept:,} sequences, {self.tokens:,} tokens, {share:.0%} of them trained"]
+        total = sum(self.sequences.values())
+        for rule, count in self.sequences.items():
+            if rule != "whole":
+                lines.append(f"{count:,} of {total:,} {RULES[rule]}{self._details(rule)}")
+        return "\n  ".join(lines)
+
+    def _details(self, rule: str) -> str:
+        if rule == "untrained":
+            return f" ({', '.join(self.untrained)}{', …' if self.sequences[rule] > len(self.untrained) else ''})"
+        lost = self.lost_tokens.get(rule, 0)
+        return f" (limit {self.limit:,}, longest {self.longest:,}; {lost:,} tokens lost)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for run.json."""
+        rules = {
+            rule: {"sequences": self.sequences.get(rule, 0), "tokens_lost": self.lost_tokens.get(rule, 0)}
+            for rule in RULES
+        }
+        return {
+            "limit": self.limit,
+            "longest": self.longest,
+            "kept": self.kept,
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            "rules": rules,
+        }
+
+
+@dataclass
+class LengthFitter:
+    """Fits sequences one after the other, counting what it does to them."""
+
+    limit: int | None
+    policy: str
+    """auto, error, truncate, skip or split, as `DataFormat.too_long` says."""
+    longest: int = 0
+    kept: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    sequences: Counter[str] = field(default_factory=Counter)
+    lost_tokens: Counter[str] = field(default_factory=Counter)
+    untrained: list[str] = field(default_factory=list)
+
+    def fit(self, sequence: TokenSequence) -> list[TokenSequence]:
+        """What is trained on in place of `sequence`: sequences of at most `limit` tokens, each with a target.
+
+        Raises DataError for one that is too long under the policy "error".
+        """
+        self.longest = max(self.longest, len(sequence))
+        rule, fitted = self._fitted(sequence)
+        useful = [each for each in fitted if each.trained_tokens]
+        if fitted and not useful:
+            rule = "untrained"
+            self.untrained += [sequence.source] if len(self.untrained) < NAMED else []
+        self.sequences[rule] += 1
+        self.lost_tokens[rule] += _lost(sequence, fitted, useful)
+        self.kept += len(useful)
+        self.tokens += sum(len(each) for each in useful)
+        self.trained_tokens += sum(each.trained_tokens for each in useful)
+        return useful
+
+    def _fitted(self, sequence: TokenSequence) -> tuple[str, list[TokenSequence]]:
+        if self.limit is None or len(sequence) <= self.limit:
+            return "whole", [sequence]
+        policy = self.policy
+        if policy == "auto":
+            policy = "split" if is_plain_text(sequence) else "truncate"
+        if policy == "error":
+            raise DataError(
+                f"{sequence.source}: {len(sequence)} tokens, more than {self.limit}. Raise --data.max_length, or set "
+                "--data.too_long truncate, skip or split."
+            )
+        if policy == "skip":
+            return "skipped", []
+        if policy == "split":
+            return "split", list(pieces(sequence, self.limit))
+        return "truncated", [sequence.cut(0, self.limit)]
+
+    def report(self) -> LengthReport:
+        """What was done so far. Raises DataError, naming records, when nothing is left to train on."""
+        if not self.kept:
+            raise DataError(self._nothing_to_train())
+        return LengthReport(
+            limit=self.limit,
+            longest=self.longest,
+            kept=self.kept,
+            tokens=self.tokens,
+            trained_tokens=self.trained_tokens,
+            sequences={rule: self.sequences[rule] for rule in RULES if self.sequences[rule]},
+            lost_tokens={rule: self.lost_tokens[rule] for rule in RULES if self.lost_tokens[rule]},
+            untrained=tuple(self.untrained),
+        )
+
+    def _nothing_to_train(self) -> str:
+        total = sum(self.sequences.values())
+        if self.sequences["skipped"] == total:
+            return (
+                f"All {total} samples are longer than {self.limit} tokens (longest {self.longest}). "
+                "Raise --data.max_length."
+            )
+        return (
+            f"No token would be trained in any of {total} samples ({', '.join(self.untrained)}). Training needs "
+            f"answers: an assistant turn in each record, not cut off by --data.max_length ({self.limit})."
+        )
 
 
 def fit_lengths(
-    sequences: Sequence[TokenSequence], max_length: int | None, too_long: str
+    sequences: Iterable[TokenSequence], limit: int | None, policy: str
 ) -> tuple[list[TokenSequence], LengthReport]:
-    """Sequences of at most `max_length` tokens, each with at least one target, and the report on it.
+    """Sequences of at most `limit` tokens, each with at least one target, and the report on it.
 
-    Plain text (every token a target) is cut into pieces without loss. Longer samples are treated as `too_long`
-    says: "truncate" on the right, "drop", or "error". Raises DataError for the last, and when no target remains.
+    Raises DataError for a longer one under the policy "error", and when no target remains.
     """
-    fitted: list[TokenSequence] = []
-    truncated = dropped = 0
-    for sequence in sequences:
-        if max_length is None or len(sequence) <= max_length:
-            fitted.append(sequence)
-        elif is_plain_text(sequence):
-            fitted.extend(pieces(sequence, max_length))
-        elif too_long == "error":
-            raise DataError(
-                f"{sequence.source}: {len(sequence)} tokens, more than {max_length}. Raise --data.max_length, or set "
-                "--data.too_long truncate or drop."
-            )
-        elif too_long == "drop":
-            dropped += 1
-        else:
-            truncated += 1
-            fitted.append(sequence.cut(0, max_length))
-    kept = [sequence for sequence in fitted if sequence.trained_tokens]
-    untrained = [sequence.source for sequence in fitted if not sequence.trained_tokens]
-    if not kept:
-        raise DataError(_nothing_to_train(sequences, untrained, dropped, max_length))
-    report = LengthReport(
-        total=len(sequences),
-        kept=len(kept),
-        truncated=truncated,
-        dropped=dropped,
-        untrained=tuple(untrained[:NAMED]),
-        untrained_count=len(untrained),
-        tokens=sum(len(sequence) for sequence in kept),
-        trained_tokens=sum(sequence.trained_tokens for sequence in kept),
-        longest=max(len(sequence) for sequence in sequences),
-        limit=max_length,
-    )
-    return kept, report
+    fitter = LengthFitter(limit, policy)
+    fitted = [each for sequence in sequences for each in fitter.fit(sequence)]
+    return fitted, fitter.report()
 
 
 def is_plain_text(sequence: TokenSequence) -> bool:
@@ -95,13 +173,7 @@ def pieces(sequence: TokenSequence, length: int) -> Iterator[TokenSequence]:
         yield sequence.cut(start, start + length)
 
 
-def _nothing_to_train(
-    sequences: Sequence[TokenSequence], untrained: Sequence[str], dropped: int, limit: int | None
-) -> str:
-    names = ", ".join((untrained or [sequence.source for sequence in sequences])[:NAMED])
-    if dropped and not untrained:
-        return f"All {dropped} samples are longer than {limit} tokens ({names}, …). Raise --data.max_length."
-    return (
-        f"No token would be trained in any of {len(sequences)} samples ({names}). Training needs answers: an assistant "
-        f"turn in each record, not cut off by --data.max_length ({limit})."
-    )
+def _lost(sequence: TokenSequence, fitted: Sequence[TokenSequence], kept: Sequence[TokenSequence]) -> int:
+    """Tokens of `sequence` that are in none of what is kept of it; pieces share one token with their neighbours."""
+    shared = max(0, len(fitted) - 1)
+    return len(sequence) + shared - sum(len(each) for each in kept) if kept else len(sequence)

@@ -81,7 +81,12 @@ def check_batching(model: LanguageModel, probes: Sequence[TokenSequence], *, pac
     wrong = off.mean() > 0.05 if low_precision else off.max() > 5e-4
     if wrong:
         how = "packed into one row" if packing else "padded into one batch"
-        advice = "Set --data.packing false." if packing else "This architecture may not support padded batches."
+        kind = getattr(getattr(model.module, "config", None), "model_type", "this type")
+        advice = (
+            f"A model of type {kind} lets packed samples see each other. Set --data.packing false."
+            if packing
+            else f"A model of type {kind} may not support padded batches."
+        )
         raise TrainingError(
             f"Self-test: the loss depends on the batch: {-alone.sum():.5f} nats for {len(probes)} samples alone, "
             f"{-together.sum():.5f} {how} (largest difference of a token {off.max():.2g}). {advice}"

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
-from lmflow.data.batches import Batch, collate, collate_packed, pack_rows, plan_epoch, split_micro
+from lmflow.data.batches import Batch, collate, collate_packed, group_rows, pack_rows, plan_epoch, split_micro
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
 from lmflow.journal import Journal
@@ -143,10 +143,9 @@ class Trainer:
 
     def _steps(self, sequences: Sequence[TokenSequence], start: int, end: int, epoch: int) -> Iterator[list[int]]:
         """Sample indices of each step from the current one to `end`, in the order fixed by (seed, epoch)."""
-        lengths = [len(sequence) for sequence in sequences]
         position = start
         while position < end:
-            for chosen in plan_epoch(lengths, self.options.batch_size, self.options.seed, epoch):
+            for chosen in plan_epoch(len(sequences), self.options.batch_size, self.options.seed, epoch):
                 if position >= end:
                     return
                 if position >= self.step:
@@ -220,8 +219,8 @@ class Trainer:
         lengths = [len(sequence) for sequence in share]
         if self._packing:
             rows = pack_rows(lengths, self._max_length or max(lengths))
-            groups = [rows[i : i + size] for i in range(0, len(rows), size)]
-            return [collate_packed([[share[i] for i in row] for row in group], pad_id) for group in groups]
+            groups = group_rows([sum(lengths[i] for i in row) for row in rows], size)
+            return [collate_packed([[share[i] for i in rows[r]] for r in group], pad_id) for group in groups]
         return [collate([share[i] for i in chosen], pad_id) for chosen in split_micro(lengths, size, tokens)]
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
