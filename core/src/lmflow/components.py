@@ -184,7 +184,8 @@ class Aligner(Component):
     ) -> None:
         """Train `model` through `trainer` until done.
 
-        On a resumed run `trainer.restored` holds the state last given to `trainer.checkpoint`.
+        What it puts into `journal.metrics` stands in run.json; `NAME_before` and `NAME_after` are also a row of the
+        closing table. On a resumed run `trainer.restored` holds the state last given to `trainer.checkpoint`.
         """
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ class VisionLanguageModel(LanguageModel):
         if not images:
             return sequence
         ids, trained = spread(sequence.ids, sequence.trained, self.network.image_id, self.tower.tokens)
-        return PictureSequence(ids, trained, sequence.source, self.store.inputs(images), self.network.image_id)
+        extras = self.store.inputs(images)
+        return PictureSequence(ids, trained, sequence.source, extras, image_id=self.network.image_id)
 
     # Files
 
@@ -157,7 +158,7 @@ class PictureSequence(TokenSequence):
         extras: Mapping[str, Any] = {}
         if inside:
             extras = {FEATURES: self.extras[FEATURES][before : before + inside]}
-        return PictureSequence(ids, trained, self.source, extras, self.image_id)
+        return replace(self, ids=ids, trained=trained, extras=extras)
 
 
 def spread(ids: Sequence[int], trained: Sequence[bool], image_id: int, count: int) -> tuple[list[int], list[bool]]:

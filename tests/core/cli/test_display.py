@@ -44,6 +44,13 @@ def test_the_closing_table_compares_before_and_after():
     assert "held-out loss" not in text  # only one of the pair is known
 
 
+def test_what_an_aligner_compares_is_a_row_too():
+    metrics = {"preference_margin_before": 0.0, "preference_margin_after": 1.25, "eval_loss_before": None}
+    text = printed(summary_table({**RECORD, "metrics": metrics}))
+    assert "preference margin" in text
+    assert "+1.250" in text
+
+
 def test_after_the_table_come_result_report_and_the_next_commands():
     lines = result_lines(RECORD, Path("runs/a"))
     assert "Result   runs/a/adapter" in lines

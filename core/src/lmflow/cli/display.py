@@ -161,7 +161,7 @@ def summary_table(record: Mapping[str, Any]) -> Table:
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
-    for label, name, decimals, unit in COMPARED:
+    for label, name, decimals, unit in (*COMPARED, *further(metrics)):
         before, after = metrics.get(f"{name}_before"), metrics.get(f"{name}_after")
         if name == "heldout_greedy_reward" and "heldout_accuracy_after" in metrics:
             continue  # the accuracy says it already
@@ -176,6 +176,13 @@ def summary_table(record: Mapping[str, Any]) -> Table:
     if metrics.get("tokens_per_second"):
         table.add_row("training speed", "", f"{metrics['tokens_per_second']:,.0f} tokens/s", "")
     return table
+
+
+def further(metrics: Mapping[str, Any]) -> Sequence[tuple[str, str, int, str]]:
+    """Rows for what an aligner compares itself: each metric it has with `_before` and `_after`."""
+    known = {name for _, name, _, _ in COMPARED}
+    names = [name.removesuffix("_before") for name in metrics if name.endswith("_before")]
+    return [(name.replace("_", " "), name, 3, "") for name in names if name not in known]
 
 
 def result_lines(record: Mapping[str, Any], directory: Path) -> Sequence[str]:

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ class Batch:
     """1 where a token is, 0 where padding is."""
     trained: Tensor
     """Whether a token is a target."""
+    segments: Tensor
+    """Which of `sequences` a token belongs to; -1 where padding is."""
+    sequences: Sequence[TokenSequence]
+    """What the rows are made of, in row order."""
     tokens: int
     """Tokens that are not padding."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
@@ -53,6 +58,7 @@ class Batch:
             position_ids=self.position_ids.to(device),
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             trained=self.trained.to(device),
+            segments=self.segments.to(device),
             extras={name: value.to(device) for name, value in self.extras.items()},
         )
 
@@ -63,15 +69,17 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int) -> Batch:
     input_ids = torch.full(shape, pad_id)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     trained = torch.zeros(shape, dtype=torch.bool)
+    segments = torch.full(shape, -1)
     for row, sequence in enumerate(sequences):
         length = len(sequence)
+        segments[row, :length] = row
         input_ids[row, :length] = torch.tensor(sequence.ids)
         attention_mask[row, :length] = 1
         trained[row, :length] = torch.tensor(sequence.trained)
     trained[:, 0] = False
     positions = torch.arange(shape[1]).expand(shape)
-    tokens = int(attention_mask.sum())
-    return Batch(input_ids, positions, attention_mask, trained, tokens, _concatenate_extras(sequences))
+    tokens, extras = int(attention_mask.sum()), _concatenate_extras(sequences)
+    return Batch(input_ids, positions, attention_mask, trained, segments, sequences, tokens, extras)
 
 
 def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batch:
@@ -81,10 +89,13 @@ def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batc
     input_ids = torch.full(shape, pad_id)
     position_ids = torch.zeros(shape, dtype=torch.long)
     trained = torch.zeros(shape, dtype=torch.bool)
+    segments = torch.full(shape, -1)
+    numbers = count()
     for index, row in enumerate(rows):
         start = 0
         for sequence in row:
             end = start + len(sequence)
+            segments[index, start:end] = next(numbers)
             input_ids[index, start:end] = torch.tensor(sequence.ids)
             position_ids[index, start:end] = torch.arange(len(sequence))
             trained[index, start:end] = torch.tensor(sequence.trained)
@@ -92,7 +103,7 @@ def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batc
             start = end
         position_ids[index, start:] = torch.arange(shape[1] - start)
     flat = [sequence for row in rows for sequence in row]
-    return Batch(input_ids, position_ids, None, trained, sum(lengths), _concatenate_extras(flat))
+    return Batch(input_ids, position_ids, None, trained, segments, flat, sum(lengths), _concatenate_extras(flat))
 
 
 def pack_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,20 +63,22 @@ class Sample:
 class TokenSequence:
     """A tokenised sample. `trained[i]` says that token i is a target, predicted from the tokens before it.
 
-    `extras` are further inputs of the model (pixel values); a batch concatenates them in row order.
+    `extras` are further inputs of the model (pixel values); a batch concatenates them in row order. `facts` are for
+    the objective alone (a reference's log-probability, a label).
     """
 
     ids: Sequence[int]
     trained: Sequence[bool]
     source: str = ""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def cut(self, start: int, end: int) -> TokenSequence:
         """Tokens `start` to `end` alone. A sequence whose extras belong to places overrides this and cuts them too."""
-        return TokenSequence(self.ids[start:end], self.trained[start:end], self.source, self.extras)
+        return replace(self, ids=self.ids[start:end], trained=self.trained[start:end])
 
     @property
     def trained_tokens(self) -> int:

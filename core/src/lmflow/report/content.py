@@ -23,6 +23,8 @@ KNOWN = {
     *("step", "iteration", "tokens", "seconds", "kept", "iteration_loss"),
 }
 """Metrics that have a place of their own on the page, or need none."""
+COMPARED = {"heldout_reward", "heldout_greedy_reward", "heldout_accuracy", "eval_loss", "generic_loss"}
+"""Metrics before and after that have one."""
 
 Point = tuple[float, float]
 Row = Mapping[str, Any]
@@ -83,6 +85,12 @@ class Content:
         """A metric before and after, None unless both are known."""
         before, after = self.metric(f"{name}_before"), self.metric(f"{name}_after")
         return None if before is None or after is None else (before, after)
+
+    @property
+    def other_pairs(self) -> list[str]:
+        """Names of metrics before and after that no section of the page knows: what aligners compare themselves."""
+        names = [name.removesuffix("_before") for name in self.part("metrics") if name.endswith("_before")]
+        return [name for name in names if name not in COMPARED and self.pair(name)]
 
     def points(self, name: str) -> Sequence[Point]:
         """A curve's points, none if the run has no such curve."""

@@ -69,13 +69,14 @@ def tiles(content: Content) -> list[str]:
         ("held-out mean reward", "heldout_reward", 1, "", 1),
         ("greedy accuracy", "heldout_accuracy", 100, "%", 1),
         ("held-out loss", "eval_loss", 1, "", -1),
+        *((name.replace("_", " "), name, 1, "", 0) for name in content.other_pairs),
     )
     for label, name, factor, unit, good_sign in wanted:
         pair = content.pair(name)
         if pair:
             before, after = (factor * value for value in pair)
             sign = (after > before) - (after < before)
-            kind = "" if not sign else "good" if sign == good_sign else "bad"
+            kind = "" if not (sign and good_sign) else "good" if sign == good_sign else "bad"
             digits, points = (1, " points") if unit else (3, "")
             text = f'<em class="{kind}">{change(before, after, digits)}{points}</em>'
             made.append(tile(label, f"{before:.{digits}f}{unit} → {after:.{digits}f}{unit}", text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -52,6 +53,10 @@ class AlignerSuite(RunSuite):
     """The smallest improvement of the metric that counts as one, on the embedded task."""
     task_settings: ClassVar[Mapping[str, Any]] = {}
     """Settings of the run on the embedded task, by dotted path: {"training.max_steps": 40}."""
+    task_records: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Records that the embedded model is to learn from, where those of the embedded task are of no use.
+
+    Every eighth is held out."""
     bad_records: ClassVar[Sequence[Mapping[str, Any]]] = (TOO_LONG,)
     """Records the aligner cannot use, with the fields of `records`; with one of them it must not go on in silence.
 
@@ -74,7 +79,9 @@ class AlignerSuite(RunSuite):
 
     def test_improves_its_objective_on_the_embedded_task(self, bench: Bench) -> None:
         """A run on the embedded model and task improves `metric` by at least `improvement`."""
-        task = {"model.name": "demo", "data.name": "demo", "reward.name": "demo"}
+        task: dict[str, Any] = {"model.name": "demo", "data.name": "demo", "reward.name": "demo"}
+        if self.task_records:
+            task = {"model.name": "demo", **split_records(bench.folder, self.task_records)}
         metrics = bench.run("task", {**task, **self.task_settings}).record["metrics"]
         before, after = (metrics.get(f"{self.metric}_{when}") for when in ("before", "after"))
         known = sorted(name.removesuffix("_before") for name in metrics if name.endswith("_before"))
@@ -199,6 +206,16 @@ class AlignerSuite(RunSuite):
         except Exception as error:
             return error, notes
         return None, notes
+
+
+def split_records(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of a run on `records`, every eighth of them held out."""
+    heldout = [record for index, record in enumerate(records) if index % 8 == 7]
+    train = [record for index, record in enumerate(records) if index % 8 != 7]
+    return {
+        "data.path": str(write_records(folder / "task.jsonl", train)),
+        "data.validation": str(write_records(folder / "task-heldout.jsonl", heldout)),
+    }
 
 
 def violations(bench: Bench, need: Need) -> list[dict[str, Any]]:

@@ -73,6 +73,14 @@ def target_logprobs(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> t
     return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
 
 
+def sums_by_sequence(values: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+    """Sum of each sequence's `values`, (S,) in the order of `batch.sequences`, from those of its targets, (N,).
+
+    `values` and `mask` are as `target_logprobs` gives them; it is differentiable in `values`.
+    """
+    return values.new_zeros(len(batch.sequences)).index_add(0, batch.segments[mask], values)
+
+
 def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
     """Sum over the batch's targets of -log p(target | tokens before it): a scalar in nats."""
     return -target_logprobs(forward, unwrapped, batch)[0].sum()
@@ -94,7 +102,6 @@ def sequence_logprobs(
         chosen = order[start : start + batch_size]
         batch = collate([sequences[i] for i in chosen], pad_id).to(device)
         logprobs, mask = target_logprobs(module, module, batch)
-        per_row = torch.zeros(mask.shape, device=device).masked_scatter(mask, logprobs).sum(dim=1)
-        totals[chosen] = per_row.float().cpu()
+        totals[chosen] = sums_by_sequence(logprobs, mask, batch).cpu()
     module.train(training)
     return totals

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,12 @@ from lmflow.training.precision import replaced_weights
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 
 Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
-"""(forward, unwrapped, batch) -> the sum of the loss over the batch's targets, in nats."""
+"""(forward, unwrapped, batch) -> the sum of the loss over the batch's targets, in nats (or over its items)."""
+
+Item = TokenSequence | tuple[TokenSequence, ...]
+"""What is shuffled and counted as one sample: a sequence, or several that the objective must see together."""
+
+Group = tuple[TokenSequence, ...]
 
 MICRO_BATCH_SIZE, MICRO_BATCH_TOKENS = 8, 4096
 """Samples and padded tokens per forward pass where `micro_batch_size` does not say; memory grows with the latter."""
@@ -112,15 +118,20 @@ class Trainer:
 
     def fit(
         self,
-        sequences: Sequence[TokenSequence],
+        items: Sequence[Item],
         *,
         epochs: float,
         first_step: int | None = None,
         first_epoch: int = 0,
         checkpoints: bool = True,
         objective: Objective = negative_log_likelihood,
+        per: Literal["token", "item"] = "token",
     ) -> float:
-        """Train on `sequences` and return the mean loss of the steps taken, in nats per trained token.
+        """Train on `items` and return the mean loss of the steps taken, in nats per trained token (or per item).
+
+        An item is a sequence, or a tuple of sequences: these come in one batch, one after the other in
+        `batch.sequences`, so that an objective can compare them. The sum an objective gives is divided by the step's
+        trained tokens, or with `per="item"` by its items.
 
         `first_step` is the step this call began at in the original run (now, if None): after a resume the steps
         before the checkpoint are skipped without being read. `first_epoch` varies the shuffling between calls.
@@ -128,24 +139,24 @@ class Trainer:
         Raises TrainingError when the loss is not finite, Interrupted when the run was asked to stop.
         """
         start = self.step if first_step is None else first_step
-        end = start + self.steps_for(len(sequences), epochs)
+        end = start + self.steps_for(len(items), epochs)
         if self.total_steps:
             # --training.max_steps may ask for more than the epochs hold (the data is repeated) or for less.
             end = self.total_steps if first_step is not None else min(end, self.total_steps)
         self._forward.train()
         losses = []
         with self.journal.phase("training", end - self.step):
-            for chosen in self._steps(sequences, start, end, first_epoch):
-                losses.append(self._train_step([sequences[i] for i in chosen], objective, checkpoints))
+            for chosen in self._steps(len(items), start, end, first_epoch):
+                losses.append(self._train_step([as_group(items[i]) for i in chosen], objective, per, checkpoints))
                 self._after_step(checkpoints)
         self._forward.eval()
         return sum(losses) / len(losses) if losses else math.nan
 
-    def _steps(self, sequences: Sequence[TokenSequence], start: int, end: int, epoch: int) -> Iterator[list[int]]:
-        """Sample indices of each step from the current one to `end`, in the order fixed by (seed, epoch)."""
+    def _steps(self, items: int, start: int, end: int, epoch: int) -> Iterator[list[int]]:
+        """Indices of the items of each step from the current one to `end`, in the order fixed by (seed, epoch)."""
         position = start
         while position < end:
-            for chosen in plan_epoch(len(sequences), self.options.batch_size, self.options.seed, epoch):
+            for chosen in plan_epoch(items, self.options.batch_size, self.options.seed, epoch):
                 if position >= end:
                     return
                 if position >= self.step:
@@ -153,27 +164,30 @@ class Trainer:
                 position += 1
             epoch += 1
 
-    def _train_step(self, sequences: Sequence[TokenSequence], objective: Objective, checkpoints: bool) -> float:
-        """One optimizer step over `sequences`; returns the loss in nats per trained token."""
+    def _train_step(self, groups: Sequence[Group], objective: Objective, per: str, checkpoints: bool) -> float:
+        """One optimizer step over `groups`; returns the mean loss, in nats `per` what it says."""
         started = time.perf_counter()
         torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._accelerator.process_index)
         learning_rate = self._set_learning_rate()
-        micro_batches = self._micro_batches(sequences)
+        micro_batches = self._micro_batches(groups)
         targets = self._sum_over_processes(sum(batch.trained_tokens for batch in micro_batches))
         if not targets:
-            raise TrainingError("A step has no trained token: " + ", ".join(s.source for s in sequences[:5]))
+            raise TrainingError("A step has no trained token: " + ", ".join(g[0].source for g in groups[:5]))
+        share_of = len(groups) if per == "item" else targets
         total = torch.zeros((), device=self.model.device)
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with self._gradient_sync(last), self.autocast():
                 loss = objective(self._forward, self.model.module, batch.to(self.model.device))
+            if self._accelerator.process_index >= len(groups):
+                loss = loss * 0  # this process only takes part in the exchange of gradients
             # Data-parallel wrappers average over processes; the sum is what is wanted.
-            self._accelerator.backward(loss * (self._accelerator.num_processes / targets))
+            self._accelerator.backward(loss * (self._accelerator.num_processes / share_of))
             total += loss.detach()
-        mean = self._sum_over_processes(total.item()) / targets
+        mean = self._sum_over_processes(total.item()) / share_of
         gradient_norm = self._clip()
         if not (math.isfinite(mean) and math.isfinite(gradient_norm)):
-            self._refuse_non_finite(mean, gradient_norm, sequences, checkpoints)
+            self._refuse_non_finite(mean, gradient_norm, groups, checkpoints)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -205,23 +219,25 @@ class Trainer:
             self.checkpoint({})
         self.journal.check_stop()
 
-    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> list[Batch]:
-        """This process's share of a step's samples, as batches of at most `micro_batch_size` rows."""
+    def _micro_batches(self, groups: Sequence[Group]) -> list[Batch]:
+        """This process's share of a step's groups, as batches of at most `micro_batch_size` rows."""
         rank, processes = self._accelerator.process_index, self._accelerator.num_processes
-        share = sequences[rank::processes]
+        share = groups[rank::processes]
         pad_id = self.model.pad_id
         if not share:
-            # Every process must take part in the exchange of gradients: a sample without targets adds nothing.
-            idle = sequences[0]
-            return [collate([TokenSequence(idle.ids, [False] * len(idle), idle.source, idle.extras)], pad_id)]
+            # Every process must take part in the exchange of gradients, if only with what adds nothing.
+            return [collate([replace(idle, trained=[False] * len(idle)) for idle in groups[0]], pad_id)]
         size = self.options.micro_batch_size or min(self.options.batch_size, MICRO_BATCH_SIZE)
-        tokens = None if self.options.micro_batch_size else MICRO_BATCH_TOKENS
-        lengths = [len(sequence) for sequence in share]
         if self._packing:
+            lengths = [sum(map(len, group)) for group in share]
             rows = pack_rows(lengths, self._max_length or max(lengths))
-            groups = group_rows([sum(lengths[i] for i in row) for row in rows], size)
-            return [collate_packed([[share[i] for i in rows[r]] for r in group], pad_id) for group in groups]
-        return [collate([share[i] for i in chosen], pad_id) for chosen in split_micro(lengths, size, tokens)]
+            batches = group_rows([sum(lengths[i] for i in row) for row in rows], size)
+            return [collate_packed([flat(share[i] for i in rows[r]) for r in batch], pad_id) for batch in batches]
+        most = max(map(len, share))
+        tokens = None if self.options.micro_batch_size else MICRO_BATCH_TOKENS // most
+        longest = [max(map(len, group)) for group in share]
+        chosen = split_micro(longest, max(1, size // most), tokens)
+        return [collate(flat(share[i] for i in batch), pad_id) for batch in chosen]
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes once a step, after the last micro-batch."""
@@ -252,13 +268,11 @@ class Trainer:
         total = torch.tensor(value, dtype=torch.float64, device=self.model.device)
         return float(self._accelerator.reduce(total, "sum"))
 
-    def _refuse_non_finite(
-        self, loss: float, norm: float, sequences: Sequence[TokenSequence], checkpoints: bool
-    ) -> None:
+    def _refuse_non_finite(self, loss: float, norm: float, groups: Sequence[Group], checkpoints: bool) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         if checkpoints and self.step:
             self.checkpoint({})  # the weights are still those of the last good step
-        names = ", ".join(sequence.source for sequence in sequences[:5])
+        names = ", ".join(group[0].source for group in groups[:5])
         raise TrainingError(
             f"The loss is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}), on samples {names}. "
             "The weights of the step before are kept. Lower --training.learning_rate, lengthen --training.warmup, "
@@ -337,6 +351,16 @@ class Trainer:
         self.restored = saved.state["aligner"]
         self.journal.metrics.update(saved.state["metrics"])
         self.journal.forget_after(self.step)
+
+
+def as_group(item: Item) -> Group:
+    """The sequences of an item."""
+    return (item,) if isinstance(item, TokenSequence) else item
+
+
+def flat(groups: Iterable[Group]) -> list[TokenSequence]:
+    """The sequences of several groups, one group after the other."""
+    return [sequence for group in groups for sequence in group]
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
