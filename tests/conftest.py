@@ -153,7 +153,8 @@ def link_packages(environment: Environment, without: Iterable[str]) -> None:
     """Link to everything in this Python's site-packages that does not belong to a distribution in `without`."""
     hidden = {Path(file).parts[0] for name in without for file in distribution(name).files or ()}
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if entry.name not in {"__pycache__", *hidden}:
+        ours = entry.name == "pip" or entry.name.startswith("pip-")  # a pip of its own is unpacked there
+        if entry.name not in {"__pycache__", *hidden} and not ours:
             (environment.packages / entry.name).symlink_to(entry)
 
 

@@ -139,7 +139,7 @@ def test_recognised(records: list[dict[str, Any]], name: str):
 
 
 def test_two_formats_mixed_are_not_guessed():
-    with pytest.raises(DataError, match="none of the installed formats"):
+    with pytest.raises(DataError, match="a:2: looks like messages, and a:1 like sharegpt"):
         resolve_format(Auto(), ALL, [Record(TALK, "a:1"), Record(CHAT, "a:2")])
 
 

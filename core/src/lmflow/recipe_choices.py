@@ -154,7 +154,7 @@ def default_name(slot: str, settings: Mapping[str, Setting]) -> str | None:
     given = any(path.startswith(f"{slot}.") for path in settings)
     defaults = {
         "model": "pretrained" if given else "demo",
-        "data": "auto" if "data.path" in settings else "demo",
+        "data": "auto" if {"data.path", "data.mix"} & settings.keys() else "demo",
         "tuner": "full",
         "aligner": "sft",
         "inferencer": "hf",

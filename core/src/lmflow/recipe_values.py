@@ -25,8 +25,8 @@ def members(annotation: Any) -> tuple[Any, ...]:
 def parse_option(text: str, field: FieldInfo) -> Any:
     """What an option's text means for a field; pydantic checks the result.
 
-    `none` is None where the field allows it, `[a, b]` and (for fields that are only lists) `a,b` are lists, a number
-    is a number where the field takes numbers or text; anything else stays text.
+    `none` is None where the field allows it, `[a, b]` and (for fields that are only lists) `a,b` are lists, `a=1,b=2`
+    is a mapping, a number is a number where the field takes numbers or text; anything else stays text.
     """
     kinds = members(field.annotation)
     if type(None) in kinds and text.lower() in ("none", "null"):
@@ -38,12 +38,22 @@ def parse_option(text: str, field: FieldInfo) -> Any:
         return yaml.safe_load(text)
     if lists and str not in kinds:
         return [each.strip() for each in text.split(",") if each.strip()]
+    if any(get_origin(kind) is dict for kind in kinds):
+        return parse_pairs(text)
     if float in kinds and str in kinds:
         try:
             return float(text)
         except ValueError:
             return text
     return text
+
+
+def parse_pairs(text: str) -> Any:
+    """`a=1,b=2` as a mapping; text that is no such list stays text, for pydantic to refuse."""
+    pairs = [each.rpartition("=") for each in text.split(",") if each.strip()]
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        return text
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def option_type(field: FieldInfo) -> str:
@@ -55,6 +65,8 @@ def option_type(field: FieldInfo) -> str:
             shown.append("|".join(map(str, get_args(kind))))
         elif get_origin(kind) in (list, tuple):
             shown.append("LIST")
+        elif get_origin(kind) is dict:
+            shown.append("KEY=VALUE,…")
         elif kind is not type(None):
             shown.append(names.get(kind, "VALUE"))
     return "|".join(dict.fromkeys(shown))
@@ -110,6 +122,7 @@ _EXPECTED = {
     "string": "text",
     "list": "a list",
     "tuple": "a list",
+    "dict": "pairs like a=1,b=2",
 }
 
 

@@ -158,6 +158,8 @@ class Run:
             formats = self.plugins.classes("data")
             data, summary = load_dataset(self.recipe.data, formats, self.recipe.training.seed)
         self.record["data"] = asdict(summary)
+        if summary.recognised or summary.skipped:
+            self.journal.note(summary.describe())
         return data
 
     def compare_context(self, model: LanguageModel, data: Dataset) -> None:

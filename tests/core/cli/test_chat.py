@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self.shown = ""
+        self._code: int | None = None
         self.process, self._end = pty.fork()
         if self.process == 0:  # pragma: no cover - the child
             os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "dumb", "COLUMNS": "200"}
@@ -140,27 +142,43 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while text not in self.shown[after:]:
             assert time.monotonic() < deadline, f"no {text!r} in {self.shown[after:]!r}"
-            ready, _, _ = select.select([self._end], [], [], 0.1)
-            if ready:
-                try:
-                    self.shown += os.read(self._end, 4096).decode(errors="replace")
-                except OSError:
-                    assert text in self.shown[after:], self.shown
+            assert self.read(0.1) or self.code is None, self.shown
         return self.shown.index(text, after) + len(text)
 
-    def end(self) -> int:
-        """Wait for the process; its exit code."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-        self.process = 0
-        return code
+    @property
+    def code(self) -> int | None:
+        """The process's exit code, None while it goes on."""
+        if self._code is None:
+            ended, status = os.waitpid(self.process, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if ended else None
+        return self._code
+
+    def interrupt_until(self, happened: Callable[[], bool], seconds: float = 60) -> None:
+        """Press Ctrl-C, again every few seconds: readline sleeps through one that comes as it begins to wait for keys."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, f"no reaction to Ctrl-C: {self.shown!r}"
+            with suppress(OSError):  # it may have ended just now
+                self.type("\x03")
+            again = time.monotonic() + 3
+            while not happened() and time.monotonic() < again:
+                self.read(0.05)
+
+    def read(self, seconds: float) -> bool:
+        """Take what is shown within so many seconds; whether there was anything."""
+        before = len(self.shown)
+        if select.select([self._end], [], [], seconds)[0]:
+            with suppress(OSError):  # the other end is closed
+                self.shown += os.read(self._end, 4096).decode(errors="replace")
+        return len(self.shown) > before
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process:
+        if self.code is None:
             os.kill(self.process, signal.SIGKILL)
-            self.end()
+            os.waitpid(self.process, 0)
         os.close(self._end)
 
     def read_more(self, count: int) -> None:
@@ -186,9 +204,9 @@ def test_in_a_terminal(make_llama: Call, make_tokenizer: Call, tmp_path: Path) -
         at = terminal.wait_for("> ", terminal.wait_for("[stopped]", at))
         terminal.type(f"/save {saved}\n")
         at = terminal.wait_for("> ", terminal.wait_for("2 messages saved", at))
-        terminal.type("\x03")
+        terminal.interrupt_until(lambda: "once more, Ctrl-D or /exit leaves" in terminal.shown[at:])
         at = terminal.wait_for("> ", terminal.wait_for("once more, Ctrl-D or /exit leaves", at))
-        terminal.type("\x03")
-        assert terminal.end() == 0
+        terminal.interrupt_until(lambda: terminal.code is not None)
+        assert terminal.code == 0
         assert '"the fox"' in saved.read_text()
         assert "Traceback" not in terminal.shown

@@ -56,7 +56,7 @@ GOOD: list[tuple[str, dict[str, Any], list[tuple[str, str]], bool]] = [
     ),
     (
         "sharegpt",
-        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}},
         [("user", "q"), ("assistant", "a")],
         True,
     ),
@@ -65,13 +65,13 @@ GOOD: list[tuple[str, dict[str, Any], list[tuple[str, str]], bool]] = [
     ("prompt", {"prompt": [{"role": "user", "content": "q"}]}, [("user", "q")], True),
     (
         "hh",
-        {"chosen": "\n\nHuman: hi\n\nAssistant: yes\n\nmore\n\nHuman: ok\n\nAssistant: bye", "rejected": "x"},
+        {"chosen": "\n\nHuman: hi\n\nAssistant: yes\n\nmore\n\nHuman: ok\n\nAssistant: bye"},
         [("user", "hi"), ("assistant", "yes\n\nmore"), ("user", "ok"), ("assistant", "bye")],
         True,
     ),
     (
         "hh",
-        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant:", "rejected": "x"},
+        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant:"},
         [("user", "a\n\nb"), ("assistant", "")],
         True,
     ),
@@ -204,7 +204,7 @@ def test_every_malformed_record_is_counted(tmp_path: Path):
         load_dataset(Auto(path=lines(tmp_path, rows)), FORMATS, 0)
     text = str(caught.value)
     assert text.startswith("7 of 8 records do not fit format alpaca:\nd.jsonl:2: output: expected text")
-    assert text.endswith("… and 2 more")
+    assert "… and 2 more\nMend them (lmflow data check" in text
 
 
 def test_limit_and_bad_share(tmp_path: Path):

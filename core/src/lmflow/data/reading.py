@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 from lmflow.components import DataFormat
-from lmflow.data.formats import resolve_format
-from lmflow.data.records import Record, fingerprint, read_records
+from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
+from lmflow.data.record_index import RecordIndex, SamplesOnDisk
+from lmflow.data.records import Record, fingerprint, iterate_records, size_of
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.errors import DataError
 
 SHOWN = 5
 """Malformed records a message shows."""
+LARGE = 256 << 20
+"""Bytes of files from which on samples are read when they are needed, unless `data.streaming` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,38 @@ class DataSummary:
     train: int
     heldout: int
     sha256: str
+    skipped: int = 0
+    """Records that could not be used, under `data.on_bad_record skip`."""
+    problems: tuple[str, ...] = ()
+    """The first of them, and why."""
+    fields: tuple[str, ...] = ()
+    """Fields of the first record."""
+    recognised: bool = False
+    """Whether the format was found by looking at the records."""
+
+    def describe(self) -> str:
+        """What the user is told: what was read as what, and what was left out."""
+        what = "embedded records" if self.path is None else f"records of {self.path}"
+        how = f", recognised by {', '.join(self.fields)}" if self.recognised else ""
+        text = (
+            f"{self.records:,} {what} read as {self.format}{how}; {self.train:,} train, {self.heldout:,} are held out"
+        )
+        if self.skipped:
+            text += f"\n  {self.skipped:,} that cannot be used skipped, such as {self.problems[0]}"
+        return text
+
+
+@dataclass
+class Pool:
+    """The samples of one place, and what was found wrong there."""
+
+    format: DataFormat
+    samples: Sequence[Sample]
+    digest: str
+    records: int
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+    fields: tuple[str, ...] = ()
 
 
 def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
@@ -36,72 +72,189 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
 
     Raises DataError with the first malformed records, or when there is nothing to train on.
     """
+    if data.mix:
+        return _load_mix(data, formats, seed)
     if data.path is None:
-        records, heldout_records, digest = _embedded(data)
-        chosen = data
+        pool, heldout = _embedded(data)
+        train: Sequence[Sample] = pool.samples
     else:
-        records, digest = read_records(Path(data.path)), fingerprint(Path(data.path))
-        chosen = resolve_format(data, formats, records)
-        heldout_records = None
-    records = records[: data.limit]
-    samples = to_samples(chosen, records)
-    if heldout_records is not None:
-        train, heldout = samples, to_samples(chosen, heldout_records)
-    else:
-        train, heldout = split(samples, data, formats, seed)
-    summary = DataSummary(data.path, chosen.name, len(records), len(train), len(heldout), digest)
-    return Dataset(train, heldout, chosen), summary
+        pool = read_pool(data, formats)
+        train, heldout = split(pool.samples, data, formats, seed)
+    return Dataset(train, heldout, pool.format, pool.digest), _summary(data, [pool], len(train), len(heldout))
 
 
-def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Sample]:
+def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
+    """Several places, each as often as its weight says; what is held out is not weighted."""
+    if data.path is not None:
+        raise DataError("data.path and data.mix both name data; use one of them")
+    train: list[Sequence[Sample]] = []
+    heldout: list[Sample] = []
+    pools: list[Pool] = []
+    for path, weight in data.mix.items():
+        pool = read_pool(data.model_copy(update={"path": path}), formats)
+        part, held = split(pool.samples, data, formats, seed)
+        train.append(weighted(part, weight, f"{seed}/{path}"))
+        heldout += held if not (pools and _as_share(data.validation) is None) else []
+        pools.append(pool)
+    digest = hashlib.sha256(json.dumps([pool.digest for pool in pools]).encode()).hexdigest()
+    whole = Concatenated(train)
+    summary = replace(_summary(data, pools, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest)
+    key = hashlib.sha256(json.dumps([digest, list(data.mix.values())]).encode()).hexdigest()
+    return Dataset(whole, heldout, pools[0].format, key), summary
+
+
+def _summary(data: DataFormat, pools: Sequence[Pool], train: int, heldout: int) -> DataSummary:
+    return DataSummary(
+        path=data.path,
+        format=", ".join(dict.fromkeys(pool.format.name for pool in pools)),
+        records=sum(pool.records for pool in pools),
+        train=train,
+        heldout=heldout,
+        sha256=pools[0].digest,
+        skipped=sum(pool.skipped for pool in pools),
+        problems=tuple(problem for pool in pools for problem in pool.problems)[:SHOWN],
+        fields=pools[0].fields,
+        recognised=isinstance(data, Auto) and len({pool.format.name for pool in pools}) == 1,
+    )
+
+
+def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Sequence[Sample]:
     """Every record `data` describes, none held out; without a path, the held-out part of what the format brings.
 
     Raises DataError with the first malformed records.
     """
     if data.path is None:
-        _, records, _ = _embedded(data)
-        chosen = data
-    else:
-        records = read_records(Path(data.path))
-        chosen = resolve_format(data, formats, records)
-    return to_samples(chosen, records[: data.limit])
+        return _embedded(data)[1]
+    return read_pool(data, formats).samples
 
 
-def to_samples(data: DataFormat, records: Sequence[Record]) -> list[Sample]:
-    """Every record as a sample; all malformed ones are counted and the first few shown in one DataError."""
-    samples, problems = [], []
+def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Pool:
+    """The samples of `data.path`; from large files they are read again whenever they are asked for.
+
+    Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
+    """
+    assert data.path is not None
+    found = renamed(iterate_records(data.path), data.columns)
+    found = found if data.limit is None else islice(found, data.limit)
+    first, records = look_at(found, data.path)
+    chosen = resolve_format(data, formats, first)
+    large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
+    pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields))
+    kept = RecordIndex() if large else None
+    samples: list[Sample] = []
+    for sample, record in interpreted(records, pool):
+        if kept is None:
+            samples.append(sample)
+        else:
+            kept.append(record)
+    if pool.skipped and (data.on_bad_record == "error" or not (kept or samples)):
+        raise DataError(_bad_records(pool))
+    pool.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
+    return pool
+
+
+def look_at(found: Iterator[Record | DataError], path: str) -> tuple[list[Record], Iterator[Record | DataError]]:
+    """The first good records, and all of them from the first on. Raises DataError where there is none."""
+    seen: list[Record | DataError] = []
+    good: list[Record] = []
+    for each in found:
+        seen.append(each)
+        good += [each] if isinstance(each, Record) else []
+        if len(good) == LOOKED_AT:
+            break
+    if not good:
+        raise next((each for each in seen if isinstance(each, DataError)), DataError(f"{path} holds no record."))
+    return good, chain(seen, found)
+
+
+def interpreted(records: Iterable[Record | DataError], pool: Pool) -> Iterator[tuple[Sample, Record]]:
+    """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems."""
     for record in records:
+        pool.records += 1
         try:
-            samples.append(data.sample(record.fields, record.source))
+            if isinstance(record, DataError):
+                raise record
+            yield pool.format.sample(record.fields, record.source), record
         except DataError as error:
-            problems.append(str(error))
-    if problems:
-        more = f"\n… and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        count = f"{len(problems)} of {len(records)} records do not fit format {data.name}:\n"
-        raise DataError(count + "\n".join(problems[:SHOWN]) + more)
-    return samples
+            pool.skipped += 1
+            pool.problems += [str(error)] if len(pool.problems) < SHOWN else []
+
+
+def _bad_records(pool: Pool) -> str:
+    more = f"\n… and {pool.skipped - SHOWN} more" if pool.skipped > SHOWN else ""
+    count = f"{pool.skipped} of {pool.records} records do not fit format {pool.format.name}:\n"
+    hint = "\nMend them (lmflow data check lists them all), or leave them out with --data.on_bad_record skip."
+    return count + "\n".join(pool.problems) + more + hint
+
+
+def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -> Iterator[Record | DataError]:
+    """The records with the fields that `columns` maps (ours to theirs) under our names."""
+    ours = {theirs: mine for mine, theirs in columns.items()}
+    for record in records:
+        if isinstance(record, DataError) or not ours:
+            yield record
+            continue
+        missing = [theirs for theirs in ours if theirs not in record.fields]
+        if missing:
+            fields = ", ".join(record.fields) or "no field"
+            yield DataError(f"{record.source}: {missing[0]}: data.columns names it; the record has {fields}")
+            continue
+        kept = {name: value for name, value in record.fields.items() if name not in columns or name in ours}
+        fields_of = {ours.get(name, name): value for name, value in kept.items()}
+        yield replace(record, fields=fields_of)
 
 
 def split(
     samples: Sequence[Sample], data: DataFormat, formats: Sequence[type[DataFormat]], seed: int
-) -> tuple[list[Sample], list[Sample]]:
+) -> tuple[Sequence[Sample], list[Sample]]:
     """Training and held-out samples: a seeded share, or those of the file that `data.validation` names."""
     share = _as_share(data.validation)
     if share is None:
-        place = Path(str(data.validation))
-        records = read_records(place)
-        chosen = resolve_format(data.model_copy(update={"path": str(place)}), formats, records)
-        return list(samples), to_samples(chosen, records)
+        other = data.model_copy(update={"path": str(data.validation), "mix": {}, "limit": None})
+        return samples, list(read_pool(other, formats).samples)
     if share > 0 and len(samples) == 1 and is_text(samples[0]):
         return split_text(samples[0], share)
     count = round(share * len(samples))
     if share > 0 and len(samples) > 1:
         count = min(max(count, 1), len(samples) - 1)
-    order = list(range(len(samples)))
+    order = array("q", range(len(samples)))
     random.Random(f"{seed}/split").shuffle(order)
-    chosen_indices = set(order[:count])
-    train = [sample for index, sample in enumerate(samples) if index not in chosen_indices]
-    return train, [samples[index] for index in order[:count]]
+    train = array("q", sorted(order[count:]))
+    return chosen_of(samples, train), [samples[index] for index in order[:count]]
+
+
+def weighted(samples: Sequence[Sample], weight: float, seed: str) -> Sequence[Sample]:
+    """Every sample as often as `weight` has whole parts, and a seeded share of them once more for the rest of it."""
+    if weight <= 0:
+        raise DataError(f"data.mix: a weight must be above 0, got {weight}")
+    times = int(weight)
+    further = random.Random(seed).sample(range(len(samples)), round((weight - times) * len(samples)))
+    return chosen_of(samples, array("q", [*list(range(len(samples))) * times, *sorted(further)]))
+
+
+def chosen_of(samples: Sequence[Sample], indices: array[int]) -> Sequence[Sample]:
+    """Those samples, in that order; of samples on disk, where they lie."""
+    return samples.chosen(indices) if isinstance(samples, SamplesOnDisk) else [samples[index] for index in indices]
+
+
+class Concatenated(Sequence[Sample]):
+    """Several sequences of samples, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]  # type: ignore[misc]
+        position = range(len(self))[index]
+        for part in self._parts:
+            if position < len(part):
+                return part[position]
+            position -= len(part)
+        raise IndexError(index)
 
 
 def is_text(sample: Sample) -> bool:
@@ -134,7 +287,8 @@ def _as_share(validation: float | str) -> float | None:
     return share
 
 
-def _embedded(data: DataFormat) -> tuple[list[Record], list[Record], str]:
+def _embedded(data: DataFormat) -> tuple[Pool, list[Sample]]:
+    """What the format brings: the pool to train on, and the samples that are held out."""
     brought = data.embedded()
     if brought is None:
         raise DataError(f"Format {data.name} brings no data of its own; give a file with --data.path.")
@@ -142,4 +296,6 @@ def _embedded(data: DataFormat) -> tuple[list[Record], list[Record], str]:
         [Record(fields, f"{data.name}: record {number}") for number, fields in enumerate(part, 1)] for part in brought
     )
     digest = hashlib.sha256(json.dumps([[dict(r.fields) for r in part] for part in (train, heldout)]).encode())
-    return train, heldout, digest.hexdigest()
+    pool = Pool(data, [], digest.hexdigest(), 0)
+    pool.samples = [sample for sample, _ in interpreted(train[: data.limit], pool)]
+    return pool, [sample for sample, _ in interpreted(heldout, Pool(data, [], "", 0))]

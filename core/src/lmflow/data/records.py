@@ -1,20 +1,20 @@
-"""Reading files of records: JSON, JSON lines and text, each also gzipped, found by looking at the content."""
+"""Reading files of records one by one, whatever their container, found by looking at the content."""
 
 from __future__ import annotations
 
 import difflib
-import gzip
 import hashlib
 import json
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmflow.errors import DataError
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".txt")
+ENDINGS = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
+COMPRESSED = (".gz", ".zst")
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,127 +26,88 @@ class Record:
     declared: str | None = None
 
 
-def read_records(path: Path) -> list[Record]:
-    """All records of a file, or of the files directly in a directory, sorted by name.
+def iterate_records(path: str | Path) -> Iterator[Record | DataError]:
+    """The records of a file, of the files directly in a directory, or of a data set on the hub, one after the other.
 
-    Raises DataError naming file and line for anything that is not records of UTF-8 JSON or text.
+    A record that cannot be used comes as a DataError that says where it stands and why; what spoils a file as a whole
+    (a broken archive, a cut-off array) is raised. Memory holds one record at a time, but for a file in LMFlow's own
+    container, which is one JSON object.
     """
-    records = [record for file in data_files(path) for record in _read_file(file)]
+    from lmflow.data.containers import iterate_file, iterate_hub
+
+    place = Path(path)
+    if not place.exists() and is_hub_name(str(path)):
+        yield from iterate_hub(str(path))
+        return
+    for file in data_files(place):
+        yield from iterate_file(file)
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """All records at `path`, as `iterate_records` finds them.
+
+    Raises DataError naming file and line for the first that cannot be used, and where there is none.
+    """
+    records = []
+    for record in iterate_records(path):
+        if isinstance(record, DataError):
+            raise record
+        records.append(record)
     if not records:
         raise DataError(f"{path} holds no record.")
     return records
 
 
 def data_files(path: Path) -> list[Path]:
-    """The files that `path` stands for."""
+    """The files that `path` stands for. Raises DataError where there is none."""
     if path.is_file():
         return [path]
     if not path.exists():
         raise DataError(f"{path} does not exist.{_nearest(path)}")
-    files = sorted(file for file in path.iterdir() if file.is_file() and _ending(file) in ENDINGS)
-    if not files:
-        raise DataError(f"{path} holds no data file ({', '.join(ENDINGS)}, each also .gz).")
-    return files
+    if (path / "dataset_dict.json").is_file():
+        return data_files(path / _training_split(path))
+    files = sorted(file for file in path.iterdir() if file.is_file() and ending(file) in ENDINGS)
+    if not any((path / name).is_file() for name in ("state.json", "dataset_info.json")):
+        found = files
+    else:  # saved by the library datasets: beside the records lie files that describe them
+        found = [file for file in files if ending(file) == ".arrow"]
+    if not found:
+        raise DataError(f"{path} holds no data file ({', '.join(ENDINGS)}, each also {' and '.join(COMPRESSED)}).")
+    return found
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of the bytes of all files at `path`, in hexadecimal."""
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of the bytes of all files at `path`, in hexadecimal; of a data set on the hub, of its name."""
     digest = hashlib.sha256()
-    for file in data_files(path):
-        digest.update(file.read_bytes())
+    if not Path(path).exists() and is_hub_name(str(path)):
+        return hashlib.sha256(str(path).encode()).hexdigest()
+    for file in data_files(Path(path)):
+        with file.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 
-def _read_file(file: Path) -> list[Record]:
-    text = _read_text(file)
-    if not text.strip():
-        return []
-    if _ending(file) == ".txt":
-        return [Record({"text": text}, file.name)]
-    if text.lstrip().startswith("["):
-        return _from_array(_parse(text, file), file)
-    lines = text.splitlines()
-    if _looks_like_lines(lines):
-        return [_from_line(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
-    return _from_object(_parse(text, file), file)
+def size_of(path: str | Path) -> int:
+    """Bytes of all files at `path`; 0 for a data set on the hub."""
+    if not Path(path).exists() and is_hub_name(str(path)):
+        return 0
+    return sum(file.stat().st_size for file in data_files(Path(path)))
 
 
-def _looks_like_lines(lines: list[str]) -> bool:
-    """Whether the first line is a whole JSON value, so that each line is a record of its own."""
-    first = next(line for line in lines if line.strip())
-    try:
-        value = json.loads(first)
-    except json.JSONDecodeError:
-        # An object over many lines begins with a lone brace; anything else is a broken first line.
-        return first.strip() not in ("{",) and not first.strip().endswith(("{", "[", ",")) and len(lines) > 1
-    return not (isinstance(value, dict) and _is_container(value))
+def is_hub_name(path: str) -> bool:
+    """Whether `path` looks like OWNER/NAME on the hub rather than a place on this machine."""
+    owner, slash, name = path.partition("/")
+    local = path.startswith((".", "/", "~")) or Path(owner).exists() or "/" in name
+    return bool(slash and owner and name) and not local and Path(name).suffix not in (*ENDINGS, *COMPRESSED)
 
 
-def _is_container(value: Mapping[str, Any]) -> bool:
-    """LMFlow's file: {"type": T, "instances": [...]}."""
-    return isinstance(value.get("instances"), list)
-
-
-def _from_line(line: str, file: Path, number: int) -> Record:
-    place = f"{file.name}:{number}"
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object"
-        ) from None
-    return _record(value, place, None)
-
-
-def _from_array(values: Any, file: Path) -> list[Record]:
-    return [_record(value, f"{file.name}: record {number}", None) for number, value in enumerate(values, 1)]
-
-
-def _from_object(value: Any, file: Path) -> list[Record]:
-    if isinstance(value, dict) and _is_container(value):
-        declared = value.get("type")
-        return [_record(v, f"{file.name}: instance {n}", declared) for n, v in enumerate(value["instances"], 1)]
-    return [_record(value, f"{file.name}: record 1", None)]
-
-
-def _record(value: Any, place: str, declared: str | None) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object with named fields, found {describe(value)}")
-    return Record(value, place, declared)
-
-
-def _parse(text: str, file: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file.name}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from None
-
-
-def _read_text(file: Path) -> str:
-    try:
-        raw = file.read_bytes()
-        content = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file}: broken gzip file: {error}") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file.name}:{line}: not UTF-8 (byte {content[error.start]:#04x}); convert the file") from None
-
-
-def _ending(file: Path) -> str:
-    return Path(file.name.removesuffix(".gz")).suffix.lower()
-
-
-def _nearest(path: Path) -> str:
-    """A suggestion for a mistyped path, empty if nothing is near."""
-    if not path.parent.is_dir():
-        return f" Nor does the directory {path.parent}."
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f" Did you mean {path.parent / near[0]}?" if near else ""
+def ending(file: Path) -> str:
+    """The file's ending without that of a compression."""
+    name = file.name
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix.lower()
 
 
 def describe(value: Any) -> str:
@@ -155,3 +116,20 @@ def describe(value: Any) -> str:
     kind = kinds.get(type(value), "a number")
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return kind if value is None else f"{kind} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _training_split(path: Path) -> str:
+    splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+    if "train" in splits:
+        return "train"
+    if len(splits) == 1:
+        return str(splits[0])
+    raise DataError(f"{path} has the parts {', '.join(map(str, splits))} and none called train; name one: {path}/NAME")
+
+
+def _nearest(path: Path) -> str:
+    """A suggestion for a mistyped path, empty if nothing is near."""
+    if not path.parent.is_dir():
+        return f" Nor does the directory {path.parent}."
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""

@@ -20,6 +20,20 @@ class Message:
     role: str
     content: str
     images: tuple[str, ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """What an assistant calls, in OpenAI's form: {"type": "function", "function": {"name", "arguments": object}}."""
+    name: str | None = None
+    """The tool that answers, where a tool's turn says so."""
+    tool_call_id: str | None = None
+    """The call that a tool answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of several answers to a prompt, and how good it is, where that is known."""
+
+    text: str
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,14 @@ class Sample:
     templated: bool = True
     record: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the assistant may call, as OpenAI's `tools` describe it."""
+    rejected: tuple[Message, ...] = ()
+    """The whole dialogue that `messages` are preferred to, in a record of preferences."""
+    label: bool | None = None
+    """Whether the last answer is wanted, in a record that says so (KTO)."""
+    answers: tuple[Answer, ...] = ()
+    """All answers of a record that has several; the best of them is the last of `messages`."""
 
     def prompt(self) -> Sample:
         """The sample without its last assistant turn: what a model is asked to complete.
@@ -43,7 +65,7 @@ class Sample:
         """
         last_is_answer = self.messages[-1].role == "assistant" and len(self.messages) > 1
         messages = self.messages[:-1] if last_is_answer else self.messages
-        return Sample(messages, self.templated, self.record, self.source)
+        return replace(self, messages=messages)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -93,3 +115,5 @@ class Dataset:
     train: Sequence[Sample]
     heldout: Sequence[Sample]
     options: DataFormat
+    fingerprint: str | None = None
+    """What `train` was read from, where reading it again gives the same samples."""

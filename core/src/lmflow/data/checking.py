@@ -1,0 +1,214 @@
+"""What is wrong with a data set, found by reading all of it: records, dialogues, tokens, and what two parts share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from lmflow.data.encoding import length_limit
+from lmflow.data.lengths import LengthFitter
+from lmflow.data.sample import Sample, TokenSequence
+from lmflow.errors import DataError
+
+if TYPE_CHECKING:
+    from lmflow.components import DataFormat
+    from lmflow.models import LanguageModel
+
+KINDS: Mapping[str, tuple[bool, str]] = {
+    "bad_record": (True, "records that cannot be used"),
+    "cannot_be_tokenised": (True, "samples that the model cannot be given"),
+    "end_not_trained": (True, "answers whose end the model would not learn"),
+    "not_what_was_written": (True, "samples whose tokens do not give back their text"),
+    "leak": (True, "validation samples that are also trained on"),
+    "empty_turn": (False, "turns without text"),
+    "role_order": (False, "dialogues whose turns are in an odd order"),
+    "nothing_to_train": (False, "samples without a trained token"),
+    "duplicate": (False, "samples that occur before"),
+    "shared_prompt": (False, "validation samples whose prompt is also trained on"),
+}
+"""Each kind of finding: whether it would waste a run, and what it is."""
+
+WASTED_SHARE = 0.5
+"""Where more than this share of the samples has nothing to train on, training on them is no use."""
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong, and where."""
+
+    kind: str
+    source: str
+    detail: str
+
+
+@dataclass
+class CheckReport:
+    """Everything found in a data set. Token figures are None where no model was given to count with."""
+
+    samples: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    turns: Counter[str] = field(default_factory=Counter)
+    tokens: int | None = None
+    trained_tokens: int | None = None
+    lengths: list[int] = field(default_factory=list)
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many findings of each kind there are; only those there are."""
+        found = Counter(finding.kind for finding in self.findings)
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
+    @property
+    def wasteful(self) -> list[str]:
+        """Why training on this would be a waste, empty if it would not."""
+        reasons = [f"{count:,} {KINDS[kind][1]}" for kind, count in self.counts.items() if KINDS[kind][0]]
+        untrained = self.counts.get("nothing_to_train", 0)
+        if self.samples and untrained > WASTED_SHARE * self.samples:
+            reasons.append(f"{untrained:,} of {self.samples:,} samples have nothing to train on")
+        if not self.samples:
+            reasons.append("no sample at all")
+        return reasons
+
+    def histogram(self) -> list[tuple[int, int, int]]:
+        """Shortest, longest and count of each bin of lengths, in tokens; bins are equally wide."""
+        if not self.lengths:
+            return []
+        low, high = min(self.lengths), max(self.lengths)
+        width = max(1, -(-(high - low + 1) // BINS))
+        counts = Counter((length - low) // width for length in self.lengths)
+        return [(low + b * width, low + (b + 1) * width - 1, counts[b]) for b in range(max(counts) + 1)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "samples": self.samples,
+            "turns": dict(self.turns),
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            "histogram": [{"from": low, "to": high, "samples": count} for low, high, count in self.histogram()],
+            "lengths": dict(self.rules),
+            "counts": self.counts,
+            "wasteful": self.wasteful,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+class Checker:
+    """Looks at samples one after the other; remembers 32 bytes of each to know it again."""
+
+    def __init__(self, model: LanguageModel | None, options: DataFormat) -> None:
+        self.report = CheckReport()
+        self._model = model
+        self._train_on = options.train_on
+        self._seen: dict[bytes, str] = {}
+        self._prompts: dict[bytes, str] = {}
+        self._fitter: LengthFitter | None = None
+        if model is not None:
+            policy = "truncate" if options.too_long == "error" else options.too_long
+            self._fitter = LengthFitter(length_limit(model, options), policy)
+            self.report.tokens = self.report.trained_tokens = 0
+
+    def bad(self, error: DataError) -> None:
+        """Note a record that could not be read."""
+        source, _, detail = str(error).partition(": ")
+        self._find("bad_record", source, detail)
+
+    def train(self, sample: Sample) -> None:
+        """Look at a sample that would be trained on."""
+        self._look(sample)
+        first = self._seen.setdefault(_print(sample), sample.source)
+        if first != sample.source:
+            self._find("duplicate", sample.source, f"the same as {first}")
+        self._prompts.setdefault(_print(sample.prompt()), sample.source)
+
+    def validation(self, sample: Sample) -> None:
+        """Look at a sample that would be held out, after all that are trained on."""
+        self._look(sample)
+        same, asked = self._seen.get(_print(sample)), self._prompts.get(_print(sample.prompt()))
+        if same is not None:
+            self._find("leak", sample.source, f"the same as {same}")
+        elif asked is not None and len(sample.messages) > 1:
+            self._find("shared_prompt", sample.source, f"the prompt of {asked}")
+
+    def finish(self) -> CheckReport:
+        """The report."""
+        if self._fitter is not None and self._fitter.kept:
+            self.report.rules = self._fitter.report().as_dict()
+        return self.report
+
+    def _look(self, sample: Sample) -> None:
+        self.report.samples += 1
+        self.report.turns.update(turn.role for turn in sample.messages)
+        for kind, detail in faults(sample):
+            self._find(kind, sample.source, detail)
+        if self._model is not None:
+            self._count(self._model, sample)
+
+    def _count(self, model: LanguageModel, sample: Sample) -> None:
+        """Tokens of the sample, and what is wrong with them."""
+        assert self._fitter is not None
+        try:
+            sequences = model.encode(sample, self._train_on)
+        except DataError as error:
+            self._find("cannot_be_tokenised", sample.source, str(error).removeprefix(f"{sample.source}: "))
+            return
+        self.report.lengths += [len(sequence) for sequence in sequences]
+        fitted = [each for sequence in sequences for each in self._fitter.fit(sequence)]
+        self.report.tokens = self._fitter.tokens
+        self.report.trained_tokens = self._fitter.trained_tokens
+        if not fitted:
+            self._find("nothing_to_train", sample.source, "no token of it is trained")
+        for kind, detail in token_faults(model, sample, sequences):
+            self._find(kind, sample.source, detail)
+
+    def _find(self, kind: str, source: str, detail: str) -> None:
+        self.report.findings.append(Finding(kind, source, detail))
+
+
+def faults(sample: Sample) -> Iterator[tuple[str, str]]:
+    """What is odd about a sample's turns, as kinds and details."""
+    for index, turn in enumerate(sample.messages):
+        if not (turn.content.strip() or turn.images or turn.tool_calls):
+            yield "empty_turn", f"turn {index + 1} ({turn.role})"
+    if not sample.templated:
+        return
+    roles = [turn.role for turn in sample.messages]
+    if "system" in roles[1:]:
+        yield "role_order", f"turn {roles.index('system', 1) + 1} is the system's, which comes first or not at all"
+    spoken = [role for role in roles if role != "system"]
+    if spoken and spoken[0] != "user":
+        yield "role_order", f"the dialogue begins with {spoken[0]}"
+    for before, after in pairwise(spoken):
+        if before == after and before != "tool":
+            yield "role_order", f"two turns of {before} in a row"
+            break
+    if spoken and spoken[-1] in ("user", "tool") and "assistant" in spoken:
+        yield "role_order", f"the last turn is the {spoken[-1]}'s; nothing answers it"
+
+
+def token_faults(model: LanguageModel, sample: Sample, sequences: list[TokenSequence]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a sample's tokens, as kinds and details."""
+    trained = [[i for i, on in zip(s.ids, s.trained, strict=True) if on] for s in sequences]
+    answered = sample.messages[-1].role == "assistant" and trained and trained[-1]
+    if answered and trained[-1][-1] not in model.end_ids:
+        last = model.tokenizer.convert_ids_to_tokens(int(trained[-1][-1]))
+        yield "end_not_trained", f"the last trained token is {last!r}"
+    text = "".join(model.tokenizer.decode(list(sequence.ids), skip_special_tokens=False) for sequence in sequences)
+    for index, turn in enumerate(sample.messages):
+        lost = turn.content.strip()
+        if turn.role == "assistant" and lost not in text:
+            known = model.tokenizer.decode(model.tokenizer(lost, add_special_tokens=False)["input_ids"])
+            if known.strip() not in text:
+                yield "not_what_was_written", f"turn {index + 1} is not in the text the model is given"
+
+
+def _print(sample: Sample) -> bytes:
+    """A digest of what a sample says, whatever file it is from."""
+    said = repr([(turn.role, turn.content, turn.images) for turn in sample.messages])
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()

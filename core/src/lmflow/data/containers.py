@@ -1,0 +1,280 @@
+"""The containers records come in: JSON lines, JSON, LMFlow's object, text, CSV, Parquet, Arrow, and the hub."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, cast
+
+from lmflow.data.json_array import iterate_array
+from lmflow.data.records import Record, describe, ending
+from lmflow.errors import DataError
+
+GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+BOM = b"\xef\xbb\xbf"
+ROWS = 1024
+"""Rows of a table read at once."""
+LONGEST_CELL = 1 << 30
+Found = Iterator[Record | DataError]
+
+
+def iterate_file(file: Path) -> Found:
+    """The records of one file; see `lmflow.data.records.iterate_records`."""
+    kind = ending(file)
+    with explained(file):
+        if kind in (".parquet", ".arrow") or _begins_with(file, PARQUET):
+            yield from _from_table(file, kind)
+            return
+        with open_decompressed(file) as stream:
+            if kind == ".txt":
+                yield from _from_text(stream, file)
+            elif kind in (".csv", ".tsv"):
+                yield from _from_csv(stream, file, "\t" if kind == ".tsv" else ",")
+            else:
+                yield from _from_json(stream, file)
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Within the context what can go wrong with a file as a whole is a DataError that names it."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{file}: broken gzip file: {error}") from None
+    except RecursionError:
+        raise DataError(f"{file}: its values are nested too deeply to be records") from None
+    except UnicodeDecodeError as error:
+        raise DataError(_not_utf8(file.name, error)) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def open_decompressed(file: Path) -> IO[bytes]:
+    """The bytes of a file, of a compressed one those inside, whatever its name says."""
+    if _begins_with(file, GZIP):
+        return cast(IO[bytes], gzip.open(file))
+    if _begins_with(file, ZSTD):
+        return _open_zstd(file)
+    return file.open("rb")
+
+
+def _begins_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(magic)) == magic
+
+
+def _open_zstd(file: Path) -> IO[bytes]:
+    pyarrow = _pyarrow(file)
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"), 1 << 20)
+
+
+def _pyarrow(file: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise DataError(f"{file}: reading it takes pyarrow: pip install pyarrow") from None
+    return pyarrow
+
+
+# Text
+
+
+def _from_text(stream: IO[bytes], file: Path) -> Found:
+    text = _decoded(stream.read(), file)
+    if text.strip():
+        yield Record({"text": text}, file.name)
+
+
+def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
+    """Rows under the names of the first; a cell is text, or nothing where it is empty."""
+    csv.field_size_limit(LONGEST_CELL)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    cells = len(reader.fieldnames or ())
+    while True:
+        place = f"{file.name}:{reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{place}: not {'TSV' if delimiter != ',' else 'CSV'}: {error}") from None
+        if row is None:
+            return
+        if None in row or None in row.values():
+            yield DataError(f"{place}: expected {cells} cells, as the first line names; found another number")
+        else:
+            yield Record({name: cell or None for name, cell in row.items()}, place)
+
+
+# JSON
+
+
+def _from_json(stream: IO[bytes], file: Path) -> Found:
+    """JSON lines, an array, an object, or LMFlow's container, by how the file begins."""
+    number, first = _first_line_of(stream)
+    if not first:
+        return
+    if first.startswith(UTF16):
+        raise DataError(f"{file.name}: UTF-16; convert the file to UTF-8")
+    if first.lstrip().startswith(b"["):
+        yield from _from_array(first, stream, file, number)
+    elif _is_a_record(first, file, number, more=stream):
+        yield from _from_lines(first, stream, file, number)
+    else:
+        yield from _from_object(first + stream.read(), file, number)
+
+
+def _is_a_record(line: bytes, file: Path, number: int, more: IO[bytes]) -> bool:
+    """Whether the first line is a JSON value of its own, so that each line is a record."""
+    try:
+        value = json.loads(line)
+    except (UnicodeDecodeError, RecursionError):
+        return True
+    except json.JSONDecodeError:
+        # An object over many lines begins with a lone brace; anything else is a broken first line.
+        text = line.strip()
+        return text != b"{" and not text.endswith((b"{", b"[", b","))
+    return not (isinstance(value, dict) and _is_container(value))
+
+
+def _is_container(value: Mapping[str, Any]) -> bool:
+    """LMFlow's file: {"type": T, "instances": [...]}."""
+    return isinstance(value.get("instances"), list)
+
+
+def _first_line_of(stream: IO[bytes]) -> tuple[int, bytes]:
+    """Number and bytes of the first line that is not empty, without a byte-order mark; no bytes at the end."""
+    for number, line in enumerate(stream, 1):
+        text = line.removeprefix(BOM) if number == 1 else line
+        if text.strip():
+            return number, text
+    return 0, b""
+
+
+def _from_lines(first: bytes, rest: Iterable[bytes], file: Path, number: int) -> Found:
+    for count, line in enumerate(chain([first], rest), number):
+        if line.strip():
+            yield record_of_line(line, f"{file.name}:{count}")
+
+
+def record_of_line(line: bytes, place: str) -> Record | DataError:
+    """The record of a line, or why it is none."""
+    try:
+        return record_of(json.loads(line), place)
+    except json.JSONDecodeError as error:
+        return DataError(f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object")
+    except UnicodeDecodeError as error:
+        return DataError(_not_utf8(place, error))
+    except RecursionError:
+        return DataError(f"{place}: nested too deeply to be a record")
+
+
+def _from_array(first: bytes, rest: IO[bytes], file: Path, line: int) -> Found:
+    try:
+        for number, value in enumerate(iterate_array(first, rest), 1):
+            yield record_of(value, f"{file.name}: record {number}")
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file.name}:{error.lineno + line - 1}: not JSON at column {error.colno}: {error.msg}"
+        ) from None
+
+
+def _from_object(content: bytes, file: Path, line: int) -> Found:
+    try:
+        value = json.loads(_decoded(content, file))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file.name}:{error.lineno + line - 1}: not JSON at column {error.colno}: {error.msg}"
+        ) from None
+    if isinstance(value, dict) and _is_container(value):
+        declared = value.get("type")
+        for number, instance in enumerate(value["instances"], 1):
+            yield record_of(instance, f"{file.name}: instance {number}", declared)
+    else:
+        yield record_of(value, f"{file.name}: record 1")
+
+
+def record_of(value: Any, place: str, declared: str | None = None) -> Record | DataError:
+    """A value as a record, or why it is none."""
+    if not isinstance(value, dict):
+        return DataError(f"{place}: expected an object with named fields, found {describe(value)}")
+    return Record(value, place, declared)
+
+
+def _decoded(content: bytes, file: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(_not_utf8(f"{file.name}:{line}", error)) from None
+
+
+def _not_utf8(place: str, error: UnicodeDecodeError) -> str:
+    return f"{place}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file"
+
+
+# Tables
+
+
+def _from_table(file: Path, kind: str) -> Found:
+    """Rows of a Parquet file, or of an Arrow file as the library datasets saves them."""
+    pyarrow = _pyarrow(file)
+    number = 0
+    try:
+        for batch in _parquet(file) if kind != ".arrow" else _arrow(file):
+            for row in batch.to_pylist():
+                number += 1
+                yield record_of(row, f"{file.name}: row {number}")
+    except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"{file}: broken {kind.removeprefix('.') or 'parquet'} file: {_first_line(error)}") from None
+
+
+def _parquet(file: Path) -> Iterator[Any]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(file) as table:
+        yield from table.iter_batches(batch_size=ROWS)
+
+
+def _arrow(file: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as source:
+        try:
+            reader = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            reader = pyarrow.ipc.open_file(source)
+            reader = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        for batch in reader:
+            for start in range(0, batch.num_rows, ROWS):
+                yield batch.slice(start, ROWS)
+
+
+def iterate_hub(name: str) -> Found:
+    """The training part of a data set on the hub, read as it arrives."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(
+            f"{name} does not exist. If it is a data set on the hub, reading it takes the library datasets: "
+            "pip install datasets"
+        ) from None
+    try:
+        rows = load_dataset(name, split="train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield record_of(row, f"{name}: row {number}")
+    except DataError:
+        raise
+    except Exception as error:  # the library raises what its many back ends raise
+        raise DataError(f"{name}: does not exist here, nor can it be read from the hub: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

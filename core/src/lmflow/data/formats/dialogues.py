@@ -1,0 +1,235 @@
+"""Formats of dialogues: turns of a user and an assistant, rendered by the model's chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from lmflow.components import DataFormat
+from lmflow.data.formats.fields import bad, call_in, text_of, tools_of, turns_of, with_system
+from lmflow.data.sample import Message, Sample
+from lmflow.errors import DataError
+
+PREFERENCES = {"chosen", "rejected"}
+
+
+class Conversation(DataFormat):
+    """A dialogue, with a system text and tools beside it: {"messages", "system"?, "tools"?} (LMFlow conversation)."""
+
+    name = "conversation"
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Messages with LMFlow's own fields beside them."""
+        return "messages" in record and bool({"system", "conversation_id"} & record.keys())
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """The messages, the system text first."""
+        turns = turns_of(record, "messages", source, role="role", content="content")
+        return Sample(with_system(record, turns, source), True, record, source, tools_of(record, source))
+
+    def record(self, sample: Sample) -> Mapping[str, Any]:
+        """LMFlow's fields: a call is the text of role `function`, what a tool answers of role `observation`."""
+        system, turns = without_system(sample)
+        made: dict[str, Any] = {"system": system} if system is not None else {"conversation_id": sample.source}
+        if sample.tools:
+            made["tools"] = [json.dumps(tool, ensure_ascii=False) for tool in sample.tools]
+        return made | {"messages": [self._turn(turn) for turn in turns]}
+
+    def _turn(self, turn: Message) -> Mapping[str, str]:
+        if turn.tool_calls:
+            return {"role": "function", "content": calls_as_text(turn)}
+        return {"role": "observation" if turn.role == "tool" else turn.role, "content": turn.content}
+
+
+class Messages(DataFormat):
+    """OpenAI-style dialogues: {"messages": [{"role", "content", "tool_calls"?}], "tools"?}."""
+
+    name = "messages"
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Messages and none of LMFlow's own fields."""
+        labelled = isinstance(record.get("label"), bool)
+        return "messages" in record and not Conversation.recognises(record) and not labelled
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """The messages; contents may be lists of text parts."""
+        turns = turns_of(record, "messages", source, role="role", content="content")
+        return Sample(turns, True, record, source, tools_of(record, source))
+
+    def record(self, sample: Sample) -> Mapping[str, Any]:
+        """The messages, and the tools if there are any."""
+        made: dict[str, Any] = {"messages": [as_message(turn) for turn in sample.messages]}
+        return made | ({"tools": list(sample.tools)} if sample.tools else {})
+
+
+class ShareGpt(DataFormat):
+    """ShareGPT dialogues: {"conversations": [{"from", "value"}], "system"?, "tools"?, "chosen"?, "rejected"?}."""
+
+    name = "sharegpt"
+    speakers: ClassVar[Mapping[str, str]] = {
+        "system": "system",
+        "user": "human",
+        "assistant": "gpt",
+        "tool": "observation",
+    }
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """Conversations of from/value turns."""
+        return "conversations" in record
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """The turns in order; a preferred answer in `chosen` is last, one in `rejected` stands in its place."""
+        turns = turns_of(record, "conversations", source, role="from", content="value")
+        turns = with_system(record, turns, source)
+        chosen, rejected = (self._alternative(record, field, source) for field in ("chosen", "rejected"))
+        other = (*turns, *rejected) if rejected else ()
+        return Sample((*turns, *chosen), True, record, source, tools_of(record, source), rejected=other)
+
+    def _alternative(self, record: Mapping[str, Any], field: str, source: str) -> tuple[Message, ...]:
+        if field not in record:
+            return ()
+        return turns_of({field: [record[field]]}, field, source, role="from", content="value")
+
+    def record(self, sample: Sample) -> Mapping[str, Any]:
+        """The turns, the last two of a preference beside them. Raises DataError where more than those differ."""
+        system, turns = without_system(sample)
+        made: dict[str, Any] = {"system": system} if system is not None else {}
+        if sample.tools:
+            made["tools"] = json.dumps(list(sample.tools), ensure_ascii=False)
+        if sample.rejected:
+            if sample.rejected[:-1] != sample.messages[:-1]:
+                raise DataError(f"{sample.source}: {self.name} holds preferences that differ in the last turn alone")
+            made |= {"chosen": self._turn(sample.messages[-1]), "rejected": self._turn(sample.rejected[-1])}
+            turns = turns[:-1]
+        return made | {"conversations": [self._turn(turn) for turn in turns]}
+
+    def _turn(self, turn: Message) -> Mapping[str, str]:
+        if turn.tool_calls:
+            return {"from": "function_call", "value": calls_as_text(turn)}
+        return {"from": self.speakers[turn.role], "value": turn.content}
+
+
+class Alpaca(DataFormat):
+    """Instructions: {"instruction", "input"?, "output", "system"?, "history"?} (Stanford Alpaca)."""
+
+    name = "alpaca"
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """An instruction and an output."""
+        return {"instruction", "output"} <= record.keys()
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """Instruction and input as the user's turn, a blank line between them; earlier turns from `history`."""
+        turns = []
+        history = record.get("history") or []
+        if not isinstance(history, list):
+            raise bad(source, "history", "a list of pairs [question, answer]", history)
+        for index, pair in enumerate(history):
+            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
+                raise bad(source, f"history[{index}]", "a pair of texts [question, answer]", pair)
+            turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+        instruction = text_of(record, "instruction", source)
+        given = text_of(record, "input", source) if record.get("input") else ""
+        turns.append(Message("user", f"{instruction}\n\n{given}" if given else instruction))
+        turns.append(Message("assistant", text_of(record, "output", source)))
+        return Sample(with_system(record, tuple(turns), source), True, record, source)
+
+    def record(self, sample: Sample) -> Mapping[str, Any]:
+        """Question and answer, earlier ones as history. Raises DataError where turns do not alternate."""
+        system, turns = without_system(sample)
+        roles = [turn.role for turn in turns]
+        if roles != ["user", "assistant"] * (len(turns) // 2) or not turns:
+            raise DataError(f"{sample.source}: {self.name} holds questions and answers in turn, not {', '.join(roles)}")
+        contents = [turn.content for turn in turns]
+        made: dict[str, Any] = {"instruction": contents[-2], "input": "", "output": contents[-1]}
+        if system is not None:
+            made["system"] = system
+        if contents[:-2]:
+            made["history"] = [list(pair) for pair in zip(contents[:-2:2], contents[1:-2:2], strict=True)]
+        return made
+
+
+class Prompts(DataFormat):
+    """Prompts, with or without an answer: {"prompt": text or messages, "completion"|"response"|"answer"?}."""
+
+    name = "prompt"
+    answers: ClassVar[tuple[str, ...]] = ("completion", "response", "answer")
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        """A prompt that comes neither with a preference nor with a label."""
+        return "prompt" in record and not PREFERENCES & record.keys() and not isinstance(record.get("label"), bool)
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        """A user's turn (or the messages given), then the answer if there is one."""
+        turns = prompt_of(record, source)
+        answer = next((field for field in self.answers if record.get(field) is not None), None)
+        if answer and turns[-1].role != "assistant":
+            turns = (*turns, *completion_of(record, answer, source))
+        return Sample(turns, True, record, source, tools_of(record, source))
+
+    def record(self, sample: Sample) -> Mapping[str, Any]:
+        """The prompt as text where it is one user's turn, else as messages; the answer as `completion`."""
+        prompt, answer = sample.prompt().messages, sample.messages[len(sample.prompt().messages) :]
+        made: dict[str, Any] = {"prompt": prompt_as_field(prompt)}
+        if answer:
+            made["completion"] = completion_as_field(answer)
+        return made | ({"tools": list(sample.tools)} if sample.tools else {})
+
+
+def prompt_of(record: Mapping[str, Any], source: str) -> tuple[Message, ...]:
+    """The field `prompt`: messages, or the text of a user."""
+    if isinstance(record.get("prompt"), list):
+        return turns_of(record, "prompt", source, role="role", content="content")
+    return (Message("user", text_of(record, "prompt", source)),)
+
+
+def completion_of(record: Mapping[str, Any], field: str, source: str) -> tuple[Message, ...]:
+    """An answer: messages, or the text of an assistant."""
+    if isinstance(record.get(field), list):
+        return turns_of(record, field, source, role="role", content="content")
+    return (Message("assistant", text_of(record, field, source)),)
+
+
+def prompt_as_field(prompt: tuple[Message, ...]) -> Any:
+    """What `prompt_of` reads as these turns."""
+    alone = len(prompt) == 1 and prompt[0].role == "user"
+    return prompt[0].content if alone else [as_message(turn) for turn in prompt]
+
+
+def completion_as_field(answer: tuple[Message, ...]) -> Any:
+    """What `completion_of` reads as these turns."""
+    text = len(answer) == 1 and answer[0].role == "assistant" and not answer[0].tool_calls
+    return answer[0].content if text else [as_message(turn) for turn in answer]
+
+
+def as_message(turn: Message) -> dict[str, Any]:
+    """A turn in OpenAI's form."""
+    made: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        made["tool_calls"] = [dict(call) for call in turn.tool_calls]
+    for field in ("name", "tool_call_id"):
+        value = getattr(turn, field)
+        if value is not None:
+            made[field] = value
+    return made
+
+
+def calls_as_text(turn: Message) -> str:
+    """The calls of a turn as the JSON text that stands for them; the turn's own text where it holds none."""
+    calls = [call["function"] for call in turn.tool_calls]
+    text = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
+    return text if call_in(text) else turn.content
+
+
+def without_system(sample: Sample) -> tuple[str | None, tuple[Message, ...]]:
+    """The system's text, if the first turn is its, and the other turns."""
+    first = sample.messages[0] if sample.messages else None
+    if first is not None and first.role == "system" and first.content:
+        return first.content, sample.messages[1:]
+    return None, sample.messages

@@ -1,0 +1,170 @@
+"""Reading the fields of a record: the value that was expected, or an error that names file, line and field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lmflow.data.records import describe
+from lmflow.data.sample import Message
+from lmflow.errors import DataError
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "ipython": "tool",
+    "function": "assistant",  # LMFlow: the call an assistant makes
+    "function_call": "assistant",
+    "observation": "tool",
+}
+CALLING = ("function", "function_call")
+"""Roles whose text is the call of a tool."""
+
+
+def text_of(record: Mapping[str, Any], field: str, source: str) -> str:
+    """A field that must be text. Raises DataError saying what it is instead."""
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise bad(source, field, "text", value, missing=field not in record)
+    return checked(value, source, field)
+
+
+def checked(text: str, source: str, place: str) -> str:
+    """The text, if it can be written as UTF-8: JSON can hold halves of characters, which no tokenizer takes."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{source}: {place}: holds half a character (\\u{ord(text[error.start]):04x} at {error.start}), "
+                "which is no text"
+            ) from None
+    return text
+
+
+def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, content: str) -> tuple[Message, ...]:
+    """A field that must be a list of turns, with their roles in this project's words."""
+    value = record.get(field)
+    if not isinstance(value, list) or not value:
+        raise bad(source, field, "a list of at least one turn", value, missing=field not in record)
+    return tuple(_turn(turn, source, f"{field}[{i}]", role, content) for i, turn in enumerate(value))
+
+
+def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Message:
+    if not isinstance(turn, dict):
+        raise bad(source, place, f"an object with {role} and {content}", turn)
+    said = turn.get(role)
+    known = ROLES.get(said) if isinstance(said, str) else None
+    if known is None:
+        raise bad(source, f"{place}.{role}", f"one of {', '.join(ROLES)}", said, missing=role not in turn)
+    calls = _calls(turn.get("tool_calls"), source, f"{place}.tool_calls")
+    text = "" if calls and turn.get(content) is None else _content(turn.get(content), source, f"{place}.{content}")
+    if said in CALLING and (called := call_in(text)):
+        calls, text = called, ""
+    name, answers = (_name(turn.get(key), source, f"{place}.{key}") for key in ("name", "tool_call_id"))
+    if known != "tool":
+        name = answers = None
+    return Message(known, text, tool_calls=calls, name=name, tool_call_id=answers)
+
+
+def _content(value: Any, source: str, place: str) -> str:
+    if isinstance(value, str):
+        return checked(value, source, place)
+    if isinstance(value, list):
+        return "".join(_parts(value, source, place))
+    raise bad(source, place, "text, or a list of text parts", value)
+
+
+def _parts(parts: Sequence[Any], source: str, place: str) -> Iterable[str]:
+    for index, part in enumerate(parts):
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            raise bad(source, f"{place}[{index}]", 'a text part {"type": "text", "text": …}', part)
+        yield checked(part["text"], source, f"{place}[{index}]")
+
+
+def _name(value: Any, source: str, place: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise bad(source, place, "text", value)
+    return value
+
+
+def _calls(value: Any, source: str, place: str) -> tuple[Mapping[str, Any], ...]:
+    """Calls of tools in OpenAI's form; arguments may be an object, or JSON text of one."""
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise bad(source, place, "a list of calls", value)
+    return tuple(_call(each, source, f"{place}[{index}]") for index, each in enumerate(value))
+
+
+def _call(value: Any, source: str, place: str) -> Mapping[str, Any]:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
+        raise bad(source, place, 'a call {"function": {"name", "arguments"}}', value)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            raise bad(source, f"{place}.function.arguments", "an object, or JSON text of one", arguments) from None
+    if not isinstance(arguments, dict):
+        raise bad(source, f"{place}.function.arguments", "an object, or JSON text of one", arguments)
+    made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return made | ({"id": value["id"]} if isinstance(value.get("id"), str) else {})
+
+
+def call_in(text: str) -> tuple[Mapping[str, Any], ...]:
+    """The calls that a text is, none if it is another text: {"name", "arguments"}, or a list of them."""
+    try:
+        value = json.loads(text)
+        return tuple(_call(each, "", "") for each in (value if isinstance(value, list) else [value]))
+    except (ValueError, RecursionError, DataError):
+        return ()
+
+
+def tools_of(record: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...]:
+    """What the record says the assistant may call; the list, or its elements, may be JSON text, or bare names."""
+    value = record.get("tools")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError):
+            raise bad(source, "tools", "a list of tools, or JSON text of one", value) from None
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise bad(source, "tools", "a list of tools, or JSON text of one", value)
+    return tuple(_tool(each, source, f"tools[{index}]") for index, each in enumerate(value))
+
+
+def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = {"name": value}  # LMFlow's tools are texts; one that is no JSON is a name
+    if not isinstance(found, dict):
+        raise bad(source, place, 'a tool {"type": "function", "function": {"name", …}}', value)
+    function = found.get("function", found)
+    if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
+        raise bad(source, f"{place}.function.name", "text", function)
+    return {"type": "function", "function": function}
+
+
+def with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
+    """The turns after the text of the field `system`, if there is one."""
+    return (Message("system", text_of(record, "system", source)), *turns) if record.get("system") else turns
+
+
+def bad(source: str, field: str, expected: str, found: Any, *, missing: bool = False) -> DataError:
+    """The error for a malformed field."""
+    what = "it is missing" if missing else f"found {describe(found)}"
+    return DataError(f"{source}: {field}: expected {expected}, {what}")

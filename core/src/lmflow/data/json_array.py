@@ -1,0 +1,104 @@
+"""The elements of a JSON array one after the other, so that a file need not fit into memory."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+BLOCK = 1 << 20
+SPACE = " \t\r\n"
+LONGEST_WORD = len("-Infinity")
+
+
+def iterate_array(first: bytes, rest: IO[bytes]) -> Iterator[Any]:
+    """The elements of the array that begins with `first` and goes on in `rest`, both UTF-8.
+
+    Raises json.JSONDecodeError with the line counted from the start of `first`, and UnicodeDecodeError.
+    """
+    reader = _Reader(first, rest)
+    reader.take("[")
+    if reader.next() == "]":
+        reader.take("]")
+    else:
+        while True:
+            yield reader.value()
+            if reader.next() != ",":
+                break
+            reader.take(",")
+        reader.take("]")
+    if reader.next():
+        raise reader.error("Extra data")
+
+
+class _Reader:
+    """Text that grows as it is needed, and how many lines have been read of it."""
+
+    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
+        self._rest = rest
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = self._decoder.decode(first)
+        self._at = 0
+        self._before = ""
+        """As many lines, and characters of the last one, as have been let go."""
+        self._done = False
+        self._json = json.JSONDecoder()
+
+    def next(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in SPACE:
+                self._at += 1
+            if self._at < len(self._text) or not self._grow(BLOCK):
+                return self._text[self._at : self._at + 1]
+
+    def take(self, character: str) -> None:
+        """Read over a character that has to come next."""
+        if self.next() != character:
+            raise self.error(f"Expecting '{character}'" + (" or ','" if character == "]" else ""))
+        self._at += 1
+
+    def value(self) -> Any:
+        """The value that comes next."""
+        self.next()
+        more = BLOCK
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                failure: json.JSONDecodeError | None = error
+                if not self._may_be_cut(error):
+                    raise self.error(error.msg, error.pos) from None
+            else:
+                if end < len(self._text) or not isinstance(value, int | float):
+                    self._at = end
+                    return value
+                failure = None  # a number may go on
+            if not self._grow(more):
+                if failure is None:
+                    self._at = end
+                    return value
+                raise self.error(failure.msg, failure.pos)
+            more *= 2  # so that a value of any length is parsed a few times only
+
+    def error(self, message: str, at: int | None = None) -> json.JSONDecodeError:
+        """What is wrong at this place, or at another of the text at hand."""
+        place = len(self._before) + (self._at if at is None else at)
+        return json.JSONDecodeError(message, self._before + self._text, place)
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text could mend it: a string without an end, or a fault within a word of the end."""
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - LONGEST_WORD
+
+    def _grow(self, size: int) -> bool:
+        """Read on; False at the end. What has been used is let go."""
+        if self._done:
+            return False
+        block = self._rest.read(size)
+        self._done = not block
+        used = self._before + self._text[: self._at]
+        self._before = "\n" * used.count("\n") + " " * (len(used) - used.rfind("\n") - 1)
+        self._text = self._text[self._at :] + self._decoder.decode(block, final=not block)
+        self._at = 0
+        return True

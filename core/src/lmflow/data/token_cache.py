@@ -1,0 +1,67 @@
+"""The cache of tokenised data: found again by everything that the tokens depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lmflow.data.sample import TokenSequence
+from lmflow.data.token_store import INDEX, StoredSequences, write_store
+
+VARIABLE = "LMFLOW_CACHE"
+DAYS_KEPT = 30
+"""Stores that no run has used for so long are deleted when another is written."""
+
+
+def cache_directory() -> Path:
+    """Where stores are kept: `$LMFLOW_CACHE`, else `lmflow` in the user's folder for caches."""
+    chosen = os.environ.get(VARIABLE)
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(chosen) if chosen else Path(caches) / "lmflow").expanduser() / "tokens"
+
+
+def cached(
+    key: str, make: Callable[[], Iterable[TokenSequence]], about: Callable[[], Mapping[str, Any]]
+) -> StoredSequences:
+    """The store for `key`, written from what `make` gives and `about` says afterwards where there is none yet."""
+    directory = cache_directory() / key
+    found = _open(directory)
+    if found is None:
+        write_store(directory, make(), about)
+        _forget_unused(directory)
+        found = StoredSequences(directory)
+    with suppress(OSError):  # a cache that others own can be read
+        os.utime(directory / INDEX)
+    return found
+
+
+def key_of(*parts: str) -> str:
+    """A name for a store, from everything its tokens depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _open(directory: Path) -> StoredSequences | None:
+    """The store at `directory`; None where there is none, or a damaged one, which is then written anew."""
+    try:
+        return StoredSequences(directory)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _forget_unused(but: Path) -> None:
+    oldest = time.time() - DAYS_KEPT * 86_400
+    for directory in but.parent.iterdir():
+        index = directory / INDEX
+        with suppress(OSError):
+            last_used = (index if index.exists() else directory).stat().st_mtime
+            if directory != but and last_used < oldest:
+                shutil.rmtree(directory, ignore_errors=True)

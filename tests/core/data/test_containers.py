@@ -1,0 +1,278 @@
+"""Every container gives the same records, one at a time; what is broken says where, and never trains in silence."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmflow.components import DataFormat
+from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.json_array import iterate_array
+from lmflow.data.reading import load_dataset, read_samples
+from lmflow.data.records import iterate_records, read_records
+from lmflow.errors import DataError
+
+ROWS = [{"instruction": f"Say {i}, 数据", "input": None, "output": f'"{i}"\nyes\u2028no'} for i in range(7)]
+BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
+
+
+def as_lines(rows: list[dict[str, Any]], end: str = "\n") -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows).encode()
+
+
+def write_csv(path: Path, delimiter: str = ",") -> None:
+    import csv
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ROWS[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write_parquet(path: Path) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=3)
+
+
+def write_zst(path: Path) -> None:
+    import pyarrow
+
+    with pyarrow.output_stream(str(path), compression="zstd") as stream:
+        stream.write(as_lines(ROWS))
+
+
+def write_saved(path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
+
+
+def write_saved_parts(path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    parts = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    datasets.DatasetDict(parts).save_to_disk(str(path))
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "a.jsonl": lambda path: path.write_bytes(as_lines(ROWS)),
+    "crlf.jsonl": lambda path: path.write_bytes(as_lines(ROWS, "\r\n")),
+    "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + as_lines(ROWS)),
+    "no-end.jsonl": lambda path: path.write_bytes(as_lines(ROWS).rstrip()),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(as_lines(ROWS))),
+    "gzipped-whatever-it-is-called.jsonl": lambda path: path.write_bytes(gzip.compress(as_lines(ROWS))),
+    "a.jsonl.zst": write_zst,
+    "a.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "indented.json": lambda path: path.write_text(json.dumps(ROWS, indent=2, ensure_ascii=False)),
+    "a.csv": write_csv,
+    "a.tsv": lambda path: write_csv(path, "\t"),
+    "a.parquet": write_parquet,
+    "saved": write_saved,
+    "saved-parts": write_saved_parts,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_container_gives_the_same_samples(name: str, tmp_path: Path):
+    WRITERS[name](tmp_path / name)
+    assert [dict(record.fields) for record in read_records(tmp_path / name)] == ROWS
+    for streaming in (False, True):
+        found = read_samples(Auto(path=str(tmp_path / name), streaming=streaming), FORMATS)
+        assert [sample.messages[-1].content for sample in found] == [row["output"] for row in ROWS]
+        assert found[-1] == list(found)[-1]
+        assert len({sample.source for sample in found}) == len(ROWS)
+
+
+def test_records_on_disk_are_split_as_those_in_memory(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(as_lines([{"prompt": str(i)} for i in range(50)]))
+    data = Auto(path=str(tmp_path / "a.jsonl"), validation=0.2)
+    memory, _ = load_dataset(data, FORMATS, 3)
+    disk, _ = load_dataset(data.model_copy(update={"streaming": True}), FORMATS, 3)
+    assert list(disk.train) == list(memory.train)
+    assert list(disk.heldout) == list(memory.heldout)
+    assert disk.fingerprint == memory.fingerprint
+
+
+# Options
+
+
+def test_fields_by_other_names(tmp_path: Path):
+    rows = [{"question": "q", "response_j": "good", "response_k": "bad", "prompt": "not this"}]
+    (tmp_path / "a.jsonl").write_bytes(as_lines(rows))
+    columns = {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}
+    [sample] = read_samples(Auto(path=str(tmp_path / "a.jsonl"), columns=columns), FORMATS)
+    assert [turn.content for turn in sample.messages] == ["q", "good"]
+    assert [turn.content for turn in sample.rejected] == ["q", "bad"]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: answer: data\.columns names it; the record has question, resp"):
+        read_samples(Auto(path=str(tmp_path / "a.jsonl"), columns={"output": "answer"}), FORMATS)
+
+
+def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
+    lines = [b'{"prompt": "a"}', b'{"prompt": 3}', b'{"prompt": "\xff"}', b"{", b"[]", b'{"prompt": "b"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    path = str(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"4 of 6 records do not fit format prompt:\na\.jsonl:2: prompt: expected text"):
+        load_dataset(Auto(path=path, validation=0), FORMATS, 0)
+    found, summary = load_dataset(Auto(path=path, validation=0, on_bad_record="skip"), FORMATS, 0)
+    assert [sample.messages[0].content for sample in found.train] == ["a", "b"]
+    assert (summary.records, summary.skipped, len(summary.problems)) == (6, 4, 4)
+    assert "4 that cannot be used skipped, such as a.jsonl:2: prompt" in summary.describe()
+    (tmp_path / "b.jsonl").write_bytes(b'{"prompt": 1}')
+    with pytest.raises(DataError, match="1 of 1 records"):  # nothing is left
+        load_dataset(Auto(path=str(tmp_path / "b.jsonl"), on_bad_record="skip"), FORMATS, 0)
+
+
+def test_a_mix_has_each_source_as_often_as_its_weight(tmp_path: Path):
+    for name, count in (("a", 20), ("b", 10)):
+        (tmp_path / f"{name}.jsonl").write_bytes(as_lines([{"prompt": f"{name}{i}"} for i in range(count)]))
+    (tmp_path / "c.csv").write_text("instruction,output\nc0,d\nc1,d\n")
+    mix = {str(tmp_path / "a.jsonl"): 0.5, str(tmp_path / "b.jsonl"): 2.3, str(tmp_path / "c.csv"): 1}
+    for streaming in (False, True):
+        found, summary = load_dataset(Auto(mix=mix, validation=0, streaming=streaming), FORMATS, 0)
+        names = [sample.messages[0].content for sample in found.train]
+        assert len([name for name in names if name[0] == "a"]) == len({n for n in names if n[0] == "a"}) == 10
+        assert sorted(names.count(f"b{i}") for i in range(10)) == [2] * 7 + [3] * 3
+        assert [name for name in names if name[0] == "c"] == ["c0", "c1"]
+        assert names == [
+            sample.messages[0].content for sample in load_dataset(Auto(mix=mix, validation=0), FORMATS, 0)[0].train
+        ]
+        assert (summary.records, summary.train, summary.format) == (32, 35, "prompt, alpaca")
+    with pytest.raises(DataError, match="both name data"):
+        load_dataset(Auto(mix=mix, path="x"), FORMATS, 0)
+
+
+def test_held_out_samples_are_never_trained_on(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(as_lines([{"prompt": str(i)} for i in range(40)]))
+    found, _ = load_dataset(Auto(mix={str(tmp_path / "a.jsonl"): 3}, validation=0.25), FORMATS, 0)
+    train = {sample.messages[0].content for sample in found.train}
+    heldout = {sample.messages[0].content for sample in found.heldout}
+    assert (len(found.train), len(train), len(heldout)) == (90, 30, 10)
+    assert not train & heldout
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: expected 2 cells"),
+        ("a.csv", b'a,b\n"1,2\n', r"a\.csv:2: not CSV"),
+        ("a.csv", b"a,b\n1,\xff\n", "not UTF-8"),
+        ("a.parquet", b"PAR1 and no more", "broken parquet file"),
+        ("a.parquet", b"", "broken parquet file"),
+        ("a.arrow", b"no arrow at all", "broken arrow file"),
+        ("a.jsonl", '{"a": "é"}'.encode("utf-16"), "UTF-16; convert the file"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", r"a\.jsonl:1: nested too deeply"),
+        ("a.json", b'[{"a": 1}] more', r"a\.json:1: not JSON at column 12: Extra data"),
+        ("a.json", b'[{"a": 1},]', r"a\.json:1: not JSON at column"),
+        ("a.json", b'[{"a": 1}\n {"a": 2}]', r"a\.json:2: not JSON at column 2: Expecting '\]' or ','"),
+        ("a.json", b'[{"a": 1}, {"a": "\xff"}]', "not UTF-8"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd nothing", "cannot be read"),
+    ],
+)
+def test_what_is_broken_is_named(name: str, raw: bytes, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError, match=message):
+        read_records(tmp_path / name)
+
+
+def test_half_a_character_is_no_text(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(rb'{"text": "one \ud83d two"}')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: text: holds half a character \(\\ud83d at 4\)"):
+        read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+
+
+def test_a_line_of_a_hundred_megabytes(tmp_path: Path):
+    text = "x" * 100_000_000
+    (tmp_path / "a.jsonl").write_bytes(as_lines([{"text": "a"}, {"text": text}]))
+    assert [len(record.fields["text"]) for record in iterate_records(tmp_path / "a.jsonl")] == [1, len(text)]
+
+
+def test_an_array_is_read_piece_by_piece():
+    """Whatever lies across the border of two blocks."""
+    draw = random.Random(0)
+    values = [
+        draw.choice([{"a": "é" * draw.randint(0, 9)}, 12345, -1.5e10, "x\n", None, [True, {}]]) for _ in range(200)
+    ]
+    text = json.dumps(values, ensure_ascii=False, indent=1).encode()
+
+    class Trickle(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(draw.randint(1, 5))
+
+    for cut in (1, 5, 17, 100):
+        assert list(iterate_array(text[:cut], Trickle(text[cut:]))) == values
+
+
+def test_the_line_of_a_fault_is_counted_across_blocks():
+    text = b"[\n" + b'{"a": 1},\n' * 500_000 + b'{"a": oops},\n' + b'{"a": 1}\n' * 500_000 + b"]"
+    stream = io.BytesIO(text)
+    with pytest.raises(json.JSONDecodeError) as caught:
+        for _ in iterate_array(stream.readline(), stream):
+            pass
+    assert (caught.value.lineno, caught.value.colno) == (500_002, 7)
+    assert stream.tell() < len(text)  # it is not looked for an end that would mend it
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["text", "messages", "prompt", "chosen", "rejected", "instruction", "output", "input", "tools"]
+)
+ROW = st.dictionaries(FIELDS, JSON, max_size=4)
+GARBAGE = st.binary(max_size=200) | ROW.map(lambda row: json.dumps(row).encode()) | st.lists(ROW).map(as_lines)
+SUFFIXES = st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".jsonl.gz", ".json.zst"])
+
+
+def outcome_of(read: Callable[[], Any]) -> Any:
+    """What reading gives, or the DataError it ends with; any other exception is a failure."""
+    try:
+        return read()
+    except DataError as error:
+        return error
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=GARBAGE, suffix=SUFFIXES, zipped=st.booleans(), cut=st.integers(0, 20), skip=st.booleans())
+def test_whatever_a_file_holds_is_samples_or_an_error(
+    raw: bytes, suffix: str, zipped: bool, cut: int, skip: bool, tmp_path: Path
+):
+    content = gzip.compress(raw) if zipped else raw
+    path = tmp_path / f"fuzz{suffix}"
+    path.write_bytes(content[: len(content) - cut])
+    data = Auto(path=str(path), validation=0, on_bad_record="skip" if skip else "error")
+    outcome = outcome_of(lambda: load_dataset(data, FORMATS, 0))
+    if isinstance(outcome, DataError):
+        assert "fuzz" in str(outcome)
+        return
+    found, summary = outcome
+    assert len(found.train) + summary.skipped == summary.records
+    assert not summary.skipped or skip
+    for sample in found.train:
+        assert sample.messages
+        for turn in (*sample.messages, *sample.rejected):
+            turn.content.encode()
+
+
+@settings(max_examples=300, deadline=None)
+@given(record=ROW, name=st.sampled_from([each.name for each in FORMATS]))
+def test_whatever_a_record_holds_is_a_sample_or_an_error(record: dict[str, Any], name: str):
+    outcome = outcome_of(lambda: BY_NAME[name]().sample(record, "f:1"))
+    if isinstance(outcome, DataError):
+        assert str(outcome).startswith("f:1: ")
+    else:
+        assert all(isinstance(turn.content, str) for turn in outcome.messages)
