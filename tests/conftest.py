@@ -87,6 +87,12 @@ def model_directory(
     return directory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests, and the commands they start, keep tokens elsewhere than their user."""
+    os.environ["LMFLOW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny vision tower for open_clip: 2 x 2 patches, which are four image tokens of 24 numbers."""

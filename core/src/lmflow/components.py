@@ -142,7 +142,7 @@ class DataFormat(Component):
     )
     limit: int | None = Field(None, gt=0, description="Use only the first so many records.")
     train_on: str = Field(
-        "assistant", pattern="^(assistant|all)$", description="Tokens with a loss: those of the assistant, or all."
+        "assistant", pattern="^(assistant|last|all)$", description="Tokens with a loss: answers, the last one, or all."
     )
 
     @classmethod

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lmflow.data.sample import Sample, TokenSequence
-from lmflow.data.tokens import encode_prompt, encode_sample
+from lmflow.data.tokens import encode_prompt, encode_samples
 from lmflow.errors import DataError
 from lmflow.inference.completion import Prompt
 
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 class LanguageModel:
     """Weights and tokenizer, kept together because each is wrong without the other.
 
-    A plugin whose samples hold more than text subclasses this and overrides `encode` and `encode_prompt`; one whose
-    model has further parts also `prepare`, `save_tuned`,
-    `learning_rate` and `save`.
+    A plugin whose samples hold more than text subclasses this and overrides `encode_all`, `encode_prompt` and
+    `token_key`; one whose model has further parts also `prepare`, `save_tuned`, `learning_rate` and `save`.
     """
 
     module: nn.Module
@@ -53,12 +52,27 @@ class LanguageModel:
         return None
 
     def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
-        """Tokenise a sample for training; see `lmflow.data.tokens.encode_sample`.
+        """Tokenise a sample for training; see `encode_all`."""
+        return self.encode_all([sample], train_on)[0]
+
+    def encode_all(self, samples: Sequence[Sample], train_on: str = "assistant") -> list[list[TokenSequence]]:
+        """Tokenise samples for training, which is faster together; see `lmflow.data.tokens.encode_samples`.
 
         Raises DataError for a sample with images, as `encode_prompt` does: this model reads text alone.
         """
-        refuse_images(sample)
-        return encode_sample(self.tokenizer, sample, train_on=train_on, end_ids=self.end_ids)
+        for sample in samples:
+            refuse_images(sample)
+        return encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+
+    @property
+    def token_key(self) -> str | None:
+        """What tokens depend on beside the sample and how it is trained; None where they are not all a sequence has."""
+        tokenizer = self.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        settings = (tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items()), self.end_ids)
+        return f"{backend.to_str()}{settings!r}"
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, up to where the answer begins."""

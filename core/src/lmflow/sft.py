@@ -30,7 +30,7 @@ class Sft(Aligner):
         """Train over the data for `training.epochs`, or `training.max_steps` steps."""
         from lmflow.data.encoding import encode
 
-        sequences, lengths = encode(model, data.train, data.options)
+        sequences, lengths = encode(model, data.train, data.options, data.fingerprint)
         journal.note(lengths.describe())
         journal.tables["lengths"] = lengths.as_dict()
         journal.metrics["trained_token_share"] = lengths.trained_tokens / lengths.tokens

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmflow.data.sample import Sample, TokenSequence
-from lmflow.data.tokens import encode_prompt, encode_sample
+from lmflow.data.tokens import encode_prompt, encode_samples
 from lmflow.errors import DataError
 from lmflow.inference.completion import Prompt
 from lmflow.models import LanguageModel
@@ -75,15 +75,24 @@ class VisionLanguageModel(LanguageModel):
         """Padding and the image token, which may have a spare row in the language model's head."""
         return (*super().never_drawn, self.network.image_id)
 
-    def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
-        """Tokenise a sample with its pictures; see `LanguageModel.encode`.
+    def encode_all(self, samples: Sequence[Sample], train_on: str = "assistant") -> list[list[TokenSequence]]:
+        """Tokenise samples with their pictures; see `LanguageModel.encode_all`.
 
         Raises DataError when the texts have more or fewer marks than pictures.
         """
-        for turn in sample.messages:
-            check_marks(turn.content, turn.images, sample.source or "the sample")
-        sequences = encode_sample(self.tokenizer, sample, train_on=train_on, end_ids=self.end_ids)
-        return [self._with_pictures(sequence, sample) for sequence in sequences]
+        for sample in samples:
+            for turn in sample.messages:
+                check_marks(turn.content, turn.images, sample.source or "the sample")
+        encoded = encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+        return [
+            [self._with_pictures(sequence, sample) for sequence in sequences]
+            for sample, sequences in zip(samples, encoded, strict=True)
+        ]
+
+    @property
+    def token_key(self) -> None:
+        """None: a sequence has the features of pictures beside its tokens."""
+        return None
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, with its pictures."""

@@ -2,27 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmflow.components import DataFormat
-from lmflow.data.lengths import LengthReport, fit_lengths
+from lmflow.data import rendering
+from lmflow.data import tokens as tokens_module
+from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
+from lmflow.data.token_cache import cached, key_of
 
 if TYPE_CHECKING:
     from lmflow.models import LanguageModel
 
+CHUNK = 1024
+"""Samples tokenised together."""
+LOOKED_AT = 10_000
+"""Samples among which one with pictures is looked for."""
+KEPT_FROM = 2_000_000
+"""Characters of text from which on tokens are kept on disk; below, tokenising takes less than a few seconds."""
+
 
 def encode(
-    model: LanguageModel, samples: Sequence[Sample], options: DataFormat
-) -> tuple[list[TokenSequence], LengthReport]:
+    model: LanguageModel, samples: Sequence[Sample], options: DataFormat, fingerprint: str | None = None
+) -> tuple[Sequence[TokenSequence], LengthReport]:
     """Tokenise `samples` and fit them to `options.max_length` or the model's context, whichever is shorter.
 
-    Raises DataError when no trained token remains, naming the records.
+    Many samples are tokenised once and kept on disk, found again by everything their tokens depend on: the samples (or
+    `fingerprint`, where that stands for them), the tokenizer with its template, and the options.
+    Raises DataError when no trained token remains, naming the records, and where the disk cannot hold them.
     """
-    sequences = [each for sample in samples for each in model.encode(sample, options.train_on)]
-    return fit_lengths(sequences, length_limit(model, options), options.too_long)
+    limit = length_limit(model, options)
+    tokens = model.token_key
+    if tokens is None or not worth_keeping(samples):
+        return fit_lengths(encoded(model, samples, options.train_on), limit, options.too_long)
+    fitter = LengthFitter(limit, options.too_long)
+    what = fingerprint if fingerprint is not None else samples_key(samples)
+    key = key_of(what, tokens, options.train_on, str(limit), options.too_long, *code())
+    stored = cached(
+        key,
+        lambda: (each for sequence in encoded(model, samples, options.train_on) for each in fitter.fit(sequence)),
+        lambda: {"lengths": fitter.report().as_dict()},
+    )
+    return stored, LengthReport.from_dict(stored.about["lengths"])
+
+
+def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[TokenSequence]:
+    """The sequences of all samples, a chunk of samples at a time."""
+    for start in range(0, len(samples), CHUNK):
+        for sequences in model.encode_all(samples[start : start + CHUNK], train_on):
+            yield from sequences
+
+
+@cache
+def code() -> tuple[str, ...]:
+    """The code that makes tokens of samples: what an older version of it made is not used."""
+    return tuple(Path(module.__file__ or "").read_text(encoding="utf-8") for module in (tokens_module, rendering))
+
+
+def worth_keeping(samples: Sequence[Sample]) -> bool:
+    """Whether tokenising the samples takes long enough for the result to be kept."""
+    some = samples[:CHUNK]
+    characters = sum(len(turn.content) for sample in some for turn in sample.messages)
+    return characters * len(samples) >= KEPT_FROM * max(1, len(some))
+
+
+def samples_key(samples: Sequence[Sample]) -> str:
+    """A digest of everything that is tokenised of the samples, and of where they are from."""
+    parts = ((s.messages, s.templated, s.tools, s.source) for s in samples)
+    return key_of(*map(repr, parts))
 
 
 def length_limit(model: LanguageModel, options: DataFormat) -> int | None:
@@ -33,20 +85,20 @@ def length_limit(model: LanguageModel, options: DataFormat) -> int | None:
 
 def longest_sequence(model: LanguageModel, samples: Sequence[Sample], candidates: int = 8) -> int:
     """Tokens of the longest sample, taken from the few that are longest in characters."""
-    longest = sorted(samples, key=lambda sample: -sum(len(turn.content) for turn in sample.messages))[:candidates]
-    encoded = [model.encode(sample if _answered(sample) else _with_answer(sample)) for sample in longest]
-    return max((len(sequence) for sequences in encoded for sequence in sequences), default=0)
+    longest = heapq.nlargest(candidates, samples, key=lambda sample: sum(len(turn.content) for turn in sample.messages))
+    found = model.encode_all([sample if _answered(sample) else _with_answer(sample) for sample in longest])
+    return max((len(sequence) for sequences in found for sequence in sequences), default=0)
 
 
-def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> list[TokenSequence]:
+def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> Sequence[TokenSequence]:
     """Like `encode`, for those samples that end with an answer; empty when none does."""
     answered = [sample for sample in samples if _answered(sample)]
     return encode(model, answered, options)[0] if answered else []
 
 
-def probe_sequences(model: LanguageModel, data: Dataset, count: int = 8) -> list[TokenSequence]:
+def probe_sequences(model: LanguageModel, data: Dataset, count: int = 8) -> Sequence[TokenSequence]:
     """A few training sequences to test a model with; a prompt without an answer is given a short one."""
-    pictured = [sample for sample in data.train if sample.images][:1]  # what is special must be among them
+    pictured = [sample for sample in data.train[:LOOKED_AT] if sample.images][:1]  # what is special must be among them
     chosen = [*pictured, *data.train[:count]]
     samples = [sample if _answered(sample) else _with_answer(sample) for sample in chosen]
     return encode(model, samples, data.options)[0]

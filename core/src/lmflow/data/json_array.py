@@ -9,6 +9,7 @@ from typing import IO, Any
 
 BLOCK = 1 << 20
 SPACE = " \t\r\n"
+AFTER = (*SPACE, ",", "]")
 LONGEST_WORD = len("-Infinity")
 
 
@@ -71,7 +72,7 @@ class _Reader:
                 if not self._may_be_cut(error):
                     raise self.error(error.msg, error.pos) from None
             else:
-                if end < len(self._text) or not isinstance(value, int | float):
+                if not isinstance(value, int | float) or self._text[end : end + 1] in AFTER:
                     self._at = end
                     return value
                 failure = None  # a number may go on

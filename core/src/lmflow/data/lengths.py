@@ -40,6 +40,21 @@ class LengthReport:
     untrained: tuple[str, ...]
     """The first few records that have nothing to train on."""
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LengthReport:
+        """The report that `as_dict` wrote."""
+        rules = values["rules"]
+        return cls(
+            limit=values["limit"],
+            longest=values["longest"],
+            kept=values["kept"],
+            tokens=values["tokens"],
+            trained_tokens=values["trained_tokens"],
+            sequences={rule: rules[rule]["sequences"] for rule in RULES if rules[rule]["sequences"]},
+            lost_tokens={rule: rules[rule]["tokens_lost"] for rule in RULES if rules[rule]["tokens_lost"]},
+            untrained=tuple(values["untrained"]),
+        )
+
     def describe(self) -> str:
         """What the user is told: a line of totals, then one for each rule that took something away or cut it."""
         share = self.trained_tokens / self.tokens
@@ -69,6 +84,7 @@ class LengthReport:
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "rules": rules,
+            "untrained": list(self.untrained),
         }
 
 

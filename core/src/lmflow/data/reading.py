@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from pathlib import Path
 
 from lmflow.components import DataFormat
 from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
 from lmflow.data.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.records import Record, fingerprint, iterate_records, size_of
 from lmflow.data.sample import Dataset, Message, Sample
+from lmflow.data.token_cache import key_of
 from lmflow.errors import DataError
 
 SHOWN = 5
@@ -80,7 +83,8 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
     else:
         pool = read_pool(data, formats)
         train, heldout = split(pool.samples, data, formats, seed)
-    return Dataset(train, heldout, pool.format, pool.digest), _summary(data, [pool], len(train), len(heldout))
+    key = train_key([pool], data, seed)
+    return Dataset(train, heldout, pool.format, key), _summary(data, [pool], len(train), len(heldout))
 
 
 def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
@@ -99,8 +103,14 @@ def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) 
     digest = hashlib.sha256(json.dumps([pool.digest for pool in pools]).encode()).hexdigest()
     whole = Concatenated(train)
     summary = replace(_summary(data, pools, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest)
-    key = hashlib.sha256(json.dumps([digest, list(data.mix.values())]).encode()).hexdigest()
-    return Dataset(whole, heldout, pools[0].format, key), summary
+    return Dataset(whole, heldout, pools[0].format, train_key(pools, data, seed)), summary
+
+
+def train_key(pools: Sequence[Pool], data: DataFormat, seed: int) -> str:
+    """A digest of everything the samples that are trained on depend on: files, options, formats and their code."""
+    formats = dict.fromkeys(type(pool.format) for pool in pools)
+    code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in formats]
+    return key_of(*(pool.digest for pool in pools), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
 
 
 def _summary(data: DataFormat, pools: Sequence[Pool], train: int, heldout: int) -> DataSummary:

@@ -1,14 +1,17 @@
 """Samples as token sequences, with the loss on the assistant's tokens and the end-of-text token after them.
 
-Token ids are always exactly those of the model's own chat template. Which of them are targets follows from the
-template's `{% generation %}` marks, or from rendering the conversation with and without its later turns.
+Token ids are those of the model's own chat template; which of them are targets is what `lmflow.data.rendering` found.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
+from lmflow.data.rendering import Rendering, answer_starts, render, renderings
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.errors import DataError
 
@@ -19,8 +22,6 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
 """Chat template given to a tokenizer that has none. It is saved with the model, so what is trained is served."""
-
-Span = tuple[int, int]
 
 
 def ensure_chat_template(tokenizer: Any) -> bool:
@@ -34,19 +35,34 @@ def ensure_chat_template(tokenizer: Any) -> bool:
 def encode_sample(
     tokenizer: Any, sample: Sample, *, train_on: str = "assistant", end_ids: Sequence[int]
 ) -> list[TokenSequence]:
-    """Tokenise one sample; usually one sequence, several when the template rewrites earlier turns.
+    """Tokenise one sample; see `encode_samples`."""
+    return encode_samples(tokenizer, [sample], train_on=train_on, end_ids=end_ids)[0]
+
+
+def encode_samples(
+    tokenizer: Any, samples: Sequence[Sample], *, train_on: str = "assistant", end_ids: Sequence[int]
+) -> list[list[TokenSequence]]:
+    """Tokenise samples together; for each usually one sequence, several when the template rewrites earlier turns.
 
     With `train_on` "assistant" the targets are the assistant's tokens up to and including the token that ends each
-    answer; with "all" every token. `end_ids[0]` is appended, as a target, where nothing else ends the last answer.
+    answer; with "last" those of the last answer alone; with "all" every token. `end_ids[0]` is appended, as a target,
+    where nothing else ends the last answer.
     Raises DataError when the template cannot render the messages or hides where answers begin.
     """
-    if sample.templated:
-        sequences = _encode_templated(tokenizer, sample, end_ids)
-    else:
-        sequences = [_encode_plain(tokenizer, sample, end_ids)]
-    if train_on == "all":
-        return [TokenSequence(s.ids, [True] * len(s), s.source, s.extras) for s in sequences]
-    return sequences
+    found = [renderings(tokenizer, sample) if sample.templated else [] for sample in samples]
+    tokenized = iter(_tokenized(tokenizer, [each for some in found for each in some]))
+    encoded = []
+    for sample, some in zip(samples, found, strict=True):
+        if sample.templated:
+            chosen = [(each, next(tokenized)) for each in some]
+            chosen = chosen[-1:] if train_on == "last" else chosen
+            sequences = [_targets(tokenizer, each, tokens, train_on, end_ids) for each, tokens in chosen]
+        else:
+            sequences = [_encode_plain(tokenizer, sample, train_on, end_ids)]
+        if train_on == "all":
+            sequences = [replace(each, trained=[True] * len(each)) for each in sequences]
+        encoded.append(sequences)
+    return encoded
 
 
 def encode_prompt(tokenizer: Any, sample: Sample) -> list[int]:
@@ -55,104 +71,90 @@ def encode_prompt(tokenizer: Any, sample: Sample) -> list[int]:
     if not prompt.templated:
         return [token for index, turn in enumerate(prompt.messages) for token in _plain_ids(tokenizer, turn, index)]
     text = render(tokenizer, prompt, prompt.messages, prompt=True)
-    earlier = [index for index, turn in enumerate(prompt.messages) if turn.role == "assistant"]
-    if not earlier:
+    if not any(turn.role == "assistant" for turn in prompt.messages):
         return _ids(tokenizer, text)
-    starts = [len(render(tokenizer, prompt, prompt.messages[:index], prompt=True)) for index in earlier]
-    return _tokens_with_offsets(tokenizer, text, starts)[0]
+    starts = answer_starts(tokenizer, prompt, text)
+    tokens = _tokens_of(_encodings(tokenizer, [text])[0])
+    return _uncrossed(tokenizer, text, tokens, starts).ids
 
 
-def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, prompt: bool = False) -> str:
-    """The chat template's text for `messages`; with `prompt`, up to where the assistant begins to speak.
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Ids, and the characters each stands for."""
 
-    Raises DataError naming the sample when the template refuses the messages.
-    """
-    turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-    try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-    except Exception as error:  # a template is a program of the model's maker: it can raise anything
-        roles = ", ".join(turn.role for turn in messages)
-        raise DataError(f"{sample.source}: the model's chat template refuses the roles {roles}: {error}") from error
-    return text
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
 
 
-def _encode_templated(tokenizer: Any, sample: Sample, end_ids: Sequence[int]) -> list[TokenSequence]:
-    full = render(tokenizer, sample, sample.messages)
-    answers = [index for index, turn in enumerate(sample.messages) if turn.role == "assistant"]
-    if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-        return [_from_generation_marks(tokenizer, sample, end_ids)]
-    spans = [_answer_span(tokenizer, sample, index, full) for index in answers]
-    known = [span for span in spans if span is not None]
-    if len(known) == len(answers):
-        return [_from_spans(tokenizer, sample, full, known, end_ids)]
-    return [_last_answer_of(tokenizer, sample, index, end_ids) for index in answers]
+def _tokenized(tokenizer: Any, texts: Sequence[Rendering]) -> list[_Tokens]:
+    """The tokens of all renderings.
 
-
-def _from_generation_marks(tokenizer: Any, sample: Sample, end_ids: Sequence[int]) -> TokenSequence:
-    turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
-    encoded = tokenizer.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False
-    )
-    trained = [bool(mark) for mark in encoded["assistant_masks"]]
-    return _ended(sample, list(encoded["input_ids"]), trained, end_ids)
-
-
-def _answer_span(tokenizer: Any, sample: Sample, index: int, full: str) -> Span | None:
-    """Characters of `full` that answer `index` and its end take up; None if the template rewrote it later on."""
-    before = render(tokenizer, sample, sample.messages[:index], prompt=True)
-    after = render(tokenizer, sample, sample.messages[: index + 1])
-    return (len(before), len(after)) if full.startswith(after) and after.startswith(before) else None
-
-
-def _last_answer_of(tokenizer: Any, sample: Sample, index: int, end_ids: Sequence[int]) -> TokenSequence:
-    """The conversation up to answer `index`, trained on that answer alone: what the model sees when it gives it."""
-    upto = Sample(sample.messages[: index + 1], True, sample.record, sample.source)
-    text = render(tokenizer, upto, upto.messages)
-    span = _answer_span(tokenizer, upto, index, text)
-    if span is None:
-        raise DataError(
-            f"{sample.source}: the model's chat template shows no clear place where answer {index + 1} begins. Mark it "
-            "with {% generation %} in the template, or use a format without a template (text2text)."
-        )
-    return _from_spans(tokenizer, upto, text, [span], end_ids)
-
-
-def _from_spans(
-    tokenizer: Any, sample: Sample, text: str, spans: Sequence[Span], end_ids: Sequence[int]
-) -> TokenSequence:
-    """Tokens inside a span are targets, but for what the template puts after the token that ends the answer."""
-    ids, offsets = _tokens_with_offsets(tokenizer, text, [start for start, _ in spans])
-    special = {*tokenizer.all_special_ids, *end_ids}
-    trained = [False] * len(ids)
-    for start, end in spans:
-        inside = [i for i, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
-        enders = [i for i in inside if ids[i] in special]
-        last = enders[-1] if enders else max(inside, default=-1)
-        for i in inside:
-            trained[i] = i <= last
-    return _ended(sample, ids, trained, end_ids)
-
-
-def _tokens_with_offsets(tokenizer: Any, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
-    """Ids and character spans of `text`.
-
-    The text is tokenised whole, as the template's own ids are, unless a token would straddle a place where an answer
+    Each text is tokenised whole, as the template's own ids are, unless a token would straddle a place where an answer
     starts: there the text is cut, because a prompt ends there too when the model is asked.
     """
-    try:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = [(a, b) for a, b in encoded["offset_mapping"]]
-        cuts = [start for start in starts if any(a < start < b for a, b in offsets)]
-        if not cuts:
-            return list(encoded["input_ids"]), offsets
-        ids, offsets = [], []
-        for begin, end in zip([0, *cuts], [*cuts, len(text)]):
-            piece = tokenizer(text[begin:end], add_special_tokens=False, return_offsets_mapping=True)
-            ids += piece["input_ids"]
-            offsets += [(a + begin, b + begin) for a, b in piece["offset_mapping"]]
-    except NotImplementedError as error:
-        raise DataError("The tokenizer reports no character offsets; convert it to a fast tokenizer.") from error
-    return ids, offsets
+    if not texts:
+        return []
+    encodings = _encodings(tokenizer, [each.text for each in texts])
+    return [
+        _uncrossed(tokenizer, each.text, _tokens_of(encoding), [start for start, _ in each.spans])
+        for each, encoding in zip(texts, encodings, strict=True)
+    ]
+
+
+def _encodings(tokenizer: Any, texts: Sequence[str]) -> Sequence[Any]:
+    """What the library tokenizers makes of the texts, all in one call, which uses every core."""
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+    ).encodings
+    if encoded is None:
+        raise DataError("The tokenizer reports no character offsets; convert it to a fast tokenizer.")
+    found: Sequence[Any] = encoded
+    return found
+
+
+def _tokens_of(encoding: Any) -> _Tokens:
+    starts, ends = zip(*encoding.offsets, strict=True) if encoding.ids else ((), ())
+    return _Tokens(encoding.ids, list(starts), list(ends))
+
+
+def _uncrossed(tokenizer: Any, text: str, tokens: _Tokens, places: Sequence[int]) -> _Tokens:
+    """The tokens, none of which straddles one of `places`."""
+    cuts = [place for place in places if _straddled(tokens, place)]
+    if not cuts:
+        return tokens
+    ids: list[int] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    borders = [0, *cuts, len(text)]
+    pieces = _encodings(tokenizer, [text[begin:end] for begin, end in pairwise(borders)])
+    for begin, piece in zip(borders, pieces):
+        part = _tokens_of(piece)
+        ids += part.ids
+        starts += [start + begin for start in part.starts]
+        ends += [end + begin for end in part.ends]
+    return _Tokens(ids, starts, ends)
+
+
+def _straddled(tokens: _Tokens, place: int) -> bool:
+    """Whether a token begins before `place` and ends after it."""
+    index = bisect_left(tokens.starts, place) - 1
+    return index >= 0 and tokens.ends[index] > place
+
+
+def _targets(
+    tokenizer: Any, rendering: Rendering, tokens: _Tokens, train_on: str, end_ids: Sequence[int]
+) -> TokenSequence:
+    """The tokens inside a span are targets; found spans end with the token that ends the answer, not after it."""
+    special = {*tokenizer.all_special_ids, *end_ids}
+    trained = [False] * len(tokens.ids)
+    for start, end in rendering.spans[-1:] if train_on == "last" else rendering.spans:
+        first, last = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
+        if not rendering.marked:
+            enders = (index for index in range(last - 1, first - 1, -1) if tokens.ids[index] in special)
+            last = next(enders, last - 1) + 1
+        trained[first:last] = [True] * (last - first)
+    return _ended(rendering.sample, tokens.ids, trained, end_ids)
 
 
 def _ended(sample: Sample, ids: list[int], trained: list[bool], end_ids: Sequence[int]) -> TokenSequence:
@@ -167,14 +169,15 @@ def _ended(sample: Sample, ids: list[int], trained: list[bool], end_ids: Sequenc
     return TokenSequence(ids, trained, sample.source)
 
 
-def _encode_plain(tokenizer: Any, sample: Sample, end_ids: Sequence[int]) -> TokenSequence:
+def _encode_plain(tokenizer: Any, sample: Sample, train_on: str, end_ids: Sequence[int]) -> TokenSequence:
     """Contents one after the other; the last one's end is marked if it is the assistant's."""
     ids: list[int] = []
     trained: list[bool] = []
+    final = len(sample.messages) - 1
     for index, turn in enumerate(sample.messages):
         piece = _plain_ids(tokenizer, turn, index)
         ids += piece
-        trained += [turn.role == "assistant"] * len(piece)
+        trained += [turn.role == "assistant" and (train_on != "last" or index == final)] * len(piece)
     if sample.messages[-1].role == "assistant":
         ids.append(end_ids[0])
         trained.append(True)

@@ -144,7 +144,7 @@ class Prepared:
         """The training samples, tokenised."""
         from lmflow.data.encoding import encode
 
-        return encode(self.model, self.data.train, self.data.options)[0]
+        return list(encode(self.model, self.data.train, self.data.options)[0])
 
     def tokens(self, model: LanguageModel) -> list[tuple[list[int], list[bool]]]:
         """The training samples as `model` tokenises them, and which tokens it would be trained on."""
