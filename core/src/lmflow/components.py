@@ -141,6 +141,9 @@ class DataFormat(Component):
         0.05, description="Share of the records held out for evaluation, or the path of a file that holds them."
     )
     limit: int | None = Field(None, gt=0, description="Use only the first so many records.")
+    template: str | None = Field(
+        None, description="Chat template, by name (chatml, llama3, …) or a Jinja file; the model's own if unset."
+    )
     train_on: str = Field(
         "assistant", pattern="^(assistant|last|all)$", description="Tokens with a loss: answers, the last one, or all."
     )

@@ -141,12 +141,14 @@ class Run:
 
     def load_model(self) -> tuple[LanguageModel, str]:
         """The model on its device, and the precision the run computes in."""
+        from lmflow.data.chat_templates import use_template
         from lmflow.training.precision import DTYPES, choose_device, choose_precision
 
         device = choose_device(self.recipe.training.device)
         precision = choose_precision(self.recipe.training.precision, device)
         with self.journal.phase(f"loading model {self.recipe.model.name}"):
             model = self.recipe.model.load(DTYPES[precision], device, self.recipe.context)
+        use_template(model.tokenizer, self.recipe.data.template)
         self.record |= {"device": device, "precision": precision}
         return model, precision
 

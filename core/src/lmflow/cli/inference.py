@@ -24,7 +24,14 @@ COMPUTE_HELP = (
     ("--device auto|cpu|cuda", "Where to compute; auto takes a GPU if there is one."),
     ("--precision auto|fp32|bf16", "Number format of the weights; auto is bf16 on a GPU that has it, else fp32."),
 )
-TRAINING_ONLY = ("data.max_length", "data.too_long", "data.packing", "data.validation", "data.train_on")
+TRAINING_ONLY = (
+    "data.max_length",
+    "data.too_long",
+    "data.packing",
+    "data.validation",
+    "data.train_on",
+    "data.template",
+)
 """Options of every data format that mean something in training alone."""
 
 SECONDS_BETWEEN_LINES = 5.0

@@ -133,6 +133,8 @@ def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Seque
 
     Raises DataError with the first malformed records.
     """
+    if data.mix:
+        return Concatenated([read_pool(data.model_copy(update={"path": path}), formats).samples for path in data.mix])
     if data.path is None:
         return _embedded(data)[1]
     return read_pool(data, formats).samples

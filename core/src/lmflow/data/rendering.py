@@ -7,7 +7,7 @@ and without its later turns, and only where that leaves no doubt.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ class Rendering:
     sample: Sample
     text: str
     spans: tuple[Span, ...]
+    answers: tuple[str, ...]
+    """What the assistant says in each span."""
     marked: bool
     """Whether the spans are the template's own, rather than found by comparing."""
 
@@ -55,7 +57,7 @@ def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, promp
     except Exception as error:  # a template is a program of the model's maker: it can raise anything
         raise refused(sample, messages, error) from error
     if sample.tools or any(turn.tool_calls for turn in messages):
-        _check_tools(sample, messages, text)
+        _check_tools(tokenizer, sample, messages, text)
     return text
 
 
@@ -114,8 +116,9 @@ def _marked(tokenizer: Any, sample: Sample, *, prompt: bool = False) -> Renderin
         )
     except Exception as error:  # as in `render`
         raise refused(sample, sample.messages, error) from error
-    _check_tools(sample, sample.messages, text)
-    return Rendering(sample, text, tuple((start, end) for start, end in spans if start < end), True)
+    if sample.tools or any(turn.tool_calls for turn in sample.messages):
+        _check_tools(tokenizer, sample, sample.messages, text)
+    return Rendering(sample, text, tuple((start, end) for start, end in spans if start < end), (), True)
 
 
 def _keeps_earlier_turns(tokenizer: Any, whole: Rendering, answers: Sequence[int]) -> bool:
@@ -134,7 +137,8 @@ def _compared(tokenizer: Any, sample: Sample, answers: Sequence[int]) -> Renderi
     text = render(tokenizer, sample, sample.messages)
     spans = [_answer_span(tokenizer, sample, index, text) for index in answers]
     known = tuple(span for span in spans if span is not None)
-    return Rendering(sample, text, known, False) if len(known) == len(answers) else None
+    said = tuple(sample.messages[index].content for index in answers)
+    return Rendering(sample, text, known, said, False) if len(known) == len(answers) else None
 
 
 def _answer_span(tokenizer: Any, sample: Sample, index: int, full: str) -> Span | None:
@@ -158,19 +162,24 @@ def _upto(tokenizer: Any, sample: Sample, index: int, marked: bool) -> Rendering
             "a template with --data.template, mark answers in your own with {% generation %}, or use a format without "
             "a template (text2text)."
         )
-    return Rendering(upto, text, (span,), False)
+    return Rendering(upto, text, (span,), (sample.messages[index].content,), False)
 
 
-def _check_tools(sample: Sample, messages: Sequence[Message], text: str) -> None:
-    """Raise DataError where the text lacks a tool that is offered, or a call that is made."""
-    names = [_name(tool) for tool in sample.tools] + [_name(call) for turn in messages for call in turn.tool_calls]
-    lost = next((name for name in names if name not in text), None)
+def _check_tools(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str) -> None:
+    """Raise DataError where the text leaves out the tools that are offered, or a call that is made."""
+    calls = [str(call["function"]["name"]) for turn in messages for call in turn.tool_calls]
+    lost = next((f"the call of {name}" for name in calls if name not in text), None)
+    if lost is None and sample.tools and text.startswith(_without_tools(tokenizer, messages)):
+        lost = f"the tool {sample.tools[0]['function']['name']}"
     if lost is not None:
         raise DataError(
-            f"{sample.source}: the model's chat template leaves out the tool {lost}. Choose one that has tools with "
+            f"{sample.source}: the model's chat template leaves out {lost}. Choose one that has tools with "
             "--data.template (qwen2_5, llama3_for_tool, …)."
         )
 
 
-def _name(tool: Mapping[str, Any]) -> str:
-    return str(tool["function"]["name"])
+def _without_tools(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The beginning of the dialogue as it is where no tools are offered: what precedes the first answer."""
+    first = next((index for index, turn in enumerate(messages) if turn.role == "assistant"), len(messages))
+    text: str = tokenizer.apply_chat_template([as_dict(turn) for turn in messages[:first]], tokenize=False)
+    return text

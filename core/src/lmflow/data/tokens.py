@@ -146,15 +146,24 @@ def _targets(
     tokenizer: Any, rendering: Rendering, tokens: _Tokens, train_on: str, end_ids: Sequence[int]
 ) -> TokenSequence:
     """The tokens inside a span are targets; found spans end with the token that ends the answer, not after it."""
-    special = {*tokenizer.all_special_ids, *end_ids}
     trained = [False] * len(tokens.ids)
-    for start, end in rendering.spans[-1:] if train_on == "last" else rendering.spans:
+    chosen = range(len(rendering.spans))[-1:] if train_on == "last" else range(len(rendering.spans))
+    for number in chosen:
+        start, end = rendering.spans[number]
         first, last = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
         if not rendering.marked:
-            enders = (index for index in range(last - 1, first - 1, -1) if tokens.ids[index] in special)
-            last = next(enders, last - 1) + 1
+            said = rendering.answers[number].strip()
+            found = rendering.text.find(said, start, end)
+            after = bisect_left(tokens.starts, found + len(said)) if found >= 0 else None
+            last = _end_of_answer(tokens.ids, first, last, after, {*tokenizer.all_special_ids, *end_ids})
         trained[first:last] = [True] * (last - first)
     return _ended(rendering.sample, tokens.ids, trained, end_ids)
+
+
+def _end_of_answer(ids: Sequence[int], first: int, last: int, after: int | None, special: set[int]) -> int:
+    """Where a found span ends: behind the first special token after what is said; the last, if that is unknown."""
+    places = range(last - 1, first - 1, -1) if after is None else range(after, last)
+    return next((index for index in places if ids[index] in special), last - 1) + 1
 
 
 def _ended(sample: Sample, ids: list[int], trained: list[bool], end_ids: Sequence[int]) -> TokenSequence:

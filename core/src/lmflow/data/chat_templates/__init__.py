@@ -1,0 +1,68 @@
+"""Chat templates by name: each model's public format, with the answers marked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lmflow.errors import RecipeError
+
+CHATML = "chatml"
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "chatglm3": ("chatglm3", {}),
+    "chatml": (CHATML, {}),
+    "deepseek": ("deepseek", {}),
+    "deepseek_v2": ("deepseek", {}),
+    "deepseek_v3": ("deepseek_v3", {"thinking": ""}),
+    "deepseek_r1": ("deepseek_v3", {"thinking": "forget"}),
+    "deepseek_r1_distill": ("deepseek_v3", {"thinking": "open"}),
+    "gemma": ("gemma", {"system": "refuse"}),
+    "gemma3": ("gemma", {"system": "before"}),
+    "hymba": ("hymba", {}),
+    "internlm2": (CHATML, {"start": "bos"}),
+    "llama2": ("llama2", {}),
+    "llama3": ("llama3", {}),
+    "llama3_for_tool": ("llama3_for_tool", {}),
+    "phi3": ("phi3", {}),
+    "qwen2": (CHATML, {"system": "You are a helpful assistant."}),
+    "qwen2_for_tool": ("qwen2_5", {"system": "You are a helpful assistant."}),
+    "qwen2_5": ("qwen2_5", {"system": QWEN}),
+    "qwen2_5_1m": ("qwen2_5", {"system": QWEN}),
+    "qwen2_5_math": (
+        "qwen2_5",
+        {"system": "Please reason step by step, and put your final answer within \\boxed{}."},
+    ),
+    "qwen_qwq": ("qwen2_5", {"thinking": "open"}),
+    "qwen3": ("qwen3", {}),
+    "yi": (CHATML, {}),
+    "yi1_5": ("yi1_5", {}),
+    "zephyr": ("zephyr", {}),
+    "empty": ("empty", {"start": "bos"}),
+    "disable": ("empty", {}),
+}
+"""Each name's file beside this one, and what is set at its beginning."""
+
+
+def chat_template(name: str) -> str:
+    """The Jinja text of a preset or of a file. Raises RecipeError, with the nearest names, where there is neither."""
+    if name in PRESETS:
+        file, values = PRESETS[name]
+        text = files(__name__).joinpath(f"{file}.jinja").read_text(encoding="utf-8")
+        given = "".join(f"{{%- set preset_{key} = {value!r} %}}" for key, value in values.items())
+        return given + text.rstrip("\n")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; templates by name are {', '.join(PRESETS)}"
+    raise RecipeError([f"data.template: {name} is neither a file nor a template by name{hint}"])
+
+
+def use_template(tokenizer: Any, name: str | None) -> None:
+    """Give the tokenizer the template of that name; None leaves it its own."""
+    if name is not None:
+        tokenizer.chat_template = chat_template(name)
