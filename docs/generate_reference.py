@@ -61,6 +61,7 @@ OBJECTS = (
     "lmflow.training.trainer:Objective",
     "lmflow.training.options:TrainingOptions",
     "lmflow.data.batches:Batch",
+    "lmflow.data.lengths:LengthReport",
     "lmflow.journal:Journal",
     "lmflow.inference.completion:Sampling",
     "lmflow.inference.completion:Prompt",
@@ -70,12 +71,18 @@ OBJECTS = (
 )
 """What hooks and components are given or return."""
 PARTS = (
+    "lmflow.data.batches:collate",
+    "lmflow.data.batches:collate_packed",
     "lmflow.data.encoding:encode",
     "lmflow.data.encoding:encode_answered",
     "lmflow.training.loss:negative_log_likelihood",
+    "lmflow.training.loss:target_logits",
     "lmflow.training.loss:target_logprobs",
     "lmflow.training.loss:sums_by_sequence",
     "lmflow.training.loss:sequence_logprobs",
+    "lmflow.data.formats.fields:text_of",
+    "lmflow.data.formats.fields:turns_of",
+    "lmflow.data.formats.fields:bad",
     "lmflow.rewards:score_completions",
     "lmflow.inference.passes:PassInferencer",
     "lmflow.inference.sampling:filtered_logprobs",

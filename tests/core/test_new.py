@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmflow.errors import LmflowError, RecipeError, RunDirectoryError
-from lmflow.new import KINDS, is_usable, known_kind, make_plugin, suggestion, usable_name
+from lmflow.new import KINDS, is_usable, known_kind, make_plugin, next_commands, suggestion, usable_name
 from lmflow.plugins import Plugins, load_plugins
 
 HOOK = Path(__file__).parents[2] / "templates" / "plugin" / "hooks" / "pre_gen_project.py"
@@ -96,3 +96,12 @@ def test_a_home_directory_is_neither_read_nor_written(kind, tmp_path, monkeypatc
     made = make_plugin(kind, "my-own", tmp_path, Plugins())
     assert "somebody" not in (made / "pyproject.toml").read_text()
     assert [path.name for path in home.iterdir()] == [".cookiecutterrc"]
+
+
+def test_the_component_is_named_without_the_prefix_of_the_distribution(tmp_path: Path):
+    made = make_plugin("tuner", "lmflow-last-layers", tmp_path, load_plugins())
+    component = (made / "src" / "lmflow_last_layers" / "tuner.py").read_text()
+    assert 'name = "last-layers"' in component
+    assert "class LastLayers(Tuner)" in component
+    assert 'last-layers = "lmflow_last_layers.plugin"' in (made / "pyproject.toml").read_text()
+    assert "lmflow run --tuner last-layers" in next_commands(made, "tuner")

@@ -96,6 +96,13 @@ class Model(Component):
         Raises LmflowError with what is missing and how to get it.
         """
 
+    def outline(self, context: Context | None = None) -> LanguageModel:
+        """The model for those who need its tokenizer and configuration alone; its weights may have no values.
+
+        The default loads the whole of it.
+        """
+        return self.load("float32", "cpu", context)
+
 
 class Context(Component):
     """Slot `context`: how far a model's positions reach, and what they mean."""
@@ -183,7 +190,9 @@ class Tuner(Component):
     def save(self, model: LanguageModel, directory: Path) -> Path:
         """Write the result below the run's `directory` in a format other tools load; return where.
 
-        The default writes the whole model to `model/`, as Transformers does.
+        The default writes the whole model to `model/`, as Transformers does. A tuner whose `prepare` adds or renames
+        parameters overrides it: it brings what was learnt into a copy of the model as it was, and calls
+        `super().save(model.with_module(copy), directory)`, or writes a format of its own, as adapters have.
         """
         target = directory / "model"
         model.save(target)
@@ -212,7 +221,9 @@ class Aligner(Component):
         """Train `model` through `trainer` until done.
 
         What it puts into `journal.metrics` stands in run.json; `NAME_before` and `NAME_after` are also a row of the
-        closing table. On a resumed run `trainer.restored` holds the state last given to `trainer.checkpoint`.
+        closing table. `model` has the weights to go on from: on a resumed run those of the checkpoint, not those that
+        training started with (`trainer.start_weights()`), and `trainer.restored` holds the state last given to
+        `trainer.checkpoint`.
         """
 
 

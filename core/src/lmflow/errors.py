@@ -15,12 +15,12 @@ class LmflowError(Exception):
 
 
 class RecipeError(LmflowError):
-    """Every mistake found in a recipe, its options and the components it names, one line each."""
+    """Every mistake found in a recipe, its options and the components it names, one line each: `RecipeError([…])`."""
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
 

@@ -82,7 +82,7 @@ def suggestion(name: str, kind: str) -> str:
 
 def owner_of(name: str, slot: str, plugins: Plugins) -> str | None:
     """The installed distribution with that name, with a package of that name, or with such a component in `slot`."""
-    owners = [offer.distribution for offer in plugins.offers(slot).get(name, ())]
+    owners = [offer.distribution for offer in plugins.offers(slot).get(component_name(name), ())]
     owners += packages_distributions().get(name.replace("-", "_"), [])
     with contextlib.suppress(PackageNotFoundError):
         owners.append(distribution(name).name)
@@ -119,11 +119,16 @@ def fill_in(answers: dict[str, str], output: Path) -> Path:
         raise LmflowError(f"the template could not be filled in: {error}") from error
 
 
+def component_name(name: str) -> str:
+    """What chooses the component of the distribution of that name."""
+    return name.removeprefix("lmflow-")
+
+
 def next_commands(directory: Path, kind: str) -> Sequence[str]:
     """What to type next, where `lmflow new` was typed: install, run, test."""
     option = "data" if kind == "data-format" else kind
     return [
         f"pip install -e {shlex.quote(f'{directory}[test]')}",
-        f"lmflow run --{option} {directory.name}",
+        f"lmflow run --{option} {component_name(directory.name)}",
         f"pytest {shlex.quote(str(directory))}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,14 +37,34 @@ class Pretrained(Model):
         """A directory with a model configuration."""
         return (Path(reference) / "config.json").is_file()
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What weights, configuration and tokenizer are all loaded with."""
+        return {"trust_remote_code": self.trust_remote_code, **({"revision": self.revision} if self.revision else {})}
+
+    def outline(self, context: Context | None = None) -> LanguageModel:
+        """Configuration and tokenizer, around weights that take no memory."""
+        check_path(self.path)
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._settings)
+            config = configuration(self.path, context, **self._settings)
+            with torch.device("meta"):
+                module = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+            with suppress(OSError):  # not every model has one
+                module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
+        except (OSError, ValueError, ImportError) as error:
+            raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
+        return assemble(module, tokenizer, self.path)
+
     def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load configuration, weights and tokenizer with the same revision and trust."""
         check_path(self.path)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        settings: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
-        if self.revision:
-            settings["revision"] = self.revision
+        settings = self._settings
         attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmflow import __version__
-from lmflow.errors import Interrupted, LmflowError, RunDirectoryError
+from lmflow.errors import Interrupted, LmflowError, RunDirectoryError, TrainingError
 from lmflow.journal import Journal
 from lmflow.journal_display import Display
 from lmflow.plugins import Plugins
@@ -22,6 +22,7 @@ from lmflow.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from lmflow.components import Tuner
     from lmflow.data.sample import Dataset, Sample
     from lmflow.evaluation import Answers
     from lmflow.models import LanguageModel
@@ -183,7 +184,9 @@ class Run:
         import torch
 
         torch.manual_seed(self.recipe.training.seed)  # adapters start from random numbers
+        before = parameter_names(model)
         prepared = model.prepare(self.recipe.tuner)
+        check_savable(self.recipe.tuner, before, parameter_names(prepared))
         parameters = list(prepared.module.parameters())
         self.journal.metrics["parameters"] = sum(p.numel() for p in parameters)
         self.journal.metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
@@ -283,6 +286,27 @@ def answerable(model: LanguageModel, samples: Sequence[Sample], max_new_tokens: 
     asked = [s for s in samples if text or s.templated or len(s.messages) > 1]
     limit = model.context_length
     return [s for s in asked if limit is None or len(model.encode_prompt(s).ids) + max_new_tokens <= limit]
+
+
+def parameter_names(model: LanguageModel) -> set[str]:
+    """Names of all parameters."""
+    return {name for name, _ in model.module.named_parameters()}
+
+
+def check_savable(tuner: Tuner, before: set[str], after: set[str]) -> None:
+    """Raise TrainingError where the tuner renames parameters and leaves saving to the default.
+
+    That writes a model by Transformers' rules, which would find other names than it knows, and draw weights instead.
+    """
+    from lmflow.components import Tuner as Base
+
+    other = sorted(before ^ after)
+    if other and type(tuner).save is Base.save:
+        raise TrainingError(
+            f"tuner {tuner.name}: prepare() adds or renames {len(other)} parameters, such as {other[0]}, which the "
+            "default save() cannot write so that they are loaded again. Override save(): bring them into a copy of the "
+            "model as it was, and call super().save(model.with_module(copy), directory)."
+        )
 
 
 def default_output(recipe: Recipe) -> Path:

@@ -12,7 +12,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
+    "TOKENIZERS_PARALLELISM": "true",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """What libraries are told before they load: no chatter over the progress display, no telemetry, and no threads that

@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "Complete a prompt, standard input, or every record of a file.",
     "chat": "Talk with a model in the terminal.",
     "eval": "Measure a model.",
+    "data": "Look at a data set as the model will see it, check it, convert it.",
     "recipe": "Show a resolved recipe, explain where its values come from, or print the JSON schema.",
     "plugins": "What is installed, and what is wrong with it.",
     "doctor": "What is wrong with this installation, and the command that mends each fault.",

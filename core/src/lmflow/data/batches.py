@@ -21,7 +21,7 @@ MOST_PADDING = 0.03
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens: all tensors but the extras are (B, T).
+    """Rows of tokens, as `collate` and `collate_packed` make them: all tensors but the extras are (B, T).
 
     The attention mask is None for packed rows. Those are right only when the model is called with their `position_ids`,
     without a mask and with `use_cache=False`: Transformers then finds the samples in a row by positions that begin

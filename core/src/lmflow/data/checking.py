@@ -23,7 +23,7 @@ KINDS: Mapping[str, tuple[bool, str]] = {
     "cannot_be_tokenised": (True, "samples that the model cannot be given"),
     "end_not_trained": (True, "answers whose end the model would not learn"),
     "not_what_was_written": (True, "samples whose tokens do not give back their text"),
-    "leak": (True, "validation samples that are also trained on"),
+    "leak": (False, "validation samples that are also trained on"),
     "empty_turn": (False, "turns without text"),
     "role_order": (False, "dialogues whose turns are in an odd order"),
     "nothing_to_train": (False, "samples without a trained token"),
@@ -34,6 +34,8 @@ KINDS: Mapping[str, tuple[bool, str]] = {
 
 WASTED_SHARE = 0.5
 """Where more than this share of the samples has nothing to train on, training on them is no use."""
+LEAKED_SHARE = 0.1
+"""Where more than this share of the validation samples is trained on, they show nothing."""
 BINS = 10
 
 
@@ -51,6 +53,8 @@ class CheckReport:
     """Everything found in a data set. Token figures are None where no model was given to count with."""
 
     samples: int = 0
+    validation: int = 0
+    """How many of them are held out."""
     findings: list[Finding] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
     tokens: int | None = None
@@ -71,6 +75,9 @@ class CheckReport:
         untrained = self.counts.get("nothing_to_train", 0)
         if self.samples and untrained > WASTED_SHARE * self.samples:
             reasons.append(f"{untrained:,} of {self.samples:,} samples have nothing to train on")
+        leaked = self.counts.get("leak", 0)
+        if leaked > LEAKED_SHARE * self.validation:
+            reasons.append(f"{leaked:,} of {self.validation:,} validation samples are also trained on")
         if not self.samples:
             reasons.append("no sample at all")
         return reasons
@@ -88,6 +95,7 @@ class CheckReport:
         """The report as plain data."""
         return {
             "samples": self.samples,
+            "validation": self.validation,
             "turns": dict(self.turns),
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
@@ -114,9 +122,9 @@ class Checker:
             self._fitter = LengthFitter(length_limit(model, options), policy)
             self.report.tokens = self.report.trained_tokens = 0
 
-    def bad(self, error: DataError) -> None:
-        """Note a record that could not be read."""
-        source, _, detail = str(error).partition(": ")
+    def bad(self, problem: str) -> None:
+        """Note a record that cannot be used, by the message of its error."""
+        source, _, detail = problem.partition(": ")
         self._find("bad_record", source, detail)
 
     def train(self, sample: Sample) -> None:
@@ -130,6 +138,7 @@ class Checker:
     def validation(self, sample: Sample) -> None:
         """Look at a sample that would be held out, after all that are trained on."""
         self._look(sample)
+        self.report.validation += 1
         same, asked = self._seen.get(_print(sample)), self._prompts.get(_print(sample.prompt()))
         if same is not None:
             self._find("leak", sample.source, f"the same as {same}")

@@ -68,6 +68,8 @@ class Pool:
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     fields: tuple[str, ...] = ()
+    shown: int | None = SHOWN
+    """How many problems are kept; None for all."""
 
 
 def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
@@ -145,13 +147,25 @@ def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Pool:
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
     """
-    assert data.path is not None
+    pool = scan_pool(data, formats)
+    if pool.skipped and (data.on_bad_record == "error" or not len(pool.samples)):
+        raise DataError(_bad_records(pool))
+    return pool
+
+
+def scan_pool(data: DataFormat, formats: Sequence[type[DataFormat]], shown: int | None = SHOWN) -> Pool:
+    """All samples there are, and what is wrong with the other records: the first `shown` of them, or all.
+
+    Raises DataError where the file as a whole, or its format, cannot be read.
+    """
+    if data.path is None:
+        return _embedded(data)[0]
     found = renamed(iterate_records(data.path), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = look_at(found, data.path)
     chosen = resolve_format(data, formats, first)
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
-    pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields))
+    pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
     for sample, record in interpreted(records, pool):
@@ -159,8 +173,6 @@ def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Pool:
             samples.append(sample)
         else:
             kept.append(record)
-    if pool.skipped and (data.on_bad_record == "error" or not (kept or samples)):
-        raise DataError(_bad_records(pool))
     pool.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
     return pool
 
@@ -189,7 +201,7 @@ def interpreted(records: Iterable[Record | DataError], pool: Pool) -> Iterator[t
             yield pool.format.sample(record.fields, record.source), record
         except DataError as error:
             pool.skipped += 1
-            pool.problems += [str(error)] if len(pool.problems) < SHOWN else []
+            pool.problems += [str(error)] if pool.shown is None or len(pool.problems) < pool.shown else []
 
 
 def _bad_records(pool: Pool) -> str:

@@ -52,7 +52,9 @@ class AlignerSuite(RunSuite):
     improvement: ClassVar[float] = 0.02
     """The smallest improvement of the metric that counts as one, on the embedded task."""
     task_settings: ClassVar[Mapping[str, Any]] = {}
-    """Settings of the run on the embedded task, by dotted path: {"training.max_steps": 40}."""
+    """Settings of the run on the embedded task, by dotted path: {"training.max_steps": 40}.
+
+    Without them its model, data and reward are all `demo`."""
     task_records: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Records that the embedded model is to learn from, where those of the embedded task are of no use.
 

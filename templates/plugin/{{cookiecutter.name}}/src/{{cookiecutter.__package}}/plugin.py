@@ -1,4 +1,4 @@
-"""What this distribution adds to lmflow: {{ cookiecutter.__words }} `{{ cookiecutter.name }}`."""
+"""What this distribution adds to lmflow: {{ cookiecutter.__words }} `{{ cookiecutter.__component }}`."""
 
 from lmflow.components import {{ cookiecutter.__base }}
 from lmflow.hookspecs import hookimpl
@@ -10,5 +10,5 @@ LMFLOW_INTERFACE = 1
 
 @hookimpl
 def lmflow_{{ cookiecutter.__module }}s() -> list[type[{{ cookiecutter.__base }}]]:
-    """Offer what `--{{ cookiecutter.__slot }} {{ cookiecutter.name }}` chooses."""
+    """Offer what `--{{ cookiecutter.__slot }} {{ cookiecutter.__component }}` chooses."""
     return [{{ cookiecutter.__class }}]

@@ -1,0 +1,286 @@
+"""`lmflow data`: look at a data set as the model will see it, check all of it, write it in another format."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from lmflow.cli.help import recipe_help
+from lmflow.cli.options import Scanned, scan
+from lmflow.components import DataFormat
+from lmflow.errors import DataError, RecipeError
+from lmflow.human_formats import number
+from lmflow.plugins import Plugins
+from lmflow.recipe import resolve_parts
+from lmflow.recipe_settings import Origin, Scope, Setting
+
+if TYPE_CHECKING:
+    from lmflow.data.checking import CheckReport
+    from lmflow.data.showing import Piece
+    from lmflow.models import LanguageModel
+
+FIXED: Mapping[str, Mapping[str, bool]] = {
+    "show": {"--count": True, "--table": False},
+    "check": {"--json": False},
+    "convert": {"--to": True, "--output": True, "--allow-loss": False, "--lmflow": False},
+}
+ABOUT = {
+    "show": "Show samples token by token, what is trained set off from what is not; with --data.packing, the rows too.",
+    "check": "Read everything and report what would spoil a run; with --model its tokens too. Exits with 1 if so.",
+    "convert": "Write records in another format, and say what that cannot hold.",
+}
+HELP = {
+    "show": (("--count N", "Samples to show [default: 3]."), ("--table", "A line for each token.")),
+    "check": (("--json", "Print one JSON object on standard output, with every finding."),),
+    "convert": (
+        ("--to NAME", "The format to write."),
+        ("--output FILE", "Where to; JSON lines, compressed if it ends in .gz."),
+        ("--allow-loss", "Write what the format can hold, and count what it cannot."),
+        ("--lmflow", 'Write LMFlow\'s own file, {"type", "instances"}.'),
+    ),
+}
+SHOWN = 5
+"""Findings of each kind that are shown; --json has them all."""
+BAR = 40
+
+
+def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer, list[str]] | None:
+    """The `data` commands for these arguments, and what is left for Typer; None if help was all they asked."""
+    called = arguments[0]
+    scope = Scope(f"data {called}", ("model", "context", "data") if called != "convert" else ("data",), {})
+    scanned = scan(arguments[1:], plugins, FIXED.get(called, {}), scope)
+    if scanned.wants_help and called in ABOUT:
+        usage = f"lmflow data {called} [PATH] [OPTIONS]"
+        sys.stdout.write(recipe_help(usage, ABOUT[called], HELP[called], scanned, plugins, scope))
+        return None
+    group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    commands = {"show": make_show, "check": make_check, "convert": make_convert}
+    for name, make in commands.items():
+        group.command(name, help=ABOUT[name])(make(plugins, scanned, scope))
+    return group, [*arguments[:1], *scanned.rest]
+
+
+Place = Annotated[str | None, typer.Argument(metavar="[PATH]", help="File or directory of records, or a hub name.")]
+
+
+def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[..., None]:
+    """`lmflow data show`."""
+
+    def show(
+        path: Place = None,
+        count: Annotated[int, typer.Option("--count", min=1)] = 3,
+        table: Annotated[bool, typer.Option("--table")] = False,
+    ) -> None:
+        from lmflow.data.reading import load_dataset
+
+        parts = resolve_data(plugins, scanned, scope, path)
+        dataset, summary = load_dataset(parts["data"].model_copy(update={"limit": count}), plugins.classes("data"), 0)
+        model = outline(parts)
+        say(f"{summary.describe()}\n")
+        samples = [*dataset.train, *dataset.heldout][:count]
+        sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
+        for sequence in sequences:
+            say(show_sequence(model, sequence, as_table=table))
+        if parts["data"].packing:
+            say(show_rows(model, sequences, parts["data"]))
+
+    return show
+
+
+def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[..., None]:
+    """`lmflow data check`."""
+
+    def check(path: Place = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+        from lmflow.data.checking import Checker
+        from lmflow.data.reading import scan_pool, split
+
+        parts = resolve_data(plugins, scanned, scope, path)
+        data: DataFormat = parts["data"]
+        formats = plugins.classes("data")
+        named = any(setting.path.partition(".")[0] == "model" for setting in scanned.settings)
+        model = outline(parts) if named else None
+        pool = scan_pool(data, formats, shown=None)
+        checker = Checker(model, data)
+        for problem in pool.problems:
+            checker.bad(problem)
+        train, heldout = split(pool.samples, data, formats, 0) if pool.samples else ([], [])
+        for sample in train:
+            checker.train(sample)
+        for sample in heldout:
+            checker.validation(sample)
+        report = checker.finish()
+        if as_json:
+            about = {"path": data.path, "format": pool.format.name, "records": pool.records}
+            sys.stdout.write(json.dumps({**about, **report.as_dict()}, ensure_ascii=False) + "\n")
+        else:
+            say("\n".join(report_lines(report, data, pool.format.name, model)))
+        if report.wasteful:
+            raise typer.Exit(1)
+
+    return check
+
+
+def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[..., None]:
+    """`lmflow data convert`."""
+
+    def convert(
+        path: Place = None,
+        to: Annotated[str, typer.Option("--to")] = "",
+        output: Annotated[Path | None, typer.Option("--output")] = None,
+        allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
+        as_lmflow: Annotated[bool, typer.Option("--lmflow")] = False,
+    ) -> None:
+        from lmflow.data.converting import convert, write_records
+        from lmflow.data.reading import read_samples
+
+        if not to or output is None:
+            raise RecipeError(["--to and --output: both are needed: which format to write, and where"])
+        parts = resolve_data(plugins, scanned, scope, path)
+        target = cast("type[DataFormat]", plugins.find("data", to))()
+        lost: dict[str, list[str]] = {}
+        found = convert(read_samples(parts["data"], plugins.classes("data")), target)
+        records = kept(found, lost, target.name, allow_loss=allow_loss)
+        if not as_lmflow:
+            records = iter(list(records))  # nothing is written before all of it is known to fit
+        count = write_records(output, records, target.name if as_lmflow else None)
+        sys.stdout.write(f"{output}\n")
+        say_error(f"{count:,} records of {target.name} written")
+        for words, sources in lost.items():
+            say_error(
+                f"lost in {len(sources):,}: {words} ({', '.join(sources[:3])}{', …' if len(sources) > 3 else ''})"
+            )
+
+    return convert
+
+
+def kept(
+    found: Iterable[Any], lost: dict[str, list[str]], name: str, *, allow_loss: bool
+) -> Iterator[Mapping[str, Any]]:
+    """The records; `lost` collects where which part was lost. Raises DataError at the first, unless that is allowed."""
+    for each in found:
+        if each.lost and not allow_loss:
+            raise DataError(
+                f"{each.source}: format {name} cannot hold {', '.join(each.lost)}. Choose another format, or write "
+                "what it can hold with --allow-loss."
+            )
+        for words in each.lost:
+            lost.setdefault(words, []).append(each.source)
+        yield each.record
+
+
+def resolve_data(plugins: Plugins, scanned: Scanned, scope: Scope, path: str | None) -> dict[str, Any]:
+    """The parts the command line names; the path may stand alone. Raises RecipeError with every mistake."""
+    given = [] if path is None else [Setting("data.path", path, Origin("option", "PATH"))]
+    try:
+        parts = resolve_parts(plugins, scope, [*scanned.settings, *given])
+    except RecipeError as error:
+        raise RecipeError([*scanned.problems, *error.problems]) from None
+    if scanned.problems:
+        raise RecipeError(scanned.problems)
+    return parts
+
+
+def outline(parts: Mapping[str, Any]) -> LanguageModel:
+    """The model's tokenizer and configuration, with the template the data asks for."""
+    from lmflow.data.chat_templates import use_template
+
+    model: LanguageModel = parts["model"].outline(parts["context"])
+    use_template(model.tokenizer, parts["data"].template)
+    return model
+
+
+# Showing
+
+
+def show_sequence(model: LanguageModel, sequence: Any, *, as_table: bool) -> str:
+    """A sequence for the terminal: in colour where there is any, else with marks."""
+    from lmflow.data.showing import pieces_of, plain, table
+
+    pieces = list(pieces_of(model.tokenizer, sequence))
+    head = f"{sequence.source}  {len(sequence):,} tokens, {sequence.trained_tokens:,} trained"
+    if as_table:
+        return "\n".join([head, *table(pieces), ""])
+    return f"{head}\n{coloured(pieces) if in_colour() else plain(pieces)}\n"
+
+
+def coloured(pieces: Sequence[Piece]) -> str:
+    """Trained tokens green, others grey, every second one underlined, so that one sees where they end."""
+    parts = []
+    for index, piece in enumerate(pieces):
+        style = ("1;32" if piece.trained else "90") + (";4" if index % 2 else "")
+        lines = (f"\x1b[{style}m{line}\x1b[0m" if line else "" for line in piece.text.split("\n"))
+        parts.append("↵\n".join(lines))
+    return "".join(parts)
+
+
+def show_rows(model: LanguageModel, sequences: Sequence[Any], data: DataFormat) -> str:
+    """The rows these sequences are packed into."""
+    from lmflow.data.encoding import length_limit
+    from lmflow.data.lengths import fit_lengths
+    from lmflow.data.showing import packed_layout
+
+    limit = length_limit(model, data) or max(map(len, sequences))
+    sequences, _ = fit_lengths(sequences, limit, data.too_long)
+    lines = []
+    for index, row in enumerate(packed_layout(sequences, limit), 1):
+        used = sum(place.length for place in row)
+        inside = ", ".join(f"{place.source} at {place.start:,} ({place.length:,})" for place in row)
+        lines.append(f"row {index}: {used:,} of {limit:,} tokens ({used / limit:.0%}): {inside}")
+    return "\n".join(lines)
+
+
+# Reporting
+
+
+def report_lines(report: CheckReport, data: DataFormat, name: str, model: LanguageModel | None) -> Iterator[str]:
+    """What was found, for people."""
+    from lmflow.data.checking import KINDS
+
+    turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
+    yield f"{data.path or data.name}: {report.samples:,} samples of format {name}, turns: {turns or 'none'}"
+    if model is None:
+        yield "Name a model with --model to count and check its tokens."
+    elif report.tokens:
+        share = (report.trained_tokens or 0) / report.tokens
+        yield f"{report.tokens:,} tokens by {model.source}, {report.trained_tokens or 0:,} trained ({share:.0%})"
+        yield from histogram_lines(report)
+    for kind, count in report.counts.items():
+        yield f"{number(count)} {KINDS[kind][1]}"
+        shown = [finding for finding in report.findings if finding.kind == kind][:SHOWN]
+        yield from (f"  {finding.source}: {finding.detail}" for finding in shown)
+        if count > SHOWN:
+            yield f"  … and {count - SHOWN:,} more (--json has them all)"
+    if report.wasteful:
+        yield f"This would waste a run: {'; '.join(report.wasteful)}."
+    else:
+        yield "Nothing here would waste a run."
+
+
+def histogram_lines(report: CheckReport) -> Iterator[str]:
+    """A bar for each range of lengths."""
+    bins = report.histogram()
+    most = max(count for _, _, count in bins)
+    width = len(f"{bins[-1][1]:,}")
+    for low, high, count in bins:
+        yield f"  {low:>{width},}-{high:<{width},} {'#' * round(BAR * count / most):<{BAR}} {count:,}"
+
+
+def in_colour() -> bool:
+    """Whether standard output is a terminal that wants colours."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def say(text: str) -> None:
+    """On standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def say_error(text: str) -> None:
+    """On standard error."""
+    sys.stderr.write(f"{text}\n")

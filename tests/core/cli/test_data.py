@@ -1,0 +1,249 @@
+"""`lmflow data`: what it shows, what it finds, and what it writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmflow.data.checking import Checker
+from lmflow.data.converting import convert
+from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.reading import read_samples
+from lmflow.data.sample import Message, Sample
+from lmflow.data.showing import packed_layout, pieces_of, plain
+from lmflow.data.tokens import encode_sample
+from lmflow.models import LanguageModel
+
+Call = Callable[..., Any]
+BY_NAME = {each.name: each for each in FORMATS}
+ADD = {"type": "function", "function": {"name": "add"}}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+}
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# Showing
+
+
+def test_pieces_are_the_text(tiny_model: LanguageModel):
+    sample = Sample((Message("user", "naïve 日本 🙂"), Message("assistant", "the fox 数据")), source="s:1")
+    [sequence] = encode_sample(tiny_model.tokenizer, sample, end_ids=tiny_model.end_ids)
+    pieces = list(pieces_of(tiny_model.tokenizer, sequence))
+    assert [i for piece in pieces for i in piece.ids] == list(sequence.ids)
+    assert "".join(piece.text for piece in pieces) == tiny_model.tokenizer.decode(sequence.ids)
+    assert plain(pieces).count("«the fox 数据") == 1
+    assert [piece.position for piece in pieces] == sorted(piece.position for piece in pieces)
+
+
+def test_rows_say_where_samples_lie(tiny_model: LanguageModel):
+    samples = [Sample((Message("assistant", "the " * n),), False, source=f"s:{n}") for n in (5, 3, 2)]
+    sequences = [each for sample in samples for each in tiny_model.encode(sample)]
+    layout = packed_layout(sequences, len(sequences[0]) + len(sequences[2]))
+    assert [[(place.source, place.start) for place in row] for row in layout] == [
+        [("s:5", 0), ("s:2", len(sequences[0]))],
+        [("s:3", 0)],
+    ]
+
+
+def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: Path, tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "the fox", "completion": "jumps"}, {"prompt": "b", "completion": "c"})
+    done = lmflow("data", "show", path, "--model", model_directory, "--count", 1, "--data.packing")
+    assert done.code == 0, done.err
+    assert "recognised by prompt, completion" in done.out
+    assert "«jumps" in done.out
+    assert "the fox" in done.out.partition("«")[0]
+    assert "row 1:" in done.out
+    assert "\x1b" not in done.out
+    done = lmflow("data", "show", path, "--model", model_directory, "--table", "--data.template", "chatml")
+    assert "trained" in done.out
+    assert "'<|im_end|>'" in done.out
+
+
+# Checking
+
+
+def findings(
+    rows: list[Any], tmp_path: Path, model: LanguageModel | None = None, **options: Any
+) -> dict[str, list[str]]:
+    data = Auto(path=str(write(tmp_path / "a.jsonl", *rows)), **options)
+    checker = Checker(model, data)
+    for sample in read_samples(data, FORMATS):
+        checker.train(sample)
+    found: dict[str, list[str]] = {}
+    for finding in checker.finish().findings:
+        found.setdefault(finding.kind, []).append(f"{finding.source} {finding.detail}")
+    return found
+
+
+def test_dialogues_that_are_odd(tmp_path: Path):
+    system = {"role": "system", "content": "s"}
+    rows = [
+        {"messages": [USER, ANSWER]},
+        {"messages": [USER, USER, ANSWER]},
+        {"messages": [ANSWER, USER, ANSWER]},
+        {"messages": [USER, system, ANSWER]},
+        {"messages": [USER, ANSWER, USER]},
+        {"messages": [USER, {"role": "assistant", "content": " "}]},
+        {"messages": [USER, ANSWER]},
+    ]
+    found = findings(rows, tmp_path)
+    assert found == {
+        "role_order": [
+            "a.jsonl:2 two turns of user in a row",
+            "a.jsonl:3 the dialogue begins with assistant",
+            "a.jsonl:4 turn 2 is the system's, which comes first or not at all",
+            "a.jsonl:5 the last turn is the user's; nothing answers it",
+        ],
+        "empty_turn": ["a.jsonl:6 turn 2 (assistant)"],
+        "duplicate": ["a.jsonl:7 the same as a.jsonl:1"],
+    }
+
+
+def test_tokens_that_are_wrong(tmp_path: Path, tiny_model: LanguageModel):
+    rows = [
+        {"prompt": "the fox", "completion": "jumps"},
+        {"prompt": "the fox " * 90, "completion": "jumps"},
+        {"prompt": "q"},
+    ]
+    found = findings(rows, tmp_path, tiny_model, max_length=40)
+    assert [each.split()[0] for each in found["nothing_to_train"]] == ["a.jsonl:2", "a.jsonl:3"]
+    tiny_model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% generation %}{{ m['content'] | upper }}{% endgeneration %}{% endfor %}"
+    found = findings(rows[:1], tmp_path, tiny_model)
+    assert found["not_what_was_written"] == ["a.jsonl:1 turn 2 is not in the text the model is given"]
+
+
+def test_a_good_set_passes_and_a_wasteful_one_does_not(lmflow: Call, model_directory: Path, tmp_path: Path):
+    rows = [{"prompt": f"the fox {i}", "completion": "jumps"} for i in range(30)]
+    good = lmflow("data", "check", write(tmp_path / "a.jsonl", *rows), "--model", model_directory)
+    assert good.code == 0, good.err
+    assert "30 samples of format prompt" in good.out
+    assert "Nothing here would waste a run." in good.out
+    assert "trained (" in good.out
+    bad = write(tmp_path / "b.jsonl", *rows, {"prompt": 3}, {"prompt": "x", "completion": 5})
+    done = lmflow("data", "check", bad, "--json")
+    assert done.code == 1
+    report = json.loads(done.out)
+    assert report["counts"] == {"bad_record": 2}
+    assert report["findings"][0] == {
+        "kind": "bad_record",
+        "source": "b.jsonl:31",
+        "detail": "prompt: expected text, found a number 3",
+    }
+    assert report["wasteful"] == ["2 records that cannot be used"]
+
+
+def test_a_validation_file_that_is_trained_on_is_found(lmflow: Call, tmp_path: Path):
+    rows = [{"prompt": f"the fox {i}", "completion": "jumps"} for i in range(10)]
+    held = write(tmp_path / "held.jsonl", *rows[:3], {"prompt": "the fox 5", "completion": "sleeps"})
+    done = lmflow("data", "check", write(tmp_path / "a.jsonl", *rows), "--data.validation", held, "--json")
+    assert done.code == 1
+    report = json.loads(done.out)
+    assert report["counts"] == {"leak": 3, "shared_prompt": 1}
+    assert report["wasteful"] == ["3 of 4 validation samples are also trained on"]
+
+
+# Converting
+
+
+RECORDS: dict[str, dict[str, Any]] = {
+    "text_only": {"text": "once"},
+    "text2text": {"input": "q", "output": "a"},
+    "text_to_textlist": {"input": "q", "output": ["a", "b"]},
+    "text_to_scored_textlist": {"input": "q", "output": [{"score": 0.5, "text": "a"}, {"score": 1.0, "text": "b"}]},
+    "conversation": {
+        "system": "s",
+        "tools": [json.dumps(ADD)],
+        "messages": [USER, CALL, {"role": "tool", "content": "1"}, ANSWER],
+    },
+    "messages": {"messages": [USER, CALL, {"role": "tool", "content": "1", "name": "add"}, ANSWER], "tools": [ADD]},
+    "sharegpt": {
+        "system": "s",
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
+    "alpaca": {"instruction": "c", "input": "", "output": "d", "system": "s", "history": [["a", "b"]]},
+    "prompt": {"prompt": [{"role": "system", "content": "s"}, USER], "completion": "a"},
+    "preference": {"prompt": "q", "chosen": "a", "rejected": [USER, ANSWER][1:]},
+    "paired_text_to_text": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "paired_conversation": {"chosen": {"messages": [USER, ANSWER]}, "rejected": {"messages": [USER, USER]}},
+    "kto": {"prompt": "q", "completion": "a", "label": False},
+    "hh": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_what_a_format_writes_it_reads(name: str):
+    kind = BY_NAME[name]()
+    sample = kind.sample(RECORDS[name], "a:1")
+    [converted] = convert([sample], kind)
+    assert converted.lost == ()
+    again = kind.sample(converted.record, "a:1")
+    assert (again.messages, again.tools, again.rejected) == (sample.messages, sample.tools, sample.rejected)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "lost"),
+    [
+        ("alpaca", "messages", ()),
+        ("alpaca", "conversation", ()),
+        ("alpaca", "sharegpt", ()),
+        ("hh", "preference", ()),
+        ("hh", "paired_conversation", ()),
+        ("sharegpt", "preference", ()),
+        ("messages", "prompt", ()),
+        ("hh", "messages", ("the rejected answer",)),
+        ("kto", "prompt", ("the label",)),
+        ("text2text", "messages", ("whether a chat template is put around it",)),
+        (
+            "text_to_scored_textlist",
+            "text_to_textlist",
+            ("the dialogue as it is", "the other answers, or their scores"),
+        ),
+        ("messages", "hh", None),
+        ("prompt", "kto", None),
+    ],
+)
+def test_what_another_format_cannot_hold_is_said(name: str, target: str, lost: tuple[str, ...] | None):
+    from lmflow.errors import DataError
+
+    sample = BY_NAME[name]().sample(RECORDS[name], "a:1")
+    if lost is None:
+        with pytest.raises(DataError, match="a:1: "):
+            list(convert([sample], BY_NAME[target]()))
+        return
+    assert next(convert([sample], BY_NAME[target]())).lost == lost
+
+
+def test_files_are_converted(lmflow: Call, tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", *[RECORDS["hh"]] * 3)
+    out = tmp_path / "o.jsonl.gz"
+    done = lmflow("data", "convert", path, "--to", "preference", "--output", out)
+    assert (done.code, done.out.strip()) == (0, str(out))
+    assert len(gzip.decompress(out.read_bytes()).splitlines()) == 3
+    done = lmflow("data", "convert", path, "--to", "messages", "--output", tmp_path / "m.jsonl")
+    assert done.code == 2
+    assert "a.jsonl:1: format messages cannot hold the rejected answer" in done.err
+    assert not (tmp_path / "m.jsonl").exists()
+    done = lmflow("data", "convert", path, "--to", "messages", "--output", tmp_path / "m.jsonl", "--allow-loss")
+    assert "lost in 3: the rejected answer (a.jsonl:1, a.jsonl:2, a.jsonl:3)" in done.err
+    done = lmflow("data", "convert", path, "--to", "paired_conversation", "--lmflow", "--output", tmp_path / "l.json")
+    assert json.loads((tmp_path / "l.json").read_text())["type"] == "paired_conversation"
+    assert len(read_samples(Auto(path=str(tmp_path / "l.json")), FORMATS)) == 3
+    done = lmflow("data", "convert", path, "--to", "hh", "--output", out)
+    assert (done.code, "exists already" in done.err) == (2, True)
+    done = lmflow("data", "convert", path, "--to", "mesages", "--output", tmp_path / "x")
+    assert (done.code, "did you mean messages?" in done.err) == (2, True)
