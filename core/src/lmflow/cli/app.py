@@ -23,6 +23,7 @@ COMMANDS = {
     "recipe": "Show a resolved recipe, explain where its values come from, or print the JSON schema.",
     "plugins": "What is installed, and what is wrong with it.",
     "doctor": "What is wrong with this installation, and the command that mends each fault.",
+    "vocabulary": "Add tokens to a model, by name or learnt on a corpus.",
     "new": "Start a plugin of your own from the template.",
     "export": "Weights of a finished run for other tools.",
 }

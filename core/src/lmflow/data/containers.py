@@ -80,7 +80,7 @@ def _pyarrow(file: Path) -> Any:
     try:
         import pyarrow
     except ImportError:
-        raise DataError(f"{file}: reading it takes pyarrow: pip install pyarrow") from None
+        raise DataError(f"{file}: reading it takes pyarrow: pip install 'lmflow-core[tables]'") from None
     return pyarrow
 
 
@@ -264,7 +264,7 @@ def iterate_hub(name: str) -> Found:
     except ImportError:
         raise DataError(
             f"{name} does not exist. If it is a data set on the hub, reading it takes the library datasets: "
-            "pip install datasets"
+            "pip install 'lmflow-core[hub]'"
         ) from None
     try:
         rows = load_dataset(name, split="train", streaming=True)

@@ -47,7 +47,8 @@ class DataSummary:
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
-        what = "embedded records" if self.path is None else f"records of {self.path}"
+        noun = "record" if self.records == 1 else "records"
+        what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
         how = f", recognised by {', '.join(self.fields)}" if self.recognised else ""
         text = (
             f"{self.records:,} {what} read as {self.format}{how}; {self.train:,} train, {self.heldout:,} are held out"

@@ -6,9 +6,10 @@ Token ids are those of the model's own chat template; which of them are targets 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from lmflow.data.rendering import Rendering, answer_starts, render, renderings
@@ -22,6 +23,9 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
 """Chat template given to a tokenizer that has none. It is saved with the model, so what is trained is served."""
+
+TOGETHER = 256
+"""Samples tokenised in one call, while the next ones are rendered."""
 
 
 def ensure_chat_template(tokenizer: Any) -> bool:
@@ -49,8 +53,7 @@ def encode_samples(
     where nothing else ends the last answer.
     Raises DataError when the template cannot render the messages or hides where answers begin.
     """
-    found = [renderings(tokenizer, sample) if sample.templated else [] for sample in samples]
-    tokenized = iter(_tokenized(tokenizer, [each for some in found for each in some]))
+    found, tokenized = _rendered_and_tokenized(tokenizer, samples)
     encoded = []
     for sample, some in zip(samples, found, strict=True):
         if sample.templated:
@@ -85,6 +88,24 @@ class _Tokens:
     ids: list[int]
     starts: list[int]
     ends: list[int]
+
+
+def _rendered_and_tokenized(
+    tokenizer: Any, samples: Sequence[Sample]
+) -> tuple[list[list[Rendering]], Iterator[_Tokens]]:
+    """The renderings of each sample, and the tokens of all of them in that order.
+
+    Rendering is Python, tokenising is not: a second thread tokenises some samples while the next ones are rendered.
+    """
+    found: list[list[Rendering]] = []
+    jobs = []
+    with ThreadPoolExecutor(1) as other:
+        for start in range(0, len(samples), TOGETHER):
+            some = samples[start : start + TOGETHER]
+            found += [renderings(tokenizer, sample) if sample.templated else [] for sample in some]
+            texts = [each for few in found[start:] for each in few]
+            jobs.append(other.submit(_tokenized, tokenizer, texts))
+    return found, chain.from_iterable(job.result() for job in jobs)
 
 
 def _tokenized(tokenizer: Any, texts: Sequence[Rendering]) -> list[_Tokens]:
@@ -169,7 +190,7 @@ def _end_of_answer(ids: Sequence[int], first: int, last: int, after: int | None,
 def _ended(sample: Sample, ids: list[int], trained: list[bool], end_ids: Sequence[int]) -> TokenSequence:
     """Make sure that the last answer ends with a token the model can learn to stop at."""
     if sample.messages[-1].role == "assistant":
-        last = max((i for i, is_trained in enumerate(trained) if is_trained), default=None)
+        last = next((i for i in range(len(trained) - 1, -1, -1) if trained[i]), None)
         if last is not None and ids[last] not in end_ids and not set(ids[last + 1 :]) & set(end_ids):
             ids, trained = [*ids[: last + 1], end_ids[0]], [*trained[: last + 1], True]
         elif last is not None and ids[last] not in end_ids:
