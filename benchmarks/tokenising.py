@@ -108,14 +108,15 @@ def report(found: dict[tuple[str, int], list[dict[str, float]]], records: int) -
     )
     return (
         "# Tokenising\n\n"
-        f"{records:,} Alpaca dialogues ({count:,.0f} tokens, {trained:,.0f} trained, the same on both sides), ChatML with "
-        f"marked answers, a byte-level BPE of 16,000. Seconds of the clock, the least of {ROUNDS} alternating processes, on "
-        f"{os.cpu_count()} cores of a shared machine ({platform.machine()}); ratios are what can be relied on. The result "
+        f"{records:,} Alpaca dialogues ({count:,.0f} tokens, {trained:,.0f} trained, the same on both sides), ChatML "
+        f"with marked answers, a byte-level BPE of 16,000. Seconds of the clock, the least of {ROUNDS} alternating "
+        f"processes, on {os.cpu_count()} cores of a shared machine ({platform.machine()}); ratios are what can be relied "
+        "on. The result "
         "is written to disk on both sides.\n\n"
         "| processes or threads | lmflow, s | trl SFTTrainer, s | trl / lmflow |\n|---|---|---|---|\n"
         f"{rows}\n"
-        f"lmflow with transformers {version('transformers')} and tokenizers {version('tokenizers')}; trl {peer['trl']} with "
-        f"transformers {peer['transformers']} and datasets {peer['datasets']}, `assistant_only_loss=True`.\n\n"
+        f"lmflow with transformers {version('transformers')} and tokenizers {version('tokenizers')}; trl {peer['trl']} "
+        f"with transformers {peer['transformers']} and datasets {peer['datasets']}, `assistant_only_loss=True`.\n\n"
         "Measured by `python benchmarks/tokenising.py --data alpaca_en_demo.json --peer TRL_PYTHON`.\n"
     )
 
