@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from lmflow.components import DataFormat
 from lmflow.data import rendering
 from lmflow.data import tokens as tokens_module
+from lmflow.data.keys import key_of
 from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
-from lmflow.data.token_cache import cached, key_of
+from lmflow.data.token_cache import cached
 
 if TYPE_CHECKING:
     from lmflow.models import LanguageModel

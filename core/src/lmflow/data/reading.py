@@ -14,10 +14,10 @@ from pathlib import Path
 
 from lmflow.components import DataFormat
 from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
+from lmflow.data.keys import key_of
 from lmflow.data.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.records import Record, fingerprint, iterate_records, size_of
 from lmflow.data.sample import Dataset, Message, Sample
-from lmflow.data.token_cache import key_of
 from lmflow.errors import DataError
 
 SHOWN = 5
@@ -139,7 +139,7 @@ def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Seque
     if data.mix:
         return Concatenated([read_pool(data.model_copy(update={"path": path}), formats).samples for path in data.mix])
     if data.path is None:
-        return _embedded(data)[1]
+        return _embedded(data)[1][: data.limit]
     return read_pool(data, formats).samples
 
 

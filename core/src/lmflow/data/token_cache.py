@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -39,14 +38,6 @@ def cached(
     with suppress(OSError):  # a cache that others own can be read
         os.utime(directory / INDEX)
     return found
-
-
-def key_of(*parts: str) -> str:
-    """A name for a store, from everything its tokens depend on."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _open(directory: Path) -> StoredSequences | None:
