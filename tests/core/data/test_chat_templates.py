@@ -26,13 +26,14 @@ ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "o
 CALL = Message("assistant", "", tool_calls=({"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},))
 TOOL_TALK = Sample((SUM, CALL, Message("tool", "4"), FOUR), source="t:1", tools=(ADD,))
 NO_SYSTEM = {"gemma"}
-WITH_TOOLS = {name for name, (file, _) in PRESETS.items() if file in ("qwen2_5", "qwen3", "llama3_for_tool", "hymba")}
+WITH_TOOLS = {
+    name for name, (file, _) in PRESETS.items() if file in ("qwen2_5", "qwen2_for_tool", "qwen3", "llama3_for_tool")
+}
 
 # Dialogue [system], Hi, Hello, 2+2?, 4, as the model cards and tokenizer configurations give it; « » around what is
 # trained. `<s>` and `</s>` stand for the tokenizer's own begin and end.
 CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n«Hello<|im_end|>»\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n«4<|im_end|>»\n"
 KIND = "<|im_start|>system\nBe kind.<|im_end|>\n"
-THINKS = "<|im_start|>assistant\n<think>\n«\n</think>\n\n4<|im_end|>»\n"
 DEEPSEEK = "User: Hi\n\nAssistant:« Hello</s>»User: 2+2?\n\nAssistant:« 4</s>»"
 DEEPSEEK_3 = (
     "<｜User｜>Hi<｜Assistant｜>«Hello<｜end▁of▁sentence｜>»<｜User｜>2+2?<｜Assistant｜>«4<｜end▁of▁sentence｜>»"
@@ -44,35 +45,38 @@ LLAMA3 = (
     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«4<|eot_id|>»"
 )
 EXPECTED = {
-    "chatglm3": "[gMASK]sop<|system|>\n Be kind.<|user|>\n Hi<|assistant|>\n« Hello</s>»<|user|>\n 2+2?<|assistant|>\n« 4</s>»",
+    "chatglm3": "[gMASK]sop<|system|>\n Be kind.<|user|>\n Hi<|assistant|>«\n Hello<|user|>»\n 2+2?<|assistant|>«\n 4</s>»",
     "chatml": KIND + CHATML,
     "deepseek": f"<s>Be kind.\n\n{DEEPSEEK}",
     "deepseek_v2": f"<s>Be kind.\n\n{DEEPSEEK}",
     "deepseek_v3": f"<s>Be kind.{DEEPSEEK_3}",
-    "deepseek_r1": f"<s>Be kind.{DEEPSEEK_3}",
+    "deepseek_r1": f"<s>Be kind.{DEEPSEEK_3}".replace("«4", "<think>\n«\n</think>\n\n4"),
     "deepseek_r1_distill": f"<s>Be kind.{DEEPSEEK_3}".replace("«4", "<think>\n«\n</think>\n\n4"),
     "gemma": f"<s><start_of_turn>user\nHi<end_of_turn>\n{GEMMA}",
     "gemma3": f"<s><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n{GEMMA}",
-    "hymba": "<extra_id_0>System\nBe kind.\n\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\n«Hello</s>»\n<extra_id_1>User\n2+2?\n<extra_id_1>Assistant\n«4</s>»\n",
+    "hymba": "<extra_id_0>System\nBe kind.\n\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\n2+2?\n<extra_id_1>Assistant\n«4</s>»",
     "internlm2": f"<s>{KIND}{CHATML}",
     "llama2": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]« Hello </s>»<s>[INST] 2+2? [/INST]« 4 </s>»",
     "llama3": f"<s>{LLAMA3}",
-    "llama3_for_tool": f"<s>{LLAMA3}",
+    "llama3_for_tool": f"<s>{LLAMA3}".replace(
+        "Be kind.", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe kind."
+    ),
     "phi3": "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n«Hello<|end|>»\n<|user|>\n2+2?<|end|>\n<|assistant|>\n«4<|end|>»\n</s>",
     "qwen2": KIND + CHATML,
     "qwen2_for_tool": KIND + CHATML,
     "qwen2_5": KIND + CHATML,
     "qwen2_5_1m": KIND + CHATML,
     "qwen2_5_math": KIND + CHATML,
-    "qwen_qwq": KIND + CHATML.replace("<|im_start|>assistant\n«4<|im_end|>»\n", THINKS),
+    "qwen_qwq": KIND + CHATML,
     "qwen3": KIND + CHATML.replace("«4", "«<think>\n\n</think>\n\n4"),
     "yi": KIND + CHATML,
     "yi1_5": f"Be kind.{CHATML}",
     "zephyr": "<|system|>\nBe kind.</s>\n<|user|>\nHi</s>\n<|assistant|>\n«Hello</s>»\n<|user|>\n2+2?</s>\n<|assistant|>\n«4</s>»\n",
     "empty": "<s>Be kind.Hi«Hello</s>»2+2?«4</s>»",
-    "disable": "Be kind.Hi«Hello</s>»2+2?«4</s>»",
+    "disable": "<s>Be kind.Hi«Hello</s>»2+2?«4</s>»",
+    "empty_no_special_tokens": "Be kind.Hi«Hello»2+2?«4</s>»",
 }
-REWRITE = {"deepseek_r1_distill", "qwen_qwq", "qwen3"}
+REWRITE = {"chatglm3", "deepseek_r1", "deepseek_r1_distill", "hymba", "qwen3"}
 """Templates that write the last answer otherwise than earlier ones, each of which is then trained as it was given."""
 
 
@@ -172,7 +176,11 @@ def test_without_the_marks_masks_are_the_same(name: str, tokenizer_with: Any):
                     f"{left} if true {right}" if mark == "generation" else f"{left} endif {right}",
                 )
     derived = encode_sample(tokenizer, sample, end_ids=ends_of(tokenizer))
-    assert trained_parts(tokenizer, derived) == trained_parts(tokenizer, marked)
+    parts = trained_parts(tokenizer, derived), trained_parts(tokenizer, marked)
+    if name == "chatglm3":  # the end of an earlier answer is the next turn's mark there, which only marks can tell
+        assert parts[0][-1:] == parts[1][-1:]
+    else:
+        assert parts[0] == parts[1]
 
 
 @pytest.mark.parametrize("name", sorted(WITH_TOOLS))
@@ -197,7 +205,7 @@ def test_a_template_without_tools_says_so(name: str, tokenizer_with: Any):
 
 def test_thoughts_of_the_last_answer_are_learnt_and_earlier_ones_forgotten(tokenizer_with: Any):
     thinking = Message("assistant", "<think>\nhm\n</think>\n\n4")
-    for name in ("qwen3", "qwen_qwq", "deepseek_r1_distill"):
+    for name in ("qwen3", "deepseek_r1", "deepseek_r1_distill"):
         tokenizer = tokenizer_with(name)
         first, second = encode_sample(
             tokenizer, Sample((SUM, thinking, HI, thinking), source="d:1"), end_ids=ends_of(tokenizer)
@@ -209,7 +217,12 @@ def test_thoughts_of_the_last_answer_are_learnt_and_earlier_ones_forgotten(token
 
 
 def test_a_default_system_text_stands_where_none_is_given(tokenizer_with: Any):
-    for name, expected in (("qwen2", "You are a helpful"), ("qwen2_5", "You are Qwen"), ("qwen2_5_math", "\\boxed{}")):
+    for name, expected in (
+        ("qwen2", "You are a helpful"),
+        ("qwen2_5", "You are Qwen"),
+        ("qwen_qwq", "harmless"),
+        ("qwen2_5_math", "\\boxed{}"),
+    ):
         text = render(tokenizer_with(name), Sample((HI,)), [HI])
         assert text.startswith("<|im_start|>system\n")
         assert expected in text
@@ -227,7 +240,8 @@ def test_a_file_or_the_nearest_name(tmp_path: Path, tokenizer_with: Any):
 def test_odd_dialogues_are_tokenised_or_refused(name: str, tokenizer_with: Any):
     """Nothing but a DataError, whoever speaks when; and an empty answer still teaches to stop."""
     tokenizer = tokenizer_with(name)
-    for turns in ((HI, Message("assistant", "")), (HI, HI, HELLO), (HELLO,), (HI, HELLO, HELLO), (HI, SYSTEM, HELLO)):
+    empty = HELLO if name == "empty_no_special_tokens" else Message("assistant", "")  # which has no end of its own
+    for turns in ((HI, empty), (HI, HI, HELLO), (HELLO,), (HI, HELLO, HELLO), (HI, SYSTEM, HELLO)):
         outcome = outcome_of(lambda: encode_sample(tokenizer, dialogue(name, *turns), end_ids=ends_of(tokenizer)))  # noqa: B023
         if isinstance(outcome, DataError):
             assert str(outcome).startswith("d:1: ")

@@ -167,9 +167,13 @@ def _upto(tokenizer: Any, sample: Sample, index: int, marked: bool) -> Rendering
 
 def _check_tools(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str) -> None:
     """Raise DataError where the text leaves out the tools that are offered, or a call that is made."""
-    calls = [str(call["function"]["name"]) for turn in messages for call in turn.tool_calls]
-    lost = next((f"the call of {name}" for name in calls if name not in text), None)
-    if lost is None and sample.tools and text.startswith(_without_tools(tokenizer, messages)):
+    lost = None
+    called = [str(call["function"]["name"]) for turn in messages for call in turn.tool_calls]
+    without_calls = [replace(turn, tool_calls=()) for turn in messages]
+    if called and text.startswith(_plain_text(tokenizer, sample, without_calls, text)):
+        lost = f"the call of {called[0]}"
+    first = next((index for index, turn in enumerate(messages) if turn.role == "assistant"), len(messages))
+    if sample.tools and text.startswith(_plain_text(tokenizer, replace(sample, tools=()), messages[:first], text)):
         lost = f"the tool {sample.tools[0]['function']['name']}"
     if lost is not None:
         raise DataError(
@@ -178,8 +182,13 @@ def _check_tools(tokenizer: Any, sample: Sample, messages: Sequence[Message], te
         )
 
 
-def _without_tools(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """The beginning of the dialogue as it is where no tools are offered: what precedes the first answer."""
-    first = next((index for index, turn in enumerate(messages) if turn.role == "assistant"), len(messages))
-    text: str = tokenizer.apply_chat_template([as_dict(turn) for turn in messages[:first]], tokenize=False)
+def _plain_text(tokenizer: Any, sample: Sample, messages: Sequence[Message], whole: str) -> str:
+    """The messages as the template writes them, to be compared with `whole`; not that where it refuses them."""
+    with_tools = {"tools": [dict(tool) for tool in sample.tools]} if sample.tools else {}
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [as_dict(turn) for turn in messages], tokenize=False, add_generation_prompt=False, **with_tools
+        )
+    except Exception:  # as in `render`
+        return f"{whole} and more"
     return text

@@ -11,6 +11,8 @@ from typing import Any
 from lmflow.errors import RecipeError
 
 CHATML = "chatml"
+HELPFUL = "You are a helpful assistant."
+QWQ = "You are a helpful and harmless assistant. You are Qwen developed by Alibaba. You should think step-by-step."
 QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "chatglm3": ("chatglm3", {}),
@@ -18,7 +20,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "deepseek": ("deepseek", {}),
     "deepseek_v2": ("deepseek", {}),
     "deepseek_v3": ("deepseek_v3", {"thinking": ""}),
-    "deepseek_r1": ("deepseek_v3", {"thinking": "forget"}),
+    "deepseek_r1": ("deepseek_v3", {"thinking": "open"}),
     "deepseek_r1_distill": ("deepseek_v3", {"thinking": "open"}),
     "gemma": ("gemma", {"system": "refuse"}),
     "gemma3": ("gemma", {"system": "before"}),
@@ -28,21 +30,22 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "llama3": ("llama3", {}),
     "llama3_for_tool": ("llama3_for_tool", {}),
     "phi3": ("phi3", {}),
-    "qwen2": (CHATML, {"system": "You are a helpful assistant."}),
-    "qwen2_for_tool": ("qwen2_5", {"system": "You are a helpful assistant."}),
+    "qwen2": (CHATML, {"system": HELPFUL}),
+    "qwen2_for_tool": ("qwen2_for_tool", {}),
     "qwen2_5": ("qwen2_5", {"system": QWEN}),
-    "qwen2_5_1m": ("qwen2_5", {"system": QWEN}),
+    "qwen2_5_1m": ("qwen2_5", {"system": HELPFUL}),
     "qwen2_5_math": (
         "qwen2_5",
         {"system": "Please reason step by step, and put your final answer within \\boxed{}."},
     ),
-    "qwen_qwq": ("qwen2_5", {"thinking": "open"}),
+    "qwen_qwq": ("qwen2_5", {"system": QWQ}),
     "qwen3": ("qwen3", {}),
     "yi": (CHATML, {}),
     "yi1_5": ("yi1_5", {}),
     "zephyr": ("zephyr", {}),
-    "empty": ("empty", {"start": "bos"}),
+    "empty": ("empty", {}),
     "disable": ("empty", {}),
+    "empty_no_special_tokens": ("empty_no_special_tokens", {}),
 }
 """Each name's file beside this one, and what is set at its beginning."""
 
