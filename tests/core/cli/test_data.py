@@ -206,7 +206,7 @@ def test_what_a_format_writes_it_reads(name: str):
         ("sharegpt", "preference", ()),
         ("messages", "prompt", ()),
         ("hh", "messages", ("the rejected answer",)),
-        ("kto", "prompt", ("the label",)),
+        ("kto", "prompt", ("the rejected answer", "the label")),
         ("text2text", "messages", ("whether a chat template is put around it",)),
         (
             "text_to_scored_textlist",

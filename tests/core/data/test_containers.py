@@ -131,6 +131,34 @@ def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
         load_dataset(Auto(path=str(tmp_path / "b.jsonl"), on_bad_record="skip"), FORMATS, 0)
 
 
+def test_a_record_of_another_format_further_down_is_not_read_in_part(tmp_path: Path):
+    rows = [{"prompt": str(i)} for i in range(50)] + [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    (tmp_path / "a.jsonl").write_bytes(as_lines(rows))
+    path = str(tmp_path / "a.jsonl")
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:51: has prompt, chosen, rejected, which does not look like the prompt"
+    ):
+        read_samples(Auto(path=path), FORMATS)
+    assert len(read_samples(BY_NAME["prompt"](path=path), FORMATS)) == 51
+
+
+def test_unwanted_answers_are_not_learnt(tmp_path: Path):
+    rows = [{"prompt": "q", "completion": text, "label": text == "good"} for text in ("good", "bad")]
+    (tmp_path / "a.jsonl").write_bytes(as_lines(rows))
+    good, bad = read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+    assert [turn.content for turn in good.messages] == ["q", "good"]
+    assert [turn.content for turn in bad.messages] == ["q"]
+    assert [turn.content for turn in bad.rejected] == ["q", "bad"]
+    assert (good.label, bad.label) == (True, False)
+
+
+def test_a_system_text_in_some_of_the_records(tmp_path: Path):
+    turn = {"messages": [{"role": "user", "content": "q"}]}
+    (tmp_path / "a.jsonl").write_bytes(as_lines([turn, {**turn, "system": "s"}]))
+    first, second = read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+    assert ([t.role for t in first.messages], [t.role for t in second.messages]) == (["user"], ["system", "user"])
+
+
 def test_a_mix_has_each_source_as_often_as_its_weight(tmp_path: Path):
     for name, count in (("a", 20), ("b", 10)):
         (tmp_path / f"{name}.jsonl").write_bytes(as_lines([{"prompt": f"{name}{i}"} for i in range(count)]))

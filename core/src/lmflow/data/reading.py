@@ -7,10 +7,11 @@ import inspect
 import json
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from lmflow.components import DataFormat
 from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
@@ -165,11 +166,12 @@ def scan_pool(data: DataFormat, formats: Sequence[type[DataFormat]], shown: int 
     found = found if data.limit is None else islice(found, data.limit)
     first, records = look_at(found, data.path)
     chosen = resolve_format(data, formats, first)
+    alike = readable(chosen, formats) if isinstance(data, Auto) and first[0].declared is None else None
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
     pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
-    for sample, record in interpreted(records, pool):
+    for sample, record in interpreted(records, pool, alike):
         if kept is None:
             samples.append(sample)
         else:
@@ -192,13 +194,31 @@ def look_at(found: Iterator[Record | DataError], path: str) -> tuple[list[Record
     return good, chain(seen, found)
 
 
-def interpreted(records: Iterable[Record | DataError], pool: Pool) -> Iterator[tuple[Sample, Record]]:
-    """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems."""
+def readable(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a record looks like the format that was recognised, or like one that it includes."""
+    names = {chosen.name, *chosen.includes}
+    kinds = [each for each in formats if each.name in names]
+    return lambda fields: any(each.recognises(fields) for each in kinds)
+
+
+def interpreted(
+    records: Iterable[Record | DataError], pool: Pool, alike: Callable[[Mapping[str, Any]], bool] | None = None
+) -> Iterator[tuple[Sample, Record]]:
+    """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems.
+
+    With `alike`, records that do not look like the others are among these, though the format might read a part of them.
+    """
     for record in records:
         pool.records += 1
         try:
             if isinstance(record, DataError):
                 raise record
+            if alike is not None and not alike(record.fields):
+                fields = ", ".join(record.fields) or "no field"
+                raise DataError(
+                    f"{record.source}: has {fields}, which does not look like the {pool.format.name} of the records "
+                    f"before it; --data {pool.format.name} reads it all the same"
+                )
             yield pool.format.sample(record.fields, record.source), record
         except DataError as error:
             pool.skipped += 1

@@ -54,7 +54,7 @@ class Sample:
     rejected: tuple[Message, ...] = ()
     """The whole dialogue that `messages` are preferred to, in a record of preferences."""
     label: bool | None = None
-    """Whether the last answer is wanted, in a record that says so (KTO)."""
+    """Whether the answer is wanted, in a record that says so (KTO); one that is not stands in `rejected` alone."""
     answers: tuple[Answer, ...] = ()
     """All answers of a record that has several; the best of them is the last of `messages`."""
 

@@ -18,6 +18,7 @@ class Conversation(DataFormat):
     """A dialogue, with a system text and tools beside it: {"messages", "system"?, "tools"?} (LMFlow conversation)."""
 
     name = "conversation"
+    includes = ("messages",)
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:

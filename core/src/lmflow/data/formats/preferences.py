@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lmflow.components import DataFormat
@@ -122,7 +123,10 @@ class Kto(DataFormat):
         return said and isinstance(record.get("label"), bool)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """The dialogue, and the label."""
+        """A wanted answer with its prompt; of an unwanted one the prompt alone, the dialogue being the rejected one.
+
+        So what is learnt from `messages` is never what is unwanted.
+        """
         label = record.get("label")
         if not isinstance(label, bool):
             raise bad(source, "label", "true or false", label, missing="label" not in record)
@@ -130,16 +134,18 @@ class Kto(DataFormat):
             turns = turns_of(record, "messages", source, role="role", content="content")
         else:
             turns = (*prompt_of(record, source), *completion_of(record, "completion", source))
-        return Sample(turns, True, record, source, tools_of(record, source), label=label)
+        whole = Sample(turns, True, record, source, tools_of(record, source), label=label)
+        return whole if label else replace(whole.prompt(), rejected=turns)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """Prompt, completion and label. Raises DataError without a label."""
         if sample.label is None:
             raise DataError(f"{sample.source}: it has no label, which {self.name} needs")
-        prompt = sample.prompt().messages
+        dialogue = sample.messages if sample.label else sample.rejected
+        prompt = replace(sample, messages=dialogue).prompt().messages
         made: dict[str, Any] = {
             "prompt": prompt_as_field(prompt),
-            "completion": completion_as_field(sample.messages[len(prompt) :]),
+            "completion": completion_as_field(dialogue[len(prompt) :]),
             "label": sample.label,
         }
         return made | ({"tools": list(sample.tools)} if sample.tools else {})
