@@ -35,7 +35,7 @@ KINDS: Mapping[str, tuple[bool, str]] = {
 WASTED_SHARE = 0.5
 """Where more than this share of the samples has nothing to train on, training on them is no use."""
 LEAKED_SHARE = 0.1
-"""Where more than this share of the validation samples is trained on, they show nothing."""
+"""Where more than this share of a validation file is trained on, it shows nothing."""
 BINS = 10
 
 
@@ -55,6 +55,8 @@ class CheckReport:
     samples: int = 0
     validation: int = 0
     """How many of them are held out."""
+    own_validation: bool = False
+    """Whether these are a file of their own, so that it is not chance that puts a sample on both sides."""
     findings: list[Finding] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
     tokens: int | None = None
@@ -76,7 +78,7 @@ class CheckReport:
         if self.samples and untrained > WASTED_SHARE * self.samples:
             reasons.append(f"{untrained:,} of {self.samples:,} samples have nothing to train on")
         leaked = self.counts.get("leak", 0)
-        if leaked > LEAKED_SHARE * self.validation:
+        if self.own_validation and leaked > LEAKED_SHARE * self.validation:
             reasons.append(f"{leaked:,} of {self.validation:,} validation samples are also trained on")
         if not self.samples:
             reasons.append("no sample at all")
@@ -111,7 +113,7 @@ class Checker:
     """Looks at samples one after the other; remembers 32 bytes of each to know it again."""
 
     def __init__(self, model: LanguageModel | None, options: DataFormat) -> None:
-        self.report = CheckReport()
+        self.report = CheckReport(own_validation=isinstance(options.validation, str))
         self._model = model
         self._train_on = options.train_on
         self._seen: dict[bytes, str] = {}
