@@ -14,11 +14,16 @@ from lmflow.data.formats import (
     Alpaca,
     Conversation,
     HhRlhf,
+    Kto,
     Messages,
+    PairedConversation,
+    Preference,
     Prompts,
     ShareGpt,
     TextOnly,
+    TextToScoredTextList,
     TextToText,
+    TextToTextList,
 )
 from lmflow.data.sample import Sample
 from lmflow.inference.hf import HuggingFace
@@ -131,6 +136,45 @@ CASES = (
         [({"prompt": None}, "prompt"), ({"prompt": "q", "completion": 3}, "completion")],
     ),
     Case(HhRlhf, [(OTHERS["hh"], HELLO)], [({"chosen": "no marks"}, "chosen"), ({"chosen": None}, "chosen")]),
+    Case(
+        TextToTextList,
+        [({"input": "q", "output": ["a", "b"]}, ASKED)],
+        [({"input": "q", "output": []}, "output"), ({"input": 3, "output": ["a"]}, "input")],
+    ),
+    Case(
+        TextToScoredTextList,
+        [({"input": "q", "output": [{"score": 0.1, "text": "b"}, {"score": 2, "text": "a"}]}, ASKED)],
+        [
+            ({"input": "q", "output": [{"text": "a"}]}, "output[0].score"),
+            ({"input": "q", "output": [{"score": float("nan"), "text": "a"}]}, "output[0].score"),
+        ],
+    ),
+    Case(
+        Preference,
+        [
+            ({"prompt": "q", "chosen": "a", "rejected": "b"}, ASKED),
+            ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, ASKED),
+            ({"chosen": [USER, ANSWER], "rejected": [USER, USER]}, ASKED),
+        ],
+        [
+            ({"prompt": "q", "chosen": 3, "rejected": "b"}, "chosen"),
+            ({"prompt": "q", "chosen": "a", "rejected": [{"role": "x"}]}, "rejected[0].role"),
+        ],
+    ),
+    Case(
+        PairedConversation,
+        [({"chosen": {"messages": [USER, ANSWER]}, "rejected": {"messages": [USER, USER]}}, ASKED)],
+        [({"chosen": {"messages": []}, "rejected": {"messages": [USER]}}, "chosen"), ({"chosen": 3}, "chosen")],
+    ),
+    Case(
+        Kto,
+        [
+            ({"prompt": "q", "completion": "a", "label": True}, ASKED),
+            ({"prompt": "q", "completion": "a", "label": False}, ASKED[:1]),
+            ({"messages": [USER, ANSWER], "label": True}, ASKED),
+        ],
+        [({"prompt": "q", "completion": "a", "label": 1}, "label"), ({"prompt": "q", "label": True}, "completion")],
+    ),
 )
 
 

@@ -31,6 +31,14 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "sharegpt": {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "yes"}]},
     "prompt": {"prompt": "a question", "completion": "an answer"},
     "hh": {"chosen": "\n\nHuman: hello\n\nAssistant: yes", "rejected": "\n\nHuman: hello\n\nAssistant: no"},
+    "text_to_textlist": {"input": "a question", "output": ["an answer", "another"]},
+    "text_to_scored_textlist": {"input": "a question", "output": [{"score": 0.5, "text": "an answer"}]},
+    "preference": {"prompt": "a question", "chosen": "an answer", "rejected": "another"},
+    "paired_conversation": {
+        "chosen": {"messages": [{"role": "user", "content": "hello"}]},
+        "rejected": {"messages": [{"role": "user", "content": "hi"}]},
+    },
+    "kto": {"prompt": "a question", "completion": "an answer", "label": True},
 }
 """A plain record of each of the core's formats."""
 
