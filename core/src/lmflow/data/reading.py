@@ -264,7 +264,10 @@ def split(
         count = min(max(count, 1), len(samples) - 1)
     order = array("q", range(len(samples)))
     random.Random(f"{seed}/split").shuffle(order)
-    train = array("q", sorted(order[count:]))
+    held = bytearray(len(samples))
+    for index in order[:count]:
+        held[index] = True
+    train = array("q", (index for index in range(len(samples)) if not held[index]))
     return chosen_of(samples, train), [samples[index] for index in order[:count]]
 
 
