@@ -10,6 +10,7 @@ import pytest
 from lmflow.errors import Interrupted
 from lmflow.journal import Journal
 from lmflow.journal_display import Silent
+from lmflow.launching.group import Group
 from lmflow.run_directory import RunDirectory
 
 
@@ -97,3 +98,34 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
     journal.step({"step": 1})
     journal.samples(1, [{"a": 1}])
     assert list(tmp_path.iterdir()) == []
+
+
+class OneOfTwo(Group):
+    """A process whose other one says `said` when they agree."""
+
+    said = 0.0
+
+    def max(self, value: float) -> float:
+        return max(value, self.said)
+
+
+def test_of_two_processes_none_stops_before_they_agreed():
+    journal = Journal(None, lambda *_, **__: None, group=OneOfTwo(0, 2))
+    with journal.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        journal.check_stop()
+        assert journal.stop_signal is None
+        with pytest.raises(Interrupted):
+            journal.advance_or_stop()  # a share of sampling ends at once
+        journal.step({"step": 1})
+        with pytest.raises(Interrupted):
+            journal.check_stop()
+
+
+def test_a_process_stops_where_another_was_asked_to(monkeypatch):
+    journal = Journal(None, lambda *_, **__: None, group=OneOfTwo(0, 2))
+    journal.agree_or_stop()
+    monkeypatch.setattr(OneOfTwo, "said", float(signal.SIGTERM))
+    with pytest.raises(Interrupted) as caught:
+        journal.agree_or_stop()
+    assert caught.value.signal_number == signal.SIGTERM

@@ -208,13 +208,16 @@ def combinations() -> list[dict[str, str]]:
 @pytest.mark.parametrize("values", combinations(), ids=str)
 def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str]):
     """Resolving what was written gives the same text, for every component installed."""
+    component = plugins.offers("model")[values["model"]][0].component if "model" in values else None
+    if component and component.missing():
+        pytest.skip(f"model {values['model']} needs a package that is not installed")
     text = dump(resolve(plugins, None, options(**values)).recipe)
     assert dump(resolve(plugins, write(text)).recipe) == text
 
 
 def test_schema_describes_every_component(plugins):
     described = schema(plugins)
-    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "trackers"}
+    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers"}
     for slot in RECIPE_SLOTS:
         names = {option["properties"]["name"]["const"] for option in described["properties"][slot]["anyOf"][1:]}
         assert names == set(plugins.offers(slot))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmflow.errors import RunDirectoryError
-from lmflow.run_directory import RunDirectory
+from lmflow.run_directory import FollowedDirectory, RunDirectory
 
 
 @pytest.fixture
@@ -84,3 +84,21 @@ def test_metrics_of_repeated_steps_are_dropped(finished: Path):
     directory.close()
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_a_directory_that_another_process_writes_is_only_read(finished: Path):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    opened = RunDirectory(finished, resume=True)
+    followed = FollowedDirectory(finished)  # no second lock, though another has it
+    assert followed.checkpoints == opened.checkpoints
+    assert followed.read_record() == {"status": "completed"}
+    followed.write_recipe("tuner: full\n")
+    followed.write_record({"status": "failed"})
+    followed.append_metrics({"step": 2})
+    followed.drop_metrics_after(0)
+    followed.write_comparison([{}])
+    assert followed.write_samples(1, [{}]) == finished / "samples" / "iteration-0001.jsonl"
+    followed.close()
+    opened.close()
+    after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == {path: content for path, content in before.items() if path.name != ".lock"}

@@ -228,7 +228,8 @@ def test_gradient_only_where_it_should_be(vision: Load, pictures: dict[str, str]
 
 def test_a_learning_rate_for_the_projector(vision: Load):
     from lmflow.training.options import TrainingOptions
-    from lmflow.training.trainer import parameter_groups, trainable_parameters
+    from lmflow.training.parallel import trainable_parameters
+    from lmflow.training.trainer import parameter_groups
 
     model = vision(projector_learning_rate=0.5).prepare(Full())
     groups = parameter_groups(

@@ -71,6 +71,8 @@ class Component(BaseModel):
     """What other slots must not hold, checked before anything is loaded."""
     requires: ClassVar[tuple[Requirement, ...]] = ()
     """Optional dependencies of its distribution that this component cannot do without."""
+    one_process: ClassVar[str | None] = None
+    """Why a run with it cannot be several processes (`--launch.processes`); None where it can."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     """Defaults of the `training` section this component prefers; what the user writes wins."""
 
@@ -224,6 +226,9 @@ class Aligner(Component):
         closing table. `model` has the weights to go on from: on a resumed run those of the checkpoint, not those that
         training started with (`trainer.start_weights()`), and `trainer.restored` holds the state last given to
         `trainer.checkpoint`.
+
+        In a run of several processes each calls it with the same samples and has to take the same steps: it calls
+        `trainer.fit` with the same items, and what each makes a share of comes from `journal.group.map_shares`.
         """
 
 

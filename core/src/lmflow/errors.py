@@ -57,3 +57,11 @@ class Interrupted(LmflowError):
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+class FailedElsewhere(LmflowError):
+    """Another process of the run failed, which says why; this one ends with it."""
+
+
+class LostContact(LmflowError):
+    """Another process of the run has ended without a word, or does not answer."""

@@ -10,6 +10,7 @@ from typing import Any
 from lmflow.components import Inferencer, Reward
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow.inference.sharing import draw_shared
 from lmflow.journal import Journal
 from lmflow.models import LanguageModel
 from lmflow.rewards import score_completions
@@ -60,13 +61,13 @@ def answer(
 ) -> Answers:
     """Complete each sample's prompt once as `sampling` says, and score the completions."""
     prompts = [model.encode_prompt(sample) for sample in samples]
-    most = len(prompts) * sampling.max_new_tokens
-    with journal.phase("answering held-out prompts", most), trainer.autocast():
-        drawn = inferencer.generate(model, prompts, sampling, journal.advance_or_stop)
+    with trainer.autocast():
+        drawn = draw_shared(model, prompts, inferencer, sampling, journal, "answering held-out prompts")
     completions = [each[0] for each in drawn]
     rewards = None
     if reward is not None:
-        rewards = score_completions(reward, samples, [completion.text for completion in completions])
+        texts = [completion.text for completion in completions]
+        rewards = journal.group.on_main(lambda: score_completions(reward, samples, texts))
     return Answers(samples, prompts, completions, rewards)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +12,21 @@ from pydantic import BaseModel, ValidationError
 
 from lmflow.components import Aligner, Component, Context, DataFormat, Inferencer, Model, Reward, Tracker, Tuner
 from lmflow.errors import LmflowError, RecipeError
+from lmflow.launching.options import LaunchOptions
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe_choices import Choice, choose, choose_trackers, find_choice, missing_packages
-from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, TRAINING, Origin, Scope, Setting, gather, of_section
+from lmflow.recipe_settings import (
+    LAUNCH,
+    PLAIN,
+    RUN_SCOPE,
+    TRACKERS,
+    TRAINING,
+    Origin,
+    Scope,
+    Setting,
+    gather,
+    of_section,
+)
 from lmflow.recipe_values import explain_error, parse_option
 from lmflow.training.options import TrainingOptions
 
@@ -32,6 +44,7 @@ class Recipe:
     reward: Reward | None
     training: TrainingOptions
     trackers: Sequence[Tracker] = ()
+    launch: LaunchOptions = field(default_factory=LaunchOptions)
     names: Mapping[str, str] = field(default_factory=dict)
     """How each slot's component was named, where that is more than its own name (`distribution:name`)."""
 
@@ -57,6 +70,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     parts, origins = _build_chosen({**chosen, **trackers}, settings, plugins, problems)
     given = _training_section(settings, chosen, plugins, problems)
     parts[TRAINING] = _build(TRAINING, TrainingOptions, given, origins, problems)
+    parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
     problems += _incompatibilities(chosen, trackers)
     if problems:
         raise RecipeError(problems)
@@ -174,6 +188,26 @@ def _training_section(
     return given | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
 
 
+def _launch(
+    settings: Mapping[str, Setting],
+    chosen: Iterable[Choice | None],
+    plugins: Plugins,
+    origins: dict[str, Origin],
+    problems: list[str],
+) -> LaunchOptions | None:
+    """In how many processes the run is carried out; what the chosen components, or what is installed, forbid."""
+    given = _known_settings(settings, LAUNCH, LaunchOptions, plugins, problems)
+    options = cast(LaunchOptions | None, _build(LAUNCH, LaunchOptions, given, origins, problems))
+    if options is None:
+        return None
+    if options.total > 1:
+        place = given["processes"].place if "processes" in given else LAUNCH
+        problems += [f"{place}: {why}" for why in alone(choice.component for choice in chosen if choice)]
+    if missing := options.missing():
+        problems.append(f"{given['strategy'].place}: {missing}")
+    return options
+
+
 def _known_settings(
     settings: Mapping[str, Setting], section: str, owner: type[BaseModel], plugins: Plugins, problems: list[str]
 ) -> dict[str, Setting]:
@@ -250,6 +284,13 @@ def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[st
     return problems
 
 
+def alone(components: Iterable[type[Component] | Component]) -> Iterator[str]:
+    """Why a run with these components has to be one process, a line for each that cannot be in several."""
+    for component in components:
+        if component.one_process is not None:
+            yield f"{component.name} works in one process only: {component.one_process}"
+
+
 # Writing
 
 
@@ -263,7 +304,8 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     listening = {
         recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
     }
-    return sections | {TRAINING: recipe.training.model_dump(mode="json"), TRACKERS: listening}
+    plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN}
+    return sections | plain | {TRACKERS: listening}
 
 
 def dump(recipe: Recipe) -> str:
@@ -281,7 +323,9 @@ def schema(plugins: Plugins) -> dict[str, Any]:
         "title": "lmflow recipe",
         "type": "object",
         "additionalProperties": False,
-        "properties": sections | {TRAINING: TrainingOptions.model_json_schema(), TRACKERS: _trackers_schema(plugins)},
+        "properties": sections
+        | {name: owner.model_json_schema() for name, owner in PLAIN.items()}
+        | {TRACKERS: _trackers_schema(plugins)},
     }
 
 

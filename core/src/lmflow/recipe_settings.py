@@ -10,13 +10,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lmflow.launching.options import LaunchOptions
 from lmflow.plugins import RECIPE_SLOTS
 from lmflow.training.options import TrainingOptions
 
 TRAINING = "training"
+LAUNCH = "launch"
+PLAIN: Mapping[str, type[BaseModel]] = {TRAINING: TrainingOptions, LAUNCH: LaunchOptions}
+"""The sections of a recipe that hold options and no component."""
 TRACKERS = "trackers"
 """The section of a recipe that names any number of components, each with options of its own."""
-SECTIONS = (*RECIPE_SLOTS, TRAINING, TRACKERS)
+SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Scope:
         return {key: value for (of, _, key), value in parts if of == section}
 
 
-RUN_SCOPE = Scope("run", RECIPE_SLOTS, {TRAINING: TrainingOptions}, trackers=True)
+RUN_SCOPE = Scope("run", RECIPE_SLOTS, PLAIN, trackers=True)
 
 
 def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems: list[str]) -> dict[str, Setting]:

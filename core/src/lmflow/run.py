@@ -7,6 +7,7 @@ import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmflow import __version__
-from lmflow.errors import Interrupted, LmflowError, RunDirectoryError, TrainingError
+from lmflow.errors import Interrupted, LmflowError, LostContact, RunDirectoryError, TrainingError
 from lmflow.journal import Journal
 from lmflow.journal_display import Display
+from lmflow.launching.group import Group
+from lmflow.launching.joining import join
+from lmflow.launching.worker import is_lost_contact
 from lmflow.plugins import Plugins
 from lmflow.recipe import Recipe, ResolvedRecipe, dump
-from lmflow.run_directory import RunDirectory
+from lmflow.recipe_settings import LAUNCH
+from lmflow.run_directory import FollowedDirectory, RunDirectory
 
 if TYPE_CHECKING:
     from lmflow.components import Tuner
@@ -57,17 +62,38 @@ def run(
 ) -> RunResult:
     """Carry out a recipe in its own directory.
 
+    In one of several processes the main one alone opens the directory, writes, shows and tells plugins of events.
     Raises LmflowError after recording in run.json why the run ended; finished work stays in the directory.
     """
     recipe = resolved.recipe
-    directory = RunDirectory(output or default_output(recipe), resume=resume, overwrite=overwrite)
-    try:
+    group = join(recipe, display.note if display else None)
+    if not group.is_main:
+        return follow(recipe, plugins, group, resume)
+    directory: RunDirectory | None = None
+
+    def begin() -> Path:
+        nonlocal directory
+        directory = RunDirectory(output or default_output(recipe), resume=resume, overwrite=overwrite)
         check_same_recipe(directory, recipe, resume)
-        journal = Journal(directory, plugins.emit, display)
+        return directory.path.absolute()
+
+    try:
+        group.on_main(begin)
+        assert directory is not None
+        journal = Journal(directory, plugins.emit, display, group)
         with plugins.telling(recipe.trackers), journal.listening():
             return Run(recipe, plugins, directory, journal, resume).carry_out()
     finally:
-        directory.close()
+        if directory is not None:
+            directory.close()
+
+
+def follow(recipe: Recipe, plugins: Plugins, group: Group, resume: bool) -> RunResult:
+    """Carry out the same recipe as the main process, in the directory that it has opened, and in silence."""
+    directory = FollowedDirectory(group.on_main(Path))
+    journal = Journal(None, lambda *_, **__: None, None, group)
+    with journal.listening():
+        return Run(recipe, plugins, directory, journal, resume).carry_out()
 
 
 class Run:
@@ -84,24 +110,27 @@ class Run:
         self.resume = resume
         self.earlier_seconds = float(previous.get("wall_seconds", 0.0))
         self.started = time.time()
+        self.peak_memory = 0
         self.record: dict[str, Any] = {
             "status": "running",
             "started": previous.get("started", now()),
             "seed": recipe.training.seed,
             "versions": versions(),
             "plugins": dict(plugins.versions()),
+            "processes": journal.group.size,
             "error": None,
         }
 
     def carry_out(self) -> RunResult:
         """Work, and record how it ended."""
-        self.directory.recipe.write_text(dump(self.recipe), encoding="utf-8")
+        self.directory.write_recipe(dump(self.recipe))
         self.write_record()
         self.journal.tell("lmflow_run_started", recipe=self.recipe, directory=self.directory.path)
         try:
             self.work()
         except Interrupted as error:
             self.finish("interrupted", None)
+            self.wait_for_others()
             raise Interrupted(error.signal_number, self.how_to_resume()) from error
         except KeyboardInterrupt as error:  # the second Ctrl-C
             self.finish("interrupted", None)
@@ -113,15 +142,23 @@ class Run:
                     f"The disk is full: {error.filename or self.directory.path} could not be written. What was "
                     f"finished before is kept; free some space and continue with {self.resume_command()}"
                 ) from error
+            if is_lost_contact(error):
+                raise LostContact(
+                    f"another process of the run has ended, or does not answer ({str(error).splitlines()[0]}). Once "
+                    f"that is mended, continue with {self.resume_command()}"
+                ) from error
             raise
         self.finish("completed", None)
+        self.wait_for_others()
         return RunResult(self.directory.path, self.record)
 
     def work(self) -> None:
         """The run itself: load, read, prepare, align, save, and measure before and after."""
         recipe, journal = self.recipe, self.journal
         model, precision = self.load_model()
+        journal.agree_or_stop()
         data = self.read_data(model)
+        journal.agree_or_stop()
         self.compare_context(model, data)
         model = self.prepare(model)
         trainer = self.make_trainer(model, data, precision)
@@ -130,7 +167,9 @@ class Run:
         if self.resume:
             trainer.restore()
         recipe.aligner.align(model, data, trainer, recipe.inferencer, recipe.reward, journal)
-        result = model.save_tuned(recipe.tuner, self.directory.path)
+        journal.group.barrier()  # what the main process wrote last can be read by all
+        trainer.choose_result()
+        result = self.save(trainer)
         after = self.measure("after", trainer, model, data)
         self.compare(before, after)
         self.record["result"] = result.name
@@ -139,6 +178,7 @@ class Run:
         training_seconds = journal.seconds["training"]
         journal.metrics["tokens_per_second"] = trainer.tokens / training_seconds if training_seconds else None
         journal.metrics["steps"] = trainer.step
+        self.peak_memory = int(journal.group.max(peak_memory()))
 
     def load_model(self) -> tuple[LanguageModel, str]:
         """The model on its device, and the precision the run computes in."""
@@ -159,7 +199,9 @@ class Run:
 
         with self.journal.phase("reading data"):
             formats = self.plugins.classes("data")
-            data, summary = load_dataset(self.recipe.data, formats, self.recipe.training.seed)
+            data, summary = self.journal.group.once_per_machine(
+                lambda: load_dataset(self.recipe.data, formats, self.recipe.training.seed)
+            )
         self.record["data"] = asdict(summary)
         if summary.recognised or summary.skipped:
             self.journal.note(summary.describe())
@@ -207,6 +249,7 @@ class Run:
             max_length=length_limit(model, data.options),
             heldout=encode_answered(model, data.heldout, data.options),
             keep_start_weights=self.recipe.aligner.compares_with_start,
+            strategy=self.recipe.launch.strategy,
         )
 
     def self_test(self, trainer: Trainer, model: LanguageModel, data: Dataset) -> None:
@@ -240,6 +283,11 @@ class Run:
                 metrics[f"heldout_accuracy_{when}"] = answers.accuracy
         return answers
 
+    def save(self, trainer: Trainer) -> Path:
+        """Write the result, by one process for all; where it lies."""
+        whole = trainer.whole_model()  # of weights that are split, every process gives its part
+        return self.journal.group.on_main(lambda: whole.save_tuned(self.recipe.tuner, self.directory.path))
+
     def compare(self, before: Answers | None, after: Answers | None) -> None:
         """Keep the answers from before and after side by side."""
         from lmflow.evaluation import compare
@@ -254,7 +302,8 @@ class Run:
         self.record |= {"status": status, "error": error, "finished": now()}
         try:
             self.write_record()
-            write_report(self.directory.path)
+            if self.journal.group.is_main:
+                write_report(self.directory.path)
         except OSError:
             if status == "completed":
                 raise
@@ -262,10 +311,15 @@ class Run:
             "lmflow_run_finished", directory=self.directory.path, status=status, metrics=self.journal.metrics
         )
 
+    def wait_for_others(self) -> None:
+        """Leave together: no process ends while the main one writes, which a launcher might take for a fault."""
+        with suppress(RuntimeError):  # another is gone already
+            self.journal.group.barrier()
+
     def write_record(self) -> None:
         """run.json as things stand."""
         self.record["wall_seconds"] = round(self.earlier_seconds + time.time() - self.started, 2)
-        self.record["peak_memory_bytes"] = peak_memory()
+        self.record["peak_memory_bytes"] = max(self.peak_memory, peak_memory())  # of the process that took most
         self.record["seconds"] = {name: round(value, 3) for name, value in self.journal.seconds.items()}
         self.record["metrics"] = dict(self.journal.metrics)
         self.record["tables"] = dict(self.journal.tables)
@@ -322,7 +376,7 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
     """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first difference."""
     if not (resume and directory.recipe.exists()):
         return
-    old, new = directory.recipe.read_text(encoding="utf-8").splitlines(), dump(recipe).splitlines()
+    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(dump(recipe))
     differences = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new) if a != b]
     if old != new:
         shown = "\n".join(differences[:5]) or "  (sections differ)"
@@ -330,6 +384,15 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
             f"{directory.path} was started with another recipe:\n{shown}\n"
             "Resume with --resume --output alone, or start a new run from its result with --model."
         )
+
+
+def without_launch(recipe: str) -> list[str]:
+    """The lines of a recipe but for those that say in how many processes it is carried out: that may change."""
+    import yaml
+
+    sections: dict[str, Any] = yaml.safe_load(recipe) or {}
+    sections.pop(LAUNCH, None)
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
 
 
 def versions() -> dict[str, str]:

@@ -57,6 +57,10 @@ class RunDirectory:
         """Where checkpoints stand."""
         return self.path / CHECKPOINTS
 
+    def write_recipe(self, text: str) -> None:
+        """Replace the fully resolved recipe."""
+        write_atomically(self.recipe, text)
+
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
         write_atomically(self.path / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -86,6 +90,35 @@ class RunDirectory:
     def write_comparison(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write answers to the same held-out prompts before and after."""
         write_lines(self.path / COMPARISON, rows)
+
+
+class FollowedDirectory(RunDirectory):
+    """The directory of a run that the main one of several processes has opened and writes: here it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def write_recipe(self, text: str) -> None:
+        """The main process does."""
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """The main process does."""
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """The main process does."""
+
+    def drop_metrics_after(self, step: int) -> None:
+        """The main process does."""
+
+    def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """The main process does; where it does."""
+        return self.path / SAMPLES / f"iteration-{iteration:04d}.jsonl"
+
+    def write_comparison(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The main process does."""
 
 
 def check_usable(path: Path, *, resume: bool, overwrite: bool) -> None:

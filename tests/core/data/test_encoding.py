@@ -6,7 +6,9 @@ import copy
 import json
 import os
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from lmflow.data.encoding import encode
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.data.reading import load_dataset
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
-from lmflow.data.token_cache import cache_directory
+from lmflow.data.token_cache import cache_directory, cached
 from lmflow.data.token_store import INDEX, StoredSequences, write_store
 from lmflow.errors import DataError
 from lmflow.models import LanguageModel
@@ -96,6 +98,27 @@ def test_tokens_are_made_once(tiny_model: LanguageModel, cache: Path, counted: l
     assert same == report
     assert sum(counted) == 20
     assert len(list(cache.iterdir())) == 1
+
+
+def test_of_two_that_need_the_same_tokens_one_makes_them(tmp_path: Path, cache: Path):
+    """Locks are between open files, so two threads stand for two processes."""
+    made: list[int] = []
+    both_here = threading.Barrier(2)
+
+    def make() -> list[TokenSequence]:
+        made.append(1)
+        time.sleep(0.2)  # time enough for the other to come
+        return [TokenSequence([1, 2], [False, True])]
+
+    def need(_: int) -> list[TokenSequence]:
+        both_here.wait()
+        return list(cached("key", make, dict))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(need, range(2))
+    assert first == second == [TokenSequence([1, 2], [False, True])]
+    assert len(made) == 1
+    assert [path.name for path in cache.iterdir()] == ["key"]
 
 
 def other_template(model: LanguageModel) -> LanguageModel:

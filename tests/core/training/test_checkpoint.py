@@ -1,32 +1,73 @@
-"""Checkpoints are complete or absent."""
+"""Checkpoints are complete or absent, and a damaged one is never used."""
 
 import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from lmflow.errors import TrainingError
 from lmflow.training import checkpoint
-from lmflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from lmflow.training.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    DamagedCheckpoint,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 
-def example(step: int) -> Checkpoint:
-    return Checkpoint({"w": torch.full((2,), float(step))}, {"state": {}, "param_groups": []}, {"step": step})
+def example(step: int, eval_loss: float | None = None) -> Checkpoint:
+    moments = {"exp_avg": torch.full((2,), step / 2), "step": torch.tensor(float(step)), "times": 3}
+    return Checkpoint({"a.w": torch.full((2,), float(step))}, {"a.w": moments}, {"step": step, "eval_loss": eval_loss})
+
+
+def names(directory: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(directory)]
 
 
 def test_round_trip(tmp_path: Path):
     path = save_checkpoint(tmp_path, 7, example(7), keep=2)
     assert path.name == "step-000007"
     loaded = load_checkpoint(path)
-    assert loaded.weights["w"].tolist() == [7.0, 7.0]
-    assert loaded.state == {"step": 7}
-    assert loaded.optimizer == {"state": {}, "param_groups": []}
+    assert loaded.weights["a.w"].tolist() == [7.0, 7.0]
+    assert loaded.state["step"] == 7
+    found = loaded.optimizer["a.w"]
+    assert (found["exp_avg"].tolist(), found["step"].item(), found["times"]) == ([3.5, 3.5], 7.0, 3)
+
+
+def test_nothing_in_it_can_run_code(tmp_path: Path):
+    path = save_checkpoint(tmp_path, 1, example(1), keep=1)
+    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
 
 
 def test_only_the_newest_are_kept(tmp_path: Path):
     for step in (1, 2, 10, 9999999):
         save_checkpoint(tmp_path, step, example(step), keep=2)
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000010", "step-9999999"]
+    assert names(tmp_path) == ["step-000010", "step-9999999"]
+
+
+def test_the_best_is_kept_as_well(tmp_path: Path):
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 1.5)):
+        save_checkpoint(tmp_path, step, example(step, loss), keep=1, keep_best=True)
+    assert names(tmp_path) == ["step-000002", "step-000005"]
+    assert best_checkpoint(tmp_path) == tmp_path / "step-000002"
+
+
+def test_the_same_step_again_replaces_it(tmp_path: Path):
+    for loss in (1.0, 2.0):
+        save_checkpoint(tmp_path, 3, example(3, loss), keep=2)
+    assert load_checkpoint(tmp_path / "step-000003").state["eval_loss"] == 2.0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -41,7 +82,81 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: 
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_a_half_written_checkpoint_is_not_listed(tmp_path: Path):
-    (tmp_path / ".step-000003.partial").mkdir()
-    (tmp_path / ".step-000003.partial" / "state.json").write_text("{}")
+def test_what_a_killed_process_left_is_not_listed_and_goes_with_the_next(tmp_path: Path):
+    for name in (".step-000003.partial", ".step-000001.deleted"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
     assert list_checkpoints(tmp_path) == []
+    save_checkpoint(tmp_path, 4, example(4), keep=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000004"]
+
+
+@pytest.mark.parametrize("file", ["trainable.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
+def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path: Path, file: str, damage: str):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, example(step), keep=2)
+    victim = tmp_path / "step-000002" / file
+    content = bytearray(victim.read_bytes())
+    if damage == "gone":
+        victim.unlink()
+    else:
+        content[-1] ^= 1
+        victim.write_bytes(content[:-1] if damage == "cut" else content)
+    said: list[str] = []
+    found = newest_checkpoint(tmp_path, said.append)
+    assert found is not None
+    assert found[1].state["step"] == 1
+    [sentence] = said
+    assert "step-000002" in sentence
+    assert file in sentence
+    assert "the checkpoint before it is used" in sentence
+
+
+def test_without_a_readable_manifest_it_is_damaged(tmp_path: Path):
+    path = save_checkpoint(tmp_path, 1, example(1), keep=1)
+    (path / MANIFEST).write_text('{"state')
+    with pytest.raises(DamagedCheckpoint, match=MANIFEST):
+        load_checkpoint(path)
+
+
+def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path):
+    assert newest_checkpoint(tmp_path, print) is None
+    (save_checkpoint(tmp_path, 1, example(1), keep=1) / "state.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"Every checkpoint in .* is damaged"):
+        newest_checkpoint(tmp_path, lambda _: None)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import torch
+from lmflow.training.checkpoint import Checkpoint, save_checkpoint
+
+step = 0
+while True:
+    step += 1
+    values = {"w": torch.full((20_000,), float(step))}
+    save_checkpoint(Path(sys.argv[1]), step, Checkpoint(values, {"w": values}, {"step": step}), keep=2)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_leaves_whole_ones(tmp_path: Path):
+    """A writer is killed ten times at moments spread over its work; what is listed is always undamaged."""
+    for attempt in range(10):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        for _ in range(2 + attempt):
+            finished = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.communicate()
+        found = newest_checkpoint(tmp_path, lambda sentence: pytest.fail(sentence))
+        assert found is not None
+        assert found[1].state["step"] >= finished
+        for path in list_checkpoints(tmp_path):
+            assert json.loads((path / "state.json").read_text())["step"] == int(path.name[5:])
+            load_checkpoint(path)
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()

@@ -5,8 +5,6 @@ import json
 import math
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,13 @@ from torch import nn
 
 from lmflow.data.batches import plan_epoch
 from lmflow.data.sample import TokenSequence
-from lmflow.errors import Interrupted, TrainingError
+from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.journal import Journal
 from lmflow.run_directory import RunDirectory
 from lmflow.training.options import TrainingOptions
+from lmflow.training.parallel import trainable_parameters
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
-from lmflow.training.trainer import Trainer, parameter_groups, trainable_parameters
+from lmflow.training.trainer import Trainer, parameter_groups
 
 Make = Callable[..., Trainer]
 
@@ -43,7 +42,9 @@ def sequences() -> list[TokenSequence]:
 def make(tmp_path: Path, tiny_model: Any) -> Make:
     def build(model: Any = None, directory: str = "run", resume: bool = False, **settings: Any) -> Trainer:
         extra = {
-            k: settings.pop(k) for k in ("packing", "max_length", "keep_start_weights", "precision") if k in settings
+            k: settings.pop(k)
+            for k in ("packing", "max_length", "keep_start_weights", "precision", "heldout")
+            if k in settings
         }
         options = TrainingOptions(**{"batch_size": 6, "learning_rate": 1e-3, "warmup": 2, **settings})
         place = RunDirectory(tmp_path / directory, resume=resume)
@@ -315,61 +316,42 @@ def test_no_parameter_to_train(make: Make, tiny_model):
         make()
 
 
-TWO_PROCESSES = """
-import json, pathlib, sys
-import torch
-from transformers import LlamaForCausalLM
-from lmflow.data.sample import TokenSequence
-from lmflow.journal import Journal
-from lmflow.training.options import TrainingOptions
-from lmflow.training.trainer import Trainer
-
-class Model:
-    pad_id = 2
-    device = torch.device("cpu")
-    module = LlamaForCausalLM.from_pretrained(sys.argv[1])
-
-    def learning_rate(self, parameter):
-        return None
-
-sequences = [TokenSequence(*row) for row in json.loads(pathlib.Path(sys.argv[2]).read_text())]
-options = TrainingOptions(batch_size=6, micro_batch_size=2, learning_rate=1e-3, warmup=2)
-losses = []
-journal = Journal(None, lambda *_, metrics=None, **__: losses.append(metrics["loss"]) if metrics else None)
-trainer = Trainer(Model(), options, journal, pathlib.Path(sys.argv[3]))
-trainer.plan(8)
-trainer.fit(sequences, epochs=1, first_step=0)
-if trainer._accelerator.is_main_process:
-    print("LOSSES", json.dumps([trainer.processes, losses]))
-"""
+def test_the_best_step_becomes_the_result(make: Make, sequences, tmp_path: Path):
+    """The rate is so high that the loss on held-out samples rises again."""
+    trainer = make(
+        learning_rate=0.05, warmup=1, evaluate_every=1, result="best", keep_checkpoints=1, heldout=sequences[24:]
+    )
+    trainer.plan(12)
+    trainer.fit(sequences[:24], epochs=3, first_step=0)
+    trainer.checkpoint({})
+    found = {m["step"]: m["eval_loss"] for m in metrics(tmp_path / "run") if "eval_loss" in m}
+    best = min(found, key=found.__getitem__)
+    assert 0 < best < 12, "the case does not show anything"
+    trainer.choose_result()
+    assert trainer.journal.metrics["result_step"] == best
+    assert trainer.evaluate(sequences[24:]) == pytest.approx(found[best], abs=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(make: Make, sequences, tiny_model, tmp_path: Path):
-    """31 samples in sixes over two processes: the last step has one sample, so one process is idle in it."""
-    sequences = [*sequences, sequences[0]]
-    tiny_model.module.save_pretrained(tmp_path / "model")
-    (tmp_path / "data.json").write_text(json.dumps([[list(s.ids), list(s.trained), s.source] for s in sequences]))
-    (tmp_path / "worker.py").write_text(TWO_PROCESSES)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=0",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-        str(tmp_path / "worker.py"),
-        str(tmp_path / "model"),
-        str(tmp_path / "data.json"),
-        str(tmp_path),
-    ]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    found = [line for line in output.stdout.splitlines() if "LOSSES" in line]
-    assert found, output.stderr[-2000:]
-    processes, losses = json.loads(found[0].split("LOSSES")[1])
-    assert processes == 2
-    single = make(batch_size=6, warmup=2)
-    single.plan(8)
-    single.fit(sequences, epochs=1, first_step=0)
-    assert losses == pytest.approx([m["loss"] for m in metrics(tmp_path / "run")], abs=1e-5)
+def test_the_best_needs_evaluations(make: Make):
+    with pytest.raises(RecipeError, match=r"training.result: .*evaluate_every"):
+        make(result="best")
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(make: Make, sequences, tmp_path: Path):
+    whole = make(directory="whole")
+    whole.plan(9)
+    whole.fit(sequences, epochs=2, first_step=0)
+    first = make(directory="cut", checkpoint_every=3)
+    first.plan(9)
+    stop_at(first, 7)
+    with pytest.raises(Interrupted):
+        first.fit(sequences, epochs=2, first_step=0)
+    damaged = tmp_path / "cut" / "checkpoints" / "step-000007" / "trainable.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    second = make(directory="cut", resume=True, checkpoint_every=3)
+    assert second.step == 6
+    assert "step-000007" in second.journal.notes[0]
+    second.plan(9)
+    second.fit(sequences, epochs=2, first_step=0)
+    assert [m["loss"] for m in metrics(tmp_path / "cut")] == [m["loss"] for m in metrics(tmp_path / "whole")]
+    assert_equal_weights(weights(second), weights(whole), tolerance=0)

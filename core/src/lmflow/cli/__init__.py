@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        if debug:
+        if debug and not as_worker():
             raise
-        code = report_error(error)
+        code = report_error(error, debug=debug)
     sys.exit(code)
 
 
@@ -80,28 +80,46 @@ def without_plugins(names: Sequence[str]) -> Iterator[None]:
             os.environ[DISABLE] = before
 
 
-def report_error(error: Exception) -> int:
+def as_worker() -> bool:
+    """Whether this is one of the processes of a run, of which one speaks for all."""
+    return any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
+
+
+def report_error(error: Exception, *, debug: bool = False) -> int:
     """Print what went wrong without a traceback, and return the exit code."""
+    code, lines = describe_error(error)
+    if as_worker():
+        from lmflow.launching.worker import report_end
+
+        if debug:
+            import traceback
+
+            traceback.print_exception(error)
+        lines = list(report_end(error, code, lines))
+    for line in lines:
+        print_error(line, label="")
+    return code
+
+
+def describe_error(error: Exception) -> tuple[int, list[str]]:
+    """The exit code, and the lines that say what went wrong."""
     from lmflow.errors import Interrupted, LmflowError
 
     if isinstance(error, Interrupted):
-        print_error(str(error), label="")
-        return error.exit_code
+        return error.exit_code, [str(error)]
     if isinstance(error, LmflowError):
-        for line in str(error).splitlines() or ["unknown error"]:
-            print_error(line)
-        return error.exit_code
+        return error.exit_code, [f"error: {line}" for line in str(error).splitlines() or ["unknown error"]]
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print_error(f"the disk is full: {error.filename or 'a file'} could not be written")
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        print_error(
-            "not enough memory. Lower --training.micro_batch_size, --data.max_length or --inferencer.batch_tokens, "
-            "or set --training.gradient_checkpointing."
-        )
-    else:
-        print_error(f"{type(error).__name__}: {error}".strip())
-        print_error("this is not one of the errors lmflow expects; --debug shows the traceback", label="")
-    return 1
+        return 1, [f"error: the disk is full: {error.filename or 'a file'} could not be written"]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 1, [
+            "error: not enough memory. Lower --training.micro_batch_size, --data.max_length or "
+            "--inferencer.batch_tokens, or set --training.gradient_checkpointing."
+        ]
+    return 1, [
+        f"error: {type(error).__name__}: {error}".strip(),
+        "this is not one of the errors lmflow expects; --debug shows the traceback",
+    ]
 
 
 def print_error(line: str, label: str = "error: ") -> None:

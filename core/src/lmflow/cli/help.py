@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from lmflow.cli.options import Scanned
 from lmflow.plugins import Plugins
 from lmflow.recipe import chosen_components
-from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, Scope
+from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, TRAINING, Scope
 from lmflow.recipe_values import is_flag, option_type
 
 Row = tuple[str, str]
@@ -38,7 +38,7 @@ def recipe_help(
         sections.append((f"{kind} {component.name}: {about}", rows))
     for name, owner in scope.sections.items():
         preferred = scope.preferred_in(name)
-        if scope is RUN_SCOPE:
+        if scope is RUN_SCOPE and name == TRAINING:
             preferred = {key: value for slot in chosen.values() for key, value in slot.training_defaults.items()}
         if not any(path.startswith(f"{name}.") for path in scope.aliases.values()):  # then they are shown as such
             rows = [row for row in _rows(name, owner, preferred) if not _is_hidden(row, scope)]

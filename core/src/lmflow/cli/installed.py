@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 
 from lmflow.cli import print_error
+from lmflow.launching.environment import report_file
 from lmflow.plugins import Plugins, disabled_by_environment, load_plugins, same_name
 
 
 def installed_plugins(*, quiet: bool = False) -> Plugins:
-    """The installed plugins; on standard error a line for each broken one, and for names that disable nothing."""
+    """The installed plugins; on standard error a line for each broken one, and for names that disable nothing.
+
+    A process that the command started says nothing: the command has.
+    """
     plugins = load_plugins()
-    for line in [] if quiet else [*_broken(plugins), *_disabling_nothing(plugins)]:
+    for line in [] if quiet or report_file() else [*_broken(plugins), *_disabling_nothing(plugins)]:
         print_error(line, label="warning: ")
     return plugins
 

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, resolve_scanned, scan
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
+from lmflow.recipe_settings import LAUNCH, Setting
 
 if TYPE_CHECKING:
     from lmflow.journal_display import Display
+    from lmflow.launching.environment import Worker
+    from lmflow.recipe import Recipe, ResolvedRecipe
 
 FIXED = {"--output": True, "--resume": False, "--overwrite": False, "--quiet": False, "--json": False}
 HELP = (
@@ -69,25 +73,72 @@ def start(
     """Resolve, run, and show the result."""
     if resume and output is None:
         raise RunDirectoryError("--resume needs --output DIR, the directory of the run to continue.")
-    if resume and output and recipe is None and not scanned.settings:
+    if resume and output and recipe is None and all(of_launch(each) for each in scanned.settings):
         from lmflow.run_directory import RECIPE, check_usable
 
         check_usable(output, resume=True, overwrite=False)
         recipe = output / RECIPE
     resolved = resolve_scanned(scanned, plugins, recipe)
+    from lmflow.launching.environment import this_worker
+
+    worker = this_worker()
+    if worker is None and resolved.recipe.launch.total > 1:
+        flags = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet, "--json": as_json}
+        start_workers(resolved.recipe, output, [flag for flag, given in flags.items() if given])
+        return
+    carry_out(resolved, plugins, output, worker, resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
+
+
+def of_launch(setting: Setting) -> bool:
+    """Whether an option says in how many processes to go on, and nothing of what the run is."""
+    return setting.path.startswith(f"{LAUNCH}.")
+
+
+def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> None:
+    """Carry the recipe out in several processes, each this command again; exits as they do."""
+    from lmflow.launching.launcher import launch
+    from lmflow.recipe import dump
+    from lmflow.run import default_output
+
+    debug = "--debug" in sys.argv
+    place = output or default_output(recipe)
+    if recipe.launch.host_rank > 0 and "--quiet" not in flags:
+        sys.stderr.write(f"host {recipe.launch.host_rank} of {recipe.launch.hosts}: host 0 shows the run\n")
+    words = [*flags, *(["--debug"] if debug else [])]
+    verdict = launch(recipe.launch, dump(recipe), place, words, show_all=debug)
+    for line in verdict.lines:
+        print_error(line, label="")
+    raise typer.Exit(verdict.code)
+
+
+def carry_out(
+    resolved: ResolvedRecipe,
+    plugins: Plugins,
+    output: Path | None,
+    worker: Worker | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run in this process, alone or as one of several, of which the main one shows the result."""
+    from lmflow.launching.worker import follow_launcher
     from lmflow.run import run
 
-    display = make_display(silent=quiet or as_json)
+    follow_launcher()
+    shows = worker is None or worker.is_main
+    display = make_display(silent=quiet or as_json or not shows)
     try:
         with warnings.catch_warnings(action="ignore"):  # libraries' own say nothing to the user of a command
             result = run(resolved, plugins, output=output, resume=resume, overwrite=overwrite, display=display)
     finally:
         display.close()
-    if as_json:
+    if as_json and shows:
         import json
 
         sys.stdout.write(json.dumps({"directory": str(result.directory), **result.record}, ensure_ascii=False) + "\n")
-    elif not quiet:
+    elif shows and not quiet:
         from lmflow.cli.display import show_summary
 
         show_summary(result.record, result.directory)

@@ -16,6 +16,7 @@ from lmflow.data.keys import key_of
 from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 from lmflow.data.token_cache import cached
+from lmflow.prefetch import made_ahead
 
 if TYPE_CHECKING:
     from lmflow.models import LanguageModel
@@ -53,9 +54,10 @@ def encode(
 
 
 def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[TokenSequence]:
-    """The sequences of all samples, a chunk of samples at a time."""
-    for start in range(0, len(samples), CHUNK):
-        for sequences in model.encode_all(samples[start : start + CHUNK], train_on):
+    """The sequences of all samples; a chunk of samples is tokenised while what the last one gave is used."""
+    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
+    for chunk in made_ahead(lambda some: model.encode_all(some, train_on), chunks):
+        for sequences in chunk:
             yield from sequences
 
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Sequence
-from typing import overload
+from typing import IO, overload
 
 from lmflow.components import DataFormat
 from lmflow.data.records import Record
@@ -23,7 +23,7 @@ class RecordIndex:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="lmflow-records-")  # noqa: SIM115 - it lives as long as the index
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="lmflow-records-")  # noqa: SIM115 - it lives as long as the index
         self._ends = array("q")
         self._end = 0
 
@@ -42,6 +42,17 @@ class RecordIndex:
         start = self._ends[index - 1] if index else 0
         source, fields = json.loads(os.pread(self._file.fileno(), self._ends[index] - start, start))
         return Record(fields, source)
+
+    def __getstate__(self) -> tuple[str, bytes]:
+        """Where another process of this machine finds the file as long as this one is there, and the places in it."""
+        self._file.flush()
+        return f"/proc/{os.getpid()}/fd/{self._file.fileno()}", self._ends.tobytes()
+
+    def __setstate__(self, state: tuple[str, bytes]) -> None:
+        place, ends = state
+        self._file = open(place, "rb")  # noqa: SIM115 - it lives as long as the index
+        self._ends = array("q", ends)
+        self._end = self._ends[-1] if self._ends else 0
 
 
 class SamplesOnDisk(Sequence[Sample]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,11 +18,11 @@ from lmflow.data.sample import TokenSequence
 
 INDEX = "index.json"
 COLUMNS: Mapping[str, np.dtype[Any]] = {
-    "ids": np.dtype("<i4"),
+    "ids": np.dtype("i4"),
     "trained": np.dtype("?"),
-    "ends": np.dtype("<i8"),
+    "ends": np.dtype("i8"),
     "sources": np.dtype("u1"),
-    "source_ends": np.dtype("<i8"),
+    "source_ends": np.dtype("i8"),
 }
 """The files of a store. `ends` and `source_ends` say where each sequence ends in the files before them."""
 
@@ -88,15 +89,11 @@ def _write_columns(files: Mapping[str, BinaryIO], sequences: Iterable[TokenSeque
     for sequence in sequences:
         source = sequence.source.encode()
         end, source_end = end + len(sequence), source_end + len(source)
-        values = {
-            "ids": sequence.ids,
-            "trained": sequence.trained,
-            "ends": [end],
-            "sources": list(source),
-            "source_ends": [source_end],
-        }
-        for name, value in values.items():
-            files[name].write(np.asarray(value, dtype=COLUMNS[name]).tobytes())
+        files["ids"].write(array("i", sequence.ids))  # several times as fast as by way of numpy
+        files["trained"].write(bytes(sequence.trained))
+        files["ends"].write(array("q", [end]))
+        files["sources"].write(source)
+        files["source_ends"].write(array("q", [source_end]))
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:

@@ -5,7 +5,6 @@ Token ids are those of the model's own chat template; which of them are targets 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -77,17 +76,61 @@ def encode_prompt(tokenizer: Any, sample: Sample) -> list[int]:
     if not any(turn.role == "assistant" for turn in prompt.messages):
         return _ids(tokenizer, text)
     starts = answer_starts(tokenizer, prompt, text)
-    tokens = _tokens_of(_encodings(tokenizer, [text])[0])
+    tokens = _whole(text, _encodings(tokenizer, [text])[0])
     return _uncrossed(tokenizer, text, tokens, starts).ids
 
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """Text tokenised as one: where it begins and ends, in characters, its first token, and its encoding."""
+
+    begin: int
+    end: int
+    first: int
+    encoding: Any
+
+
+@dataclass(frozen=True, slots=True)
 class _Tokens:
-    """Ids, and the characters each stands for."""
+    """The tokens of a text, tokenised whole or in parts.
+
+    Places are looked up in the encodings, because to list the characters of every token takes longer than all else
+    that Python does here.
+    """
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    parts: Sequence[_Part]
+
+    def first_from(self, place: int) -> int:
+        """The first token that begins at the character `place` or after it."""
+        part = self._part(place)
+        found = _covering(part, place)
+        if found is None:
+            return part.first + len(part.encoding)
+        begins = part.encoding.token_to_chars
+        while found < len(part.encoding) and begins(found)[0] < place - part.begin:
+            found += 1
+        while found > 0 and begins(found - 1)[0] >= place - part.begin:
+            found -= 1
+        return part.first + found
+
+    def straddled(self, place: int) -> bool:
+        """Whether a token begins before the character `place` and ends after it."""
+        part = self._part(place)
+        found = part.encoding.char_to_token(place - part.begin) if place > part.begin else None
+        return found is not None and part.encoding.token_to_chars(found)[0] < place - part.begin
+
+    def _part(self, place: int) -> _Part:
+        return next((part for part in self.parts if place < part.end), self.parts[-1])
+
+
+def _covering(part: _Part, place: int) -> int | None:
+    """The first token of the part for the character `place`, or for the next that has one; None if there is none."""
+    for character in range(place - part.begin, part.end - part.begin):
+        found: int | None = part.encoding.char_to_token(character)
+        if found is not None:
+            return found
+    return None
 
 
 def _rendered_and_tokenized(
@@ -118,49 +161,43 @@ def _tokenized(tokenizer: Any, texts: Sequence[Rendering]) -> list[_Tokens]:
         return []
     encodings = _encodings(tokenizer, [each.text for each in texts])
     return [
-        _uncrossed(tokenizer, each.text, _tokens_of(encoding), [start for start, _ in each.spans])
+        _uncrossed(tokenizer, each.text, _whole(each.text, encoding), [start for start, _ in each.spans])
         for each, encoding in zip(texts, encodings, strict=True)
     ]
 
 
 def _encodings(tokenizer: Any, texts: Sequence[str]) -> Sequence[Any]:
-    """What the library tokenizers makes of the texts, all in one call, which uses every core."""
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
-    ).encodings
-    if encoded is None:
+    """What the library tokenizers makes of the texts, all in one call, which uses every core.
+
+    It is asked directly: on the way through Transformers, lists of everything it knows are made one after the other.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         raise DataError("The tokenizer reports no character offsets; convert it to a fast tokenizer.")
-    found: Sequence[Any] = encoded
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    found: Sequence[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
     return found
 
 
-def _tokens_of(encoding: Any) -> _Tokens:
-    starts, ends = zip(*encoding.offsets, strict=True) if encoding.ids else ((), ())
-    return _Tokens(encoding.ids, list(starts), list(ends))
+def _whole(text: str, encoding: Any) -> _Tokens:
+    return _Tokens(encoding.ids, [_Part(0, len(text), 0, encoding)])
 
 
 def _uncrossed(tokenizer: Any, text: str, tokens: _Tokens, places: Sequence[int]) -> _Tokens:
     """The tokens, none of which straddles one of `places`."""
-    cuts = [place for place in places if _straddled(tokens, place)]
+    cuts = [place for place in places if tokens.straddled(place)]
     if not cuts:
         return tokens
     ids: list[int] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    borders = [0, *cuts, len(text)]
-    pieces = _encodings(tokenizer, [text[begin:end] for begin, end in pairwise(borders)])
-    for begin, piece in zip(borders, pieces):
-        part = _tokens_of(piece)
-        ids += part.ids
-        starts += [start + begin for start in part.starts]
-        ends += [end + begin for end in part.ends]
-    return _Tokens(ids, starts, ends)
-
-
-def _straddled(tokens: _Tokens, place: int) -> bool:
-    """Whether a token begins before `place` and ends after it."""
-    index = bisect_left(tokens.starts, place) - 1
-    return index >= 0 and tokens.ends[index] > place
+    parts: list[_Part] = []
+    borders = list(pairwise([0, *cuts, len(text)]))
+    encodings = _encodings(tokenizer, [text[begin:end] for begin, end in borders])
+    for (begin, end), encoding in zip(borders, encodings, strict=True):
+        parts.append(_Part(begin, end, len(ids), encoding))
+        ids += encoding.ids
+    return _Tokens(ids, parts)
 
 
 def _targets(
@@ -171,11 +208,11 @@ def _targets(
     chosen = range(len(rendering.spans))[-1:] if train_on == "last" else range(len(rendering.spans))
     for number in chosen:
         start, end = rendering.spans[number]
-        first, last = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
+        first, last = tokens.first_from(start), tokens.first_from(end)
         if not rendering.marked:
             said = rendering.answers[number].strip()
             found = rendering.text.find(said, start, end)
-            after = bisect_left(tokens.starts, found + len(said)) if found >= 0 else None
+            after = tokens.first_from(found + len(said)) if found >= 0 else None
             last = _end_of_answer(tokens.ids, first, last, after, {*tokenizer.all_special_ids, *end_ids})
         trained[first:last] = [True] * (last - first)
     return _ended(rendering.sample, tokens.ids, trained, end_ids)

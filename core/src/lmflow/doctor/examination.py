@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lmflow.doctor.environment_checks import check_environment, check_shadows, usable_cores
 from lmflow.doctor.finding import Finding, attempt, worst_first
+from lmflow.doctor.launcher_checks import check_launcher
 from lmflow.doctor.machine_checks import check_disk, check_memory, places
-from lmflow.doctor.override_checks import ask_overrides, check_configuration, check_launcher, check_variables
 from lmflow.doctor.package_checks import check_duplicates, check_requirements, index, requirement_closure
 from lmflow.doctor.plugin_checks import check_optional_parts, check_plugins
 from lmflow.doctor.torch_checks import (
@@ -66,22 +66,18 @@ def optional_versions() -> dict[str, str | None]:
 
 
 def _examine_computing(installed: Mapping[str, Distribution], environment: Mapping[str, str]) -> list[Finding]:
-    """What torch and accelerate say; they are asked while others are, because each takes seconds to import."""
+    """What torch and what stands on it say; they are asked all at once, because each takes seconds to import."""
     libraries = linked_libraries(installed.values())
     paths = [path for found in libraries.values() for path in found]
     beside = [name for name in PAIR if name in installed and name != "torch"]
     with ThreadPoolExecutor() as pool:
         torch = pool.submit(ask_torch, paths, beside, environment)
-        overrides = pool.submit(ask_overrides, environment)
         asked = {name: pool.submit(ask_import, name, environment) for name in OPTIONAL if name in installed}
     imports = {name: future.result() for name, future in asked.items()}
     said = torch.result()
-    gpus = len(said.said.get("devices", ()))
     return [
         *attempt("torch", check_torch, said, environment, nvidia_gpu_present()),
         *attempt("attention", check_attention, said),
         *attempt("extensions", check_extensions, libraries, said, imports),
-        *attempt("accelerate", lambda: check_variables(environment, overrides.result(), gpus)),
-        *attempt("accelerate", lambda: check_configuration(environment, overrides.result())),
-        *attempt("launcher", check_launcher, environment, gpus),
+        *attempt("launcher", check_launcher, environment),
     ]

@@ -1,12 +1,12 @@
 """The negative log-likelihood of target tokens, with the output head computed only where there is a target.
 
 Most of a small model's time and memory goes into the head when it is computed for every position; the positions
-of prompts and padding never need it.
+of prompts and padding never need it, and those that do need it a chunk at a time (`lmflow.training.chunked_loss`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lmflow.data.batches import Batch, collate
 from lmflow.data.sample import TokenSequence
+from lmflow.training.chunked_loss import IDENTITY, checkpointed_logprobs, chunked_logprobs, chunked_nll
+from lmflow.training.output_head import in_place_of_logits, output_head
 
 
 def target_mask(trained: Tensor) -> Tensor:
@@ -67,10 +69,11 @@ def target_logits(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tup
 
 
 def target_logprobs(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets, (N,) float32 in row-major order, and the mask (B, T) of their predictors."""
-    logits, targets, mask = target_logits(forward, unwrapped, batch)
-    # cross_entropy fuses log-softmax and gather, which saves one (N, V) tensor.
-    return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
+    """Log-probabilities of the targets, (N,) float32 in row-major order, and the mask (B, T) of their predictors.
+
+    Differentiable, in bounded memory whatever N and the vocabulary.
+    """
+    return _score(forward, unwrapped, batch, chunked_logprobs)
 
 
 def sums_by_sequence(values: Tensor, mask: Tensor, batch: Batch) -> Tensor:
@@ -82,8 +85,33 @@ def sums_by_sequence(values: Tensor, mask: Tensor, batch: Batch) -> Tensor:
 
 
 def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
-    """Sum over the batch's targets of -log p(target | tokens before it): a scalar in nats."""
-    return -target_logprobs(forward, unwrapped, batch)[0].sum()
+    """Sum over the batch's targets of -log p(target | tokens before it): a scalar in nats, in bounded memory."""
+    scores, _ = _score(forward, unwrapped, batch, chunked_nll)
+    return -scores.sum() if scores.dim() else scores
+
+
+def _score(
+    forward: nn.Module, unwrapped: nn.Module, batch: Batch, chunked: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What `chunked` makes of the targets, and the mask (B, T) of their predictors.
+
+    A head that is no plain linear layer, or whose logits the model changes in a way not known, gives log-probabilities.
+    """
+    head = output_head(unwrapped)
+    if head.transform is None:
+        logits, targets, mask = target_logits(forward, unwrapped, batch)
+        return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
+    mask = target_mask(batch.trained)
+    targets = torch.roll(batch.input_ids, -1, dims=1)[mask]
+
+    def compute(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        if head.weight is None:
+            return checkpointed_logprobs(hidden[mask], own, targets, head.transform or IDENTITY)
+        return chunked(hidden[mask], head.weight, head.module.bias, targets, head.transform)
+
+    with in_place_of_logits(head.module, compute) as results:
+        forward(**model_inputs(batch))
+    return results[0], mask
 
 
 @torch.no_grad()

@@ -41,6 +41,11 @@ class TrainingOptions(BaseModel):
     )
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; at the end only if unset.")
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints to keep.")
+    result: Literal["last", "best"] = Field(
+        "last",
+        description="Which step's weights are the result; best is the one with the lowest held-out loss, needs "
+        "evaluate_every, and keeps its checkpoint.",
+    )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto takes a GPU if there is."

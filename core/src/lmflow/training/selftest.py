@@ -19,8 +19,9 @@ from lmflow.training.loss import (
     target_logprobs,
     target_mask,
 )
+from lmflow.training.parallel import trainable_parameters
 from lmflow.training.precision import replaced_weights
-from lmflow.training.trainer import Trainer, trainable_parameters
+from lmflow.training.trainer import Trainer
 
 PROBE_TOKENS = 48
 """Length the probe sequences are cut to."""

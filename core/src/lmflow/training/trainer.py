@@ -7,22 +7,33 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from lmflow.data.batches import Batch, collate, collate_packed, group_rows, pack_rows, plan_epoch, split_micro
 from lmflow.data.sample import TokenSequence
-from lmflow.errors import TrainingError
+from lmflow.errors import RecipeError, TrainingError
 from lmflow.journal import Journal
+from lmflow.launching.group import this_group
 from lmflow.models import LanguageModel
-from lmflow.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from lmflow.prefetch import made_ahead
+from lmflow.training.checkpoint import (
+    SCORE,
+    Checkpoint,
+    best_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+    step_of,
+)
 from lmflow.training.loss import negative_log_likelihood
 from lmflow.training.options import TrainingOptions
+from lmflow.training.parallel import Replicated, arrange, trainable_parameters
 from lmflow.training.precision import replaced_weights
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 
@@ -36,12 +47,6 @@ Group = tuple[TokenSequence, ...]
 
 MICRO_BATCH_SIZE, MICRO_BATCH_TOKENS = 8, 4096
 """Samples and padded tokens per forward pass where `micro_batch_size` does not say; memory grows with the latter."""
-
-
-def make_accelerator(*, cpu: bool) -> Accelerator:
-    """Accelerate for its processes and nothing else: its own variables and configuration do not override the recipe."""
-    once = GradientAccumulationPlugin(num_steps=1)
-    return Accelerator(cpu=cpu, mixed_precision="no", dynamo_backend="no", gradient_accumulation_plugin=once)
 
 
 class Trainer:
@@ -64,6 +69,7 @@ class Trainer:
         max_length: int | None = None,
         heldout: Sequence[TokenSequence] = (),
         keep_start_weights: bool = False,
+        strategy: str = "ddp",
     ) -> None:
         self.model = model
         self.options = options
@@ -73,33 +79,54 @@ class Trainer:
         self.total_steps = 0
         self.tokens = 0
         self.restored: Mapping[str, Any] = {}
+        self._eval_loss = -1, math.nan  # the step of the last evaluation, and what it found
+        if options.result == "best" and not (options.evaluate_every and heldout):
+            raise RecipeError(
+                [
+                    "training.result: best is chosen by the loss on held-out samples; set --training.evaluate_every, "
+                    "and --data.validation where nothing is held out"
+                ]
+            )
         self._checkpoints = checkpoints
         self._precision = precision
         self._packing = packing
         self._max_length = max_length
-        self._accelerator = make_accelerator(cpu=model.device.type == "cpu")
+        self._strategy = strategy
+        self._group = this_group(model.device.type)
         if options.gradient_checkpointing:
             model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-            # Frozen embeddings would otherwise cut the graph before the first checkpointed block.
-            model.module.enable_input_require_grads()  # type: ignore[operator]
-        self._trainable = trainable_parameters(model.module)
-        if not self._trainable:
+        trainable = trainable_parameters(model.module)
+        if not trainable:
             raise TrainingError("The tuner left no parameter to train.")
-        for parameter in self._trainable.values():  # master weights; compute follows `precision`
+        for parameter in trainable.values():  # master weights; compute follows `precision`
             parameter.data = parameter.data.float()
-        self._start = {name: p.detach().clone() for name, p in self._trainable.items()} if keep_start_weights else None
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(self._trainable, model.learning_rate, options),
+        if keep_start_weights and strategy != "ddp" and self._group.size > 1:
+            raise RecipeError(
+                [
+                    f"launch.strategy: this aligner compares with the weights training started from, which {strategy} "
+                    "splits over the processes; use ddp"
+                ]
+            )
+        self._start = {name: p.detach().clone() for name, p in trainable.items()} if keep_start_weights else None
+
+    @cached_property
+    def _parallel(self) -> Replicated:
+        """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
+        return arrange(self._strategy, self.model.module, self._make_optimizer, self._group, self.options.max_grad_norm)
+
+    def _make_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        options = self.options
+        return torch.optim.AdamW(
+            parameter_groups(parameters, self.model.learning_rate, options),
             lr=options.learning_rate,
             betas=(options.beta1, options.beta2),
             eps=options.epsilon,
         )
-        self._forward = self._accelerator.prepare_model(model.module, device_placement=False)
 
     @property
     def processes(self) -> int:
         """How many processes train together."""
-        return int(self._accelerator.num_processes)
+        return self._group.size
 
     # Planning
 
@@ -143,13 +170,14 @@ class Trainer:
         if self.total_steps:
             # --training.max_steps may ask for more than the epochs hold (the data is repeated) or for less.
             end = self.total_steps if first_step is not None else min(end, self.total_steps)
-        self._forward.train()
+        self._parallel.forward.train()
         losses = []
         with self.journal.phase("training", end - self.step):
-            for chosen in self._steps(len(items), start, end, first_epoch):
-                losses.append(self._train_step([as_group(items[i]) for i in chosen], objective, per, checkpoints))
+            steps = self._steps(len(items), start, end, first_epoch)
+            for groups, batches in made_ahead(lambda chosen: self._read_step(items, chosen), steps):
+                losses.append(self._train_step(groups, batches, objective, per, checkpoints))
                 self._after_step(checkpoints)
-        self._forward.eval()
+        self._parallel.forward.eval()
         return sum(losses) / len(losses) if losses else math.nan
 
     def _steps(self, items: int, start: int, end: int, epoch: int) -> Iterator[list[int]]:
@@ -164,34 +192,49 @@ class Trainer:
                 position += 1
             epoch += 1
 
-    def _train_step(self, groups: Sequence[Group], objective: Objective, per: str, checkpoints: bool) -> float:
+    def _read_step(self, items: Sequence[Item], chosen: Sequence[int]) -> tuple[list[Group], list[Batch]]:
+        """The items of a step and this process's batches of them."""
+        groups = [as_group(items[i]) for i in chosen]
+        return groups, self._micro_batches(groups)
+
+    def _train_step(
+        self,
+        groups: Sequence[Group],
+        micro_batches: Sequence[Batch],
+        objective: Objective,
+        per: str,
+        checkpoints: bool,
+    ) -> float:
         """One optimizer step over `groups`; returns the mean loss, in nats `per` what it says."""
         started = time.perf_counter()
-        torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._accelerator.process_index)
+        torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._group.rank)
         learning_rate = self._set_learning_rate()
-        micro_batches = self._micro_batches(groups)
-        targets = self._sum_over_processes(sum(batch.trained_tokens for batch in micro_batches))
+        targets = self._group.sum(sum(batch.trained_tokens for batch in micro_batches))
         if not targets:
             raise TrainingError("A step has no trained token: " + ", ".join(g[0].source for g in groups[:5]))
         share_of = len(groups) if per == "item" else targets
         total = torch.zeros((), device=self.model.device)
-        for index, batch in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with self._gradient_sync(last), self.autocast():
-                loss = objective(self._forward, self.model.module, batch.to(self.model.device))
-            if self._accelerator.process_index >= len(groups):
-                loss = loss * 0  # this process only takes part in the exchange of gradients
-            # Data-parallel wrappers average over processes; the sum is what is wanted.
-            self._accelerator.backward(loss * (self._accelerator.num_processes / share_of))
+        passes = len(micro_batches)
+        if self._parallel.is_split:
+            passes = int(self._group.max(passes))
+        for index in range(passes):
+            idle = index >= len(micro_batches) or self._group.rank >= len(groups)
+            batch = micro_batches[index] if index < len(micro_batches) else self._idle_batch(groups)
+            with self._parallel.gradient_sync(index == passes - 1):
+                with self.autocast():
+                    loss = objective(self._parallel.forward, self.model.module, batch.to(self.model.device))
+                if idle:
+                    loss = loss * 0  # this process only takes part in what all do together
+                # Data-parallel wrappers average over processes; the sum is what is wanted.
+                self._parallel.backward(loss * (self._group.size / share_of))
             total += loss.detach()
-        mean = self._sum_over_processes(total.item()) / share_of
-        gradient_norm = self._clip()
-        if not (math.isfinite(mean) and math.isfinite(gradient_norm)):
+        mean = self._group.sum(total.item()) / share_of
+        gradient_norm = self._parallel.clip() if math.isfinite(mean) else math.nan
+        if not math.isfinite(gradient_norm):
             self._refuse_non_finite(mean, gradient_norm, groups, checkpoints)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._parallel.step()
         self.step += 1
-        tokens = int(self._sum_over_processes(sum(batch.tokens for batch in micro_batches)))
+        tokens = int(self._group.sum(sum(batch.tokens for batch in micro_batches)))
         self.tokens += tokens
         seconds = time.perf_counter() - started
         self.journal.step(
@@ -211,22 +254,30 @@ class Trainer:
         self.journal.advance()
         self.journal.advance_plan()
         options = self.options
+        improved = False
         if options.evaluate_every and self.heldout and self.step % options.evaluate_every == 0:
-            self.journal.step({"step": self.step, "eval_loss": self.evaluate(self.heldout)})
-            self._forward.train()
+            loss = self.evaluate(self.heldout)
+            self._eval_loss = self.step, loss
+            self.journal.step({"step": self.step, "eval_loss": loss})
+            self._parallel.forward.train()
+            improved = options.result == "best" and self._is_best(loss)
         due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
-        if checkpoints and (due or self.journal.stop_signal):
+        if checkpoints and (due or improved or self.journal.stop_signal):
             self.checkpoint({})
         self.journal.check_stop()
 
+    def _is_best(self, eval_loss: float) -> bool:
+        """Whether no checkpoint has a lower loss on the held-out samples."""
+        best = best_checkpoint(self._checkpoints)
+        return best is None or eval_loss < read_state(best)[SCORE]
+
     def _micro_batches(self, groups: Sequence[Group]) -> list[Batch]:
         """This process's share of a step's groups, as batches of at most `micro_batch_size` rows."""
-        rank, processes = self._accelerator.process_index, self._accelerator.num_processes
+        rank, processes = self._group.rank, self._group.size
         share = groups[rank::processes]
         pad_id = self.model.pad_id
         if not share:
-            # Every process must take part in the exchange of gradients, if only with what adds nothing.
-            return [collate([replace(idle, trained=[False] * len(idle)) for idle in groups[0]], pad_id)]
+            return [self._idle_batch(groups)]
         size = self.options.micro_batch_size or min(self.options.batch_size, MICRO_BATCH_SIZE)
         if self._packing:
             lengths = [sum(map(len, group)) for group in share]
@@ -239,9 +290,9 @@ class Trainer:
         chosen = split_micro(longest, max(1, size // most), tokens)
         return [collate(flat(share[i] for i in batch), pad_id) for batch in chosen]
 
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between processes once a step, after the last micro-batch."""
-        return nullcontext() if last else self._accelerator.no_sync(self._forward)
+    def _idle_batch(self, groups: Sequence[Group]) -> Batch:
+        """What adds nothing, for a process that must take part in the exchange of gradients all the same."""
+        return collate([replace(idle, trained=[False] * len(idle)) for idle in groups[0]], self.model.pad_id)
 
     def _set_learning_rate(self) -> float:
         options = self.options
@@ -252,30 +303,20 @@ class Trainer:
             schedule=options.schedule,
             minimum=options.min_learning_rate_ratio,
         )
-        for group in self._optimizer.param_groups:
+        for group in self._parallel.optimizer.param_groups:
             group["lr"] = group["highest_lr"] * factor
         return options.learning_rate * factor
 
-    def _clip(self) -> float:
-        """Clip the gradient's norm in place and return what it was before."""
-        limit = self.options.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self._trainable.values(), math.inf if limit is None else limit)
-        return float(norm)
-
-    def _sum_over_processes(self, value: float) -> float:
-        if self._accelerator.num_processes == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.model.device)
-        return float(self._accelerator.reduce(total, "sum"))
-
     def _refuse_non_finite(self, loss: float, norm: float, groups: Sequence[Group], checkpoints: bool) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        if checkpoints and self.step:
+        self._parallel.forget_gradients()
+        kept = not (math.isfinite(loss) and self._parallel.steps_when_clipping)
+        if checkpoints and self.step and kept:
             self.checkpoint({})  # the weights are still those of the last good step
+        which = "The weights of the step before are kept." if kept else "The last checkpoint is kept."
         names = ", ".join(group[0].source for group in groups[:5])
         raise TrainingError(
             f"The loss is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}), on samples {names}. "
-            "The weights of the step before are kept. Lower --training.learning_rate, lengthen --training.warmup, "
+            f"{which} Lower --training.learning_rate, lengthen --training.warmup, "
             "or use --training.precision fp32."
         )
 
@@ -312,45 +353,65 @@ class Trainer:
         """
         if self._start is None:
             raise TrainingError("start_weights() needs an aligner that sets compares_with_start.")
-        return replaced_weights({self._trainable[name]: value for name, value in self._start.items()})
+        now = trainable_parameters(self.model.module)
+        return replaced_weights({now[name]: value for name, value in self._start.items()})
 
     # Checkpoints
 
     def checkpoint(self, aligner_state: Mapping[str, Any]) -> None:
         """Save what is needed to continue; `aligner_state` (plain values) comes back as `restored`."""
-        if not self._accelerator.is_main_process:
-            return
-        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self._trainable.items()}
         state = {
             "step": self.step,
             "tokens": self.tokens,
             "aligner": dict(aligner_state),
             "metrics": dict(self.journal.metrics),
+            SCORE: self._eval_loss[1] if self._eval_loss[0] == self.step else None,
         }
-        path = save_checkpoint(
-            self._checkpoints,
-            self.step,
-            Checkpoint(weights, self._optimizer.state_dict(), state),
-            keep=self.options.keep_checkpoints,
+        saved = Checkpoint(self._parallel.weights(), self._parallel.optimizer_state(), state)
+        best = self.options.result == "best"
+        path = self._group.on_main(
+            lambda: save_checkpoint(
+                self._checkpoints, self.step, saved, keep=self.options.keep_checkpoints, keep_best=best
+            )
         )
         self.journal.checkpoint_saved(path)
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        found = list_checkpoints(self._checkpoints)
-        if not found:
+        """Continue from the newest checkpoint that is undamaged, if there is one."""
+        found = newest_checkpoint(self._checkpoints, self.journal.note)
+        if found is None:
+            self.journal.forget_after(-1)  # steps before the first checkpoint
             return
-        saved = load_checkpoint(found[-1])
-        if saved.weights.keys() != self._trainable.keys():
-            raise TrainingError(f"{found[-1]} holds other parameters than this recipe trains; start a new run.")
-        for name, parameter in self._trainable.items():
-            parameter.data.copy_(saved.weights[name])
-        self._optimizer.load_state_dict(dict(saved.optimizer))
+        path, saved = found
+        self._set_weights(path, saved.weights)
+        self._parallel.set_optimizer_state(saved.optimizer)
         self.step = saved.state["step"]
         self.tokens = saved.state["tokens"]
         self.restored = saved.state["aligner"]
         self.journal.metrics.update(saved.state["metrics"])
         self.journal.forget_after(self.step)
+
+    def choose_result(self) -> None:
+        """Take the weights that `training.result` asks for: the last are there already."""
+        if self.options.result == "last":
+            return
+        best = best_checkpoint(self._checkpoints)
+        if best is None:
+            self.journal.note("training.result: no checkpoint was evaluated, so the result is the last step")
+            return
+        score = read_state(best)[SCORE]
+        self.journal.note(f"the result is step {step_of(best):,}, whose held-out loss was lowest ({score:.4f})")
+        self.journal.metrics["result_step"] = step_of(best)
+        self._set_weights(best, load_checkpoint(best).weights)
+
+    def _set_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        if weights.keys() != self._parallel.trainable.keys():
+            raise TrainingError(f"{path} holds other parameters than this recipe trains; start a new run.")
+        self._parallel.set_weights(weights)
+
+    def whole_model(self) -> LanguageModel:
+        """The model with all of its weights in this process, to be saved; every process has to ask for it."""
+        return self.model.with_module(self._parallel.whole_module())
 
 
 def as_group(item: Item) -> Group:
@@ -361,11 +422,6 @@ def as_group(item: Item) -> Group:
 def flat(groups: Iterable[Group]) -> list[TokenSequence]:
     """The sequences of several groups, one group after the other."""
     return [sequence for group in groups for sequence in group]
-
-
-def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters with `requires_grad`, by name; tied ones appear once."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def parameter_groups(

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from lmflow.components import Aligner, Inferencer, Need, Reward
 from lmflow.data.sample import Sample, TokenSequence
-from lmflow.errors import DataError, RecipeError
+from lmflow.errors import DataError
 from lmflow.inference.completion import Completion, Prompt, Sampling
 from lmflow_raft.selection import distinct_n, draw_prompts, keep_best_of_all, keep_best_of_each
 
@@ -65,8 +65,6 @@ class Raft(Aligner):
     ) -> None:
         """Run the iterations left to do; each ends with a checkpoint, so a resumed run repeats at most one."""
         assert reward is not None  # declared in `needs`
-        if trainer.processes > 1:
-            raise RecipeError(["aligner.name: raft runs in one process; start it without torchrun or accelerate."])
         work = Work(model, trainer, inferencer, reward, journal)
         pool = with_room(model, data.train, self.max_new_tokens, data.options.max_length, journal, "training")
         fixed = with_room(model, data.heldout, self.max_new_tokens, data.options.max_length, journal, "held-out")
@@ -112,7 +110,13 @@ class Raft(Aligner):
         return trainer.steps_for(kept, self.epochs)
 
     def _draw(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> Drawn:
-        """Sample n completions for each prompt and score them."""
+        """Sample n completions for each prompt and score them.
+
+        Of several processes each samples for a share of the prompts, and the main one scores, as a reward that looks at
+        a whole batch has to.
+        """
+        from lmflow.inference.sharing import draw_shared
+
         journal = work.journal
         sampling = Sampling(
             temperature=self.temperature,
@@ -125,10 +129,10 @@ class Raft(Aligner):
         )
         prompts = [work.model.encode_prompt(sample) for sample in samples]
         seconds = dict(journal.seconds)
-        with journal.phase("sampling", len(prompts) * n * self.max_new_tokens), work.trainer.autocast():
-            completions = work.inferencer.generate(work.model, prompts, sampling, journal.advance_or_stop)
+        with work.trainer.autocast():
+            completions = draw_shared(work.model, prompts, work.inferencer, sampling, journal, "sampling")
         with journal.phase("scoring", len(prompts) * n):
-            rewards = work.score(samples, completions)
+            rewards = journal.group.on_main(lambda: work.score(samples, completions))
         spent = {name: journal.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
         return Drawn(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
 

@@ -1,0 +1,103 @@
+"""Two processes compute what one does, hold only their parts, and their checkpoints go on in any arrangement."""
+
+import importlib.util
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmflow.testing.tiny import tiny_module
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (make deepspeed)"
+)
+STRATEGIES = ["ddp", "fsdp", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (1, 2, 3))]
+STEPS, HALF = 8, 4
+pytestmark = pytest.mark.slow
+
+
+class Work:
+    """Trainings of one model on the same 31 samples, each in processes of its own."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        tiny_module("llama", 300).save_pretrained(place / "model")
+        draw = random.Random(0)
+        self.rows = []
+        for i in range(31):  # in sixes over two processes: the last step has one sample, so one process is idle in it
+            length = draw.randint(4, 24)
+            prompt = draw.randint(1, length - 1)
+            ids = [draw.randint(3, 299) for _ in range(length)]
+            self.rows.append([ids, [j >= prompt for j in range(length)], f"s{i}"])
+
+    def carry_out(self, processes: int, strategy: str, name: str, *, until: int, lora: bool = False) -> dict[str, Any]:
+        """Train up to a step, from the checkpoint in `name` if there is one; what the main process found."""
+        options = {"batch_size": 6, "micro_batch_size": 2, "learning_rate": 3e-3, "warmup": 2, "max_grad_norm": 0.5}
+        order = {
+            "model": str(self.place / "model"),
+            "sequences": self.rows,
+            "options": options,
+            "checkpoints": str(self.place / name),
+            "strategy": strategy,
+            "planned": STEPS,
+            "until": until,
+            "lora": lora,
+            "found": str(self.place / "found.json"),
+        }
+        file = self.place / "order.json"
+        file.write_text(json.dumps(order))
+        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--rdzv_backend=c10d"]
+        launcher += ["--rdzv_endpoint=localhost:0"]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+        assert done.returncode == 0, done.stderr[-5000:]
+        found: dict[str, Any] = json.loads((self.place / "found.json").read_text())
+        assert found["processes"] == processes
+        return found
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return Work(tmp_path_factory.mktemp("parallel"))
+
+
+@pytest.fixture(scope="module")
+def alone(work: Work) -> dict[str, Any]:
+    """One process, all steps; its checkpoint at half the steps is in `half`."""
+    first = work.carry_out(1, "ddp", "half", until=HALF)
+    shutil.copytree(work.place / "half", work.place / "alone")
+    rest = work.carry_out(1, "ddp", "alone", until=STEPS)
+    return {**rest, "losses": first["losses"] + rest["losses"]}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_equal_one_and_continue_each_other(strategy: str, work: Work, alone: dict[str, Any]):
+    together = work.carry_out(2, strategy, f"{strategy}-two", until=HALF)
+    assert together["losses"] == pytest.approx(alone["losses"][:HALF], rel=1e-5)
+    split = alone["optimizer_here"] / together["optimizer_here"]
+    assert split == pytest.approx(1 if strategy == "ddp" else 2, rel=0.01)
+    if strategy in ("fsdp", "zero3"):
+        assert together["parameters_here"] == pytest.approx(alone["parameters_here"] / 2, rel=0.01)
+
+    one_goes_on = work.carry_out(1, "ddp", f"{strategy}-two", until=STEPS)
+    assert one_goes_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
+    assert one_goes_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
+
+    shutil.copytree(work.place / "half", work.place / f"{strategy}-one")
+    two_go_on = work.carry_out(2, strategy, f"{strategy}-one", until=STEPS)
+    assert two_go_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
+    assert two_go_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
+def test_adapters_are_split_too(strategy: str, work: Work):
+    alone = work.carry_out(1, "ddp", f"{strategy}-lora-one", lora=True, until=3)
+    together = work.carry_out(2, strategy, f"{strategy}-lora-two", lora=True, until=3)
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert together["sums"] == pytest.approx(alone["sums"], abs=1e-3)
