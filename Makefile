@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := .bootstrap/bin/uv
+# Alpaca's records beside the checkout, for benchmarks that generate their own where these are not.
+DATA := $(addprefix --data ,$(wildcard ../shared/data/alpaca_en_demo.json))
 PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
 PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
@@ -53,6 +55,8 @@ bench: setup  ## the figures of benchmarks/results, measured anew
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/speculative.py
 	$(BIN)/python benchmarks/discovery.py
+	$(BIN)/python benchmarks/plan.py $(DATA)
+	$(BIN)/python benchmarks/training.py $(DATA)
 
 vision: setup  ## a small model learns to see: Easy-VQA and scanned digits, figures in runs/vision-*/figures.md
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e "lmflow_plugins_multimodal[clip,pictures]"

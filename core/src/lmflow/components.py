@@ -22,11 +22,12 @@ from lmflow.errors import DataError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lmflow.data.sample import Dataset
+    from lmflow.data.sample import Dataset, TokenSequence
     from lmflow.inference.completion import Completion, Prompt, Sampling
     from lmflow.journal import Journal
     from lmflow.models import LanguageModel
     from lmflow.plugins import Plugins
+    from lmflow.training.options import TrainingOptions
     from lmflow.training.trainer import Trainer
 
 
@@ -80,6 +81,16 @@ class Component(BaseModel):
     def missing(cls) -> list[Requirement]:
         """Those of its requirements that are not installed; nothing is imported to find out."""
         return [each for each in cls.requires if find_spec(each.module.partition(".")[0]) is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What an aligner will train on, as far as it can be known before: for `lmflow plan`."""
+
+    items: Sequence[TokenSequence | tuple[TokenSequence, ...]]
+    """What `Trainer.fit` will be given; what is yet to be sampled stands here at its longest."""
+    steps: int | None
+    """Optimizer steps of the whole run; None where that is not known."""
 
 
 class Model(Component):
@@ -230,6 +241,13 @@ class Aligner(Component):
         In a run of several processes each calls it with the same samples and has to take the same steps: it calls
         `trainer.fit` with the same items, and what each makes a share of comes from `journal.group.map_shares`.
         """
+
+    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload | None:
+        """What `align` will train on, told before anything is trained; `model` may have weights without values.
+
+        The default tells nothing: `lmflow plan` then goes by the samples themselves, and names no number of steps.
+        """
+        return None
 
 
 PROMPTS_AT_A_TIME = 16

@@ -50,6 +50,10 @@ class TrainingError(LmflowError):
     """Training cannot go on: a non-finite loss, a failed self-test, no trained token."""
 
 
+class UnforeseeableError(LmflowError):
+    """What a run will take cannot be said without carrying it out."""
+
+
 class Interrupted(LmflowError):
     """The run was asked to stop by a signal and has stopped at a safe place."""
 

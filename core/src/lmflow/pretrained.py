@@ -45,14 +45,12 @@ class Pretrained(Model):
     def outline(self, context: Context | None = None) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
         check_path(self.path)
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer, GenerationConfig
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._settings)
             config = configuration(self.path, context, **self._settings)
-            with torch.device("meta"):
-                module = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+            module = skeleton(config, trust_remote_code=self.trust_remote_code)
             with suppress(OSError):  # not every model has one
                 module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
         except (OSError, ValueError, ImportError) as error:
@@ -85,6 +83,15 @@ def configuration(source: str | Path, context: Context | None, **settings: Any) 
     if context is not None:
         context.configure(config)
     return config
+
+
+def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """A causal language model of this configuration whose weights take no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def assemble(module: Any, tokenizer: Any, source: str) -> LanguageModel:

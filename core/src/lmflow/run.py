@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmflow import __version__
-from lmflow.errors import Interrupted, LmflowError, LostContact, RunDirectoryError, TrainingError
+from lmflow.errors import Interrupted, LmflowError, LostContact, RunDirectoryError, TrainingError, UnforeseeableError
 from lmflow.journal import Journal
 from lmflow.journal_display import Display
 from lmflow.launching.group import Group
 from lmflow.launching.joining import join
 from lmflow.launching.worker import is_lost_contact
+from lmflow.machine_memory import give_back_freed_memory
 from lmflow.plugins import Plugins
 from lmflow.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.recipe_settings import LAUNCH
@@ -155,9 +156,11 @@ class Run:
     def work(self) -> None:
         """The run itself: load, read, prepare, align, save, and measure before and after."""
         recipe, journal = self.recipe, self.journal
-        model, precision = self.load_model()
+        outline = self.outline()
+        data = self.read_data()
+        self.foresee(outline, data)
         journal.agree_or_stop()
-        data = self.read_data(model)
+        model, precision = self.load_model()
         journal.agree_or_stop()
         self.compare_context(model, data)
         model = self.prepare(model)
@@ -180,6 +183,32 @@ class Run:
         journal.metrics["steps"] = trainer.step
         self.peak_memory = int(journal.group.max(peak_memory()))
 
+    def outline(self) -> LanguageModel | None:
+        """The model without its weights, for the process that says what it will take; None where there is no such."""
+        from lmflow.components import Model
+        from lmflow.planning import outline
+
+        whole = type(self.recipe.model).outline is Model.outline
+        return None if whole or not self.journal.group.is_main else outline(self.recipe)
+
+    def foresee(self, outline: LanguageModel | None, data: Dataset) -> None:
+        """Say so before anything is loaded where the run will not fit into memory."""
+        from lmflow.planning import make_plan
+
+        if outline is None:
+            return
+        try:
+            with self.journal.phase("planning"):
+                plan = make_plan(self.recipe, outline, data, self.plugins)
+        except UnforeseeableError as error:
+            self.journal.note(str(error))
+            return
+        self.record["plan"] = plan.as_dict()
+        if not plan.fits:
+            self.journal.note(plan.warning())
+        if plan.tight and give_back_freed_memory():
+            self.journal.note("memory is tight: what is freed goes back to the system at once, which takes time")
+
     def load_model(self) -> tuple[LanguageModel, str]:
         """The model on its device, and the precision the run computes in."""
         from lmflow.data.chat_templates import use_template
@@ -193,7 +222,7 @@ class Run:
         self.record |= {"device": device, "precision": precision}
         return model, precision
 
-    def read_data(self, model: LanguageModel) -> Dataset:
+    def read_data(self) -> Dataset:
         """The samples, as the recipe's format reads them."""
         from lmflow.data.reading import load_dataset
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmflow.components import Aligner, Inferencer, Reward
+from lmflow.components import Aligner, Inferencer, Reward, Workload
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
     from lmflow.journal import Journal
     from lmflow.models import LanguageModel
+    from lmflow.training.options import TrainingOptions
     from lmflow.training.trainer import Trainer
 
 
@@ -35,6 +36,13 @@ class Sft(Aligner):
         journal.tables["lengths"] = lengths.as_dict()
         journal.metrics["trained_token_share"] = lengths.trained_tokens / lengths.tokens
         options = trainer.options
-        trainer.plan(options.max_steps or trainer.steps_for(len(sequences), options.epochs))
+        trainer.plan(options.max_steps or options.steps_for(len(sequences), options.epochs))
         trainer.fit(sequences, epochs=options.epochs, first_step=0)
         trainer.checkpoint({})
+
+    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
+        """All samples, for as long as `align` goes through them."""
+        from lmflow.data.encoding import encode
+
+        sequences, _ = encode(model, data.train, data.options, data.fingerprint)
+        return Workload(sequences, options.max_steps or options.steps_for(len(sequences), options.epochs))

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lmflow.doctor.finding import Finding
-from lmflow.doctor.machine_checks import Place, check_disk, check_memory, memory_limit, places
+from lmflow.doctor.machine_checks import Place, check_disk, check_memory, places
+from lmflow.machine_memory import memory_limit
 
 PLENTY = SimpleNamespace(f_bavail=10**7, f_frsize=4096, f_files=10**7, f_favail=10**6)
 

@@ -16,6 +16,7 @@ HELP = "Fine-tune, align, extend and run large language models."
 CONTEXT = {"help_option_names": ["--help", "-h"]}
 COMMANDS = {
     "run": "Carry out a recipe: options, a YAML file, or both; without either, tune the embedded model.",
+    "plan": "Say what a run would take: steps, tokens, memory by part; without loading weights.",
     "generate": "Complete a prompt, standard input, or every record of a file.",
     "chat": "Talk with a model in the terminal.",
     "eval": "Measure a model.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lmflow.doctor.finding import Finding, Status
 from lmflow.human_formats import size
+from lmflow.machine_memory import GROUPS, PROCESSES, machine_memory
 
 NAME = "disk"
 ROOMY = 5_000_000_000
@@ -111,40 +112,12 @@ def _uses(sharing: Sequence[Place]) -> str:
     return " and ".join(filter(None, [", ".join(uses[:-1]), uses[-1]]))
 
 
-def check_memory(processes: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Iterator[Finding]:
+def check_memory(processes: Path = PROCESSES, groups: Path = GROUPS) -> Iterator[Finding]:
     """Memory of the machine, and how much of it the container this runs in may have; nothing where Linux is not."""
-    if not (processes / "meminfo").is_file():
+    memory = machine_memory(processes, groups)
+    if memory is None:
         return
-    lines = (processes / "meminfo").read_text().splitlines()
-    values = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.strip()}
-    total, available = values["MemTotal"], values.get("MemAvailable", values["MemFree"])
-    limit = memory_limit(processes, groups)
-    text = f"{size(total)}, {size(available)} of it available"
-    if limit is not None and limit < total:
-        text += f"; this container may have {size(limit)}"
+    text = f"{size(memory.total)}, {size(memory.free)} of it available"
+    if memory.limit is not None and memory.limit < memory.total:
+        text += f"; this container may have {size(memory.limit)}"
     yield Finding("memory", "ok", f"{text}.")
-
-
-def memory_limit(processes: Path, groups: Path) -> int | None:
-    """Bytes that this process's control groups allow it, None if they set no limit.
-
-    The second version of control groups has `memory.max` in one tree, the first `memory.limit_in_bytes` in one of its
-    own. Within a container the paths are those of the host and may not exist; then its root is what counts.
-    """
-    membership = processes / "self" / "cgroup"
-    if not membership.is_file():
-        return None
-    limits = []
-    for line in membership.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, name = groups, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = groups / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        here = root / path.lstrip("/")
-        for folder in (here, *here.parents):
-            if folder.is_relative_to(root) and (folder / name).is_file():
-                limits.append((folder / name).read_text().strip())
-    return min((int(each) for each in limits if each.isdigit()), default=None)

@@ -145,6 +145,16 @@ class AlignerSuite(RunSuite):
             "trainer.plan() is not called, or is not given trainer.options.max_steps where that is set."
         )
 
+    def test_foretells_the_steps_it_takes(self, bench: Bench) -> None:
+        """What `workload` tells `lmflow plan` is what a run does, where it tells anything."""
+        record = self._whole(bench).record
+        told = record.get("plan", {}).get("steps", {}).get("count")
+        taken = record["metrics"]["steps"]
+        assert told in (None, taken), (
+            f"expected the run to take the {told} steps that workload() told; it took {taken}. Usual cause: workload() "
+            "counts samples otherwise than align(), or leaves options.max_steps out."
+        )
+
     def test_needs_are_declared_and_enforced(self, bench: Bench) -> None:
         """A recipe without what the attribute `needs` names is refused; without a reward it runs, if that names none.
 

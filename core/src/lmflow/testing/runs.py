@@ -175,7 +175,7 @@ def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepare
     begun = Run(resolved.recipe, plugins, directory, journal, resume=False)
     try:
         model, precision = begun.load_model()
-        data = begun.read_data(model)
+        data = begun.read_data()
         model = begun.prepare(model)
         return Prepared(resolved.recipe, model, data, begun.make_trainer(model, data, precision), journal, output)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,3 +51,7 @@ class TrainingOptions(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto takes a GPU if there is."
     )
+
+    def steps_for(self, samples: int, epochs: float) -> int:
+        """Optimizer steps that `epochs` passes over `samples` take."""
+        return max(1, math.ceil(epochs * math.ceil(samples / self.batch_size)))

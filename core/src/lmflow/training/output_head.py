@@ -65,12 +65,18 @@ def find_transform(module: nn.Module, head: nn.Module) -> LogitTransform | None:
     if len(given) != 1 or found.shape != given[0].shape:
         return None
     before, after = given[0][0, -1], found[0, -1].float()
-    config: Any = getattr(module, "config", None)
-    cap = getattr(config.get_text_config(), "final_logit_softcapping", None) if config is not None else None
+    cap = configured_cap(module)
     candidates = [IDENTITY, LogitTransform(scale=float(after[-1] / before[-1]))]
-    candidates += [LogitTransform(cap=float(cap))] if cap else []
+    candidates += [LogitTransform(cap=cap)] if cap else []
     fitting = (each for each in candidates if torch.allclose(each.apply(before), after, rtol=1e-5, atol=1e-5))
     return next(fitting, None)
+
+
+def configured_cap(module: nn.Module) -> float | None:
+    """Where the configuration says that logits are bent so as not to pass a limit, the limit."""
+    config: Any = getattr(module, "config", None)
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None) if config is not None else None
+    return float(cap) if cap else None
 
 
 @contextmanager

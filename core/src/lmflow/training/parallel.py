@@ -37,7 +37,11 @@ class Replicated:
         self._limit = math.inf if limit is None else limit
         if group.size > 1:
             device = next(module.parameters()).device
-            self.forward = nn.parallel.DistributedDataParallel(module, [device] if device.type == "cuda" else None)
+            self.forward = nn.parallel.DistributedDataParallel(
+                module,
+                [device] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,  # else each gradient is there twice
+            )
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Around the forward and backward pass of a micro-batch: gradients are exchanged after the step's last."""

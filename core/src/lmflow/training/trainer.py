@@ -132,7 +132,7 @@ class Trainer:
 
     def steps_for(self, samples: int, epochs: float) -> int:
         """Optimizer steps that `epochs` passes over `samples` take."""
-        return max(1, math.ceil(epochs * math.ceil(samples / self.options.batch_size)))
+        return self.options.steps_for(samples, epochs)
 
     def plan(self, total_steps: int) -> None:
         """Set the number of steps the learning-rate schedule runs over."""
@@ -272,23 +272,11 @@ class Trainer:
         return best is None or eval_loss < read_state(best)[SCORE]
 
     def _micro_batches(self, groups: Sequence[Group]) -> list[Batch]:
-        """This process's share of a step's groups, as batches of at most `micro_batch_size` rows."""
-        rank, processes = self._group.rank, self._group.size
-        share = groups[rank::processes]
-        pad_id = self.model.pad_id
+        """This process's share of a step's groups in micro-batches."""
+        share = groups[self._group.rank :: self._group.size]
         if not share:
             return [self._idle_batch(groups)]
-        size = self.options.micro_batch_size or min(self.options.batch_size, MICRO_BATCH_SIZE)
-        if self._packing:
-            lengths = [sum(map(len, group)) for group in share]
-            rows = pack_rows(lengths, self._max_length or max(lengths))
-            batches = group_rows([sum(lengths[i] for i in row) for row in rows], size)
-            return [collate_packed([flat(share[i] for i in rows[r]) for r in batch], pad_id) for batch in batches]
-        most = max(map(len, share))
-        tokens = None if self.options.micro_batch_size else MICRO_BATCH_TOKENS // most
-        longest = [max(map(len, group)) for group in share]
-        chosen = split_micro(longest, max(1, size // most), tokens)
-        return [collate(flat(share[i] for i in batch), pad_id) for batch in chosen]
+        return micro_batches(share, self.options, self._packing, self._max_length, self.model.pad_id)
 
     def _idle_batch(self, groups: Sequence[Group]) -> Batch:
         """What adds nothing, for a process that must take part in the exchange of gradients all the same."""
@@ -422,6 +410,23 @@ def as_group(item: Item) -> Group:
 def flat(groups: Iterable[Group]) -> list[TokenSequence]:
     """The sequences of several groups, one group after the other."""
     return [sequence for group in groups for sequence in group]
+
+
+def micro_batches(
+    groups: Sequence[Group], options: TrainingOptions, packing: bool, max_length: int | None, pad_id: int
+) -> list[Batch]:
+    """Groups as batches of at most `micro_batch_size` rows, which a group of several sequences stays together in."""
+    size = options.micro_batch_size or min(options.batch_size, MICRO_BATCH_SIZE)
+    if packing:
+        lengths = [sum(map(len, group)) for group in groups]
+        rows = pack_rows(lengths, max_length or max(lengths))
+        batches = group_rows([sum(lengths[i] for i in row) for row in rows], size)
+        return [collate_packed([flat(groups[i] for i in rows[r]) for r in batch], pad_id) for batch in batches]
+    most = max(map(len, groups))
+    tokens = None if options.micro_batch_size else MICRO_BATCH_TOKENS // most
+    longest = [max(map(len, group)) for group in groups]
+    chosen = split_micro(longest, max(1, size // most), tokens)
+    return [collate(flat(groups[i] for i in batch), pad_id) for batch in chosen]
 
 
 def parameter_groups(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lmflow.components import Context, DataFormat, Model, Reward
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
+from lmflow.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from lmflow.models import LanguageModel
@@ -22,15 +23,13 @@ class Demo(Model):
 
     def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load the packaged weights."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from lmflow.pretrained import assemble, configuration
-
         with as_file(files("lmflow_demo") / "model") as directory:
-            config = configuration(directory, context)
-            module = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(directory)
-            return assemble(module.to(device), tokenizer, str(directory))
+            return Pretrained(path=str(directory)).load(dtype, device, context)
+
+    def outline(self, context: Context | None = None) -> LanguageModel:
+        """The packaged configuration and tokenizer."""
+        with as_file(files("lmflow_demo") / "model") as directory:
+            return Pretrained(path=str(directory)).outline(context)
 
 
 class DemoTasks(DataFormat):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lmflow.components import Context, Model, Requirement
 from lmflow.errors import LmflowError
+from lmflow.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from lmflow.models import LanguageModel
@@ -52,16 +53,17 @@ class SmolLM2(Model):
 
     def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        return Pretrained(path=str(self._directory())).load(dtype, device, context)
 
-        from lmflow.pretrained import assemble, configuration
+    def outline(self, context: Context | None = None) -> LanguageModel:
+        """Configuration and tokenizer; the weights are converted first where that has not been done."""
+        return Pretrained(path=str(self._directory())).outline(context)
 
+    def _directory(self) -> Path:
         directory = cache_directory() / self.folder
         if not directory.is_dir():
             convert(weights_file(), directory)
-        config = configuration(directory, context)
-        module = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
-        return assemble(module.to(device), AutoTokenizer.from_pretrained(directory), str(directory))
+        return directory
 
 
 def cache_directory() -> Path:

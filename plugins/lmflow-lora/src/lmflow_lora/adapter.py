@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -36,29 +36,57 @@ class Adapter(Model):
         The base is built with the configuration the adapter was trained with, where it stands beside it.
         """
         import torch
-        from peft import PeftConfig, PeftModel
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
 
-        from lmflow.data.tokens import ensure_chat_template
         from lmflow.models import LanguageModel
+
+        config, base_path = self._base_configuration(context)
+        try:
+            base = AutoModelForCausalLM.from_pretrained(base_path, config=config, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise self._without_base(base_path, error) from error
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights for the adapter before it reads them
+            module = PeftModel.from_pretrained(base, self.path).merge_and_unload()
+        module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
+        return LanguageModel(module, self._tokenizer(base_path), self.path)
+
+    def outline(self, context: Context | None = None) -> LanguageModel:
+        """The base's configuration and the adapter's tokenizer: once merged, the adapter has no shape of its own."""
+        from lmflow.models import LanguageModel
+        from lmflow.pretrained import skeleton
+
+        config, base_path = self._base_configuration(context)
+        return LanguageModel(skeleton(config).eval(), self._tokenizer(base_path), self.path)
+
+    def _base_configuration(self, context: Context | None) -> tuple[Any, str]:
+        """The configuration of the base, and where its weights are."""
+        from peft import PeftConfig
+
         from lmflow.pretrained import configuration
         from lmflow_lora.lora import BASE_CONFIG
 
         if not self.recognises(self.path):
             raise LmflowError(f"{self.path} is no adapter directory: {ADAPTER_CONFIG} is missing.")
-        base_path = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
-        own_config = Path(self.path) / BASE_CONFIG
+        base_path: str = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
+        own = Path(self.path) / BASE_CONFIG
         try:
-            config = configuration(own_config if own_config.is_file() else base_path, context)
-            base = AutoModelForCausalLM.from_pretrained(base_path, config=config, dtype=torch.float32)
+            return configuration(own if own.is_file() else base_path, context), base_path
         except (OSError, ValueError) as error:
-            raise LmflowError(
-                f"The base model of adapter {self.path} cannot be loaded from {base_path}: {error}\n"
-                "If it has moved, name its directory with --model.base."
-            ) from error
-        with torch.random.fork_rng(devices=[]):  # PEFT draws weights for the adapter before it reads them
-            module = PeftModel.from_pretrained(base, self.path).merge_and_unload()
-        has_tokenizer = (Path(self.path) / "tokenizer_config.json").exists()
-        tokenizer = AutoTokenizer.from_pretrained(self.path if has_tokenizer else base_path)
+            raise self._without_base(base_path, error) from error
+
+    def _without_base(self, base_path: str, error: Exception) -> LmflowError:
+        return LmflowError(
+            f"The base model of adapter {self.path} cannot be loaded from {base_path}: {error}\n"
+            "If it has moved, name its directory with --model.base."
+        )
+
+    def _tokenizer(self, base_path: str) -> Any:
+        from transformers import AutoTokenizer
+
+        from lmflow.data.tokens import ensure_chat_template
+
+        own = (Path(self.path) / "tokenizer_config.json").exists()
+        tokenizer = AutoTokenizer.from_pretrained(self.path if own else base_path)
         ensure_chat_template(tokenizer)
-        return LanguageModel(module.to(device=device, dtype=getattr(torch, dtype)).eval(), tokenizer, self.path)
+        return tokenizer

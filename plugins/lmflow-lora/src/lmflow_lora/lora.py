@@ -57,6 +57,8 @@ class Lora(Tuner):
         """
         from peft import LoraConfig, get_peft_model
 
+        # An outline has nothing to be decomposed; what is asked of it does not depend on how the matrices start.
+        without_values = next(model.parameters()).is_meta
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
@@ -65,7 +67,7 @@ class Lora(Tuner):
             target_modules=self._targets(model),
             use_rslora=self.rslora,
             use_dora=self.dora,
-            init_lora_weights=True if self.initialisation == "default" else self.initialisation,
+            init_lora_weights=True if self.initialisation == "default" or without_values else self.initialisation,
             modules_to_save=self.modules_to_save or None,
         )
         wrapped: nn.Module = get_peft_model(model, config)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lmflow.components import Aligner, Inferencer, Need, Reward
+from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.errors import DataError
 from lmflow.inference.completion import Completion, Prompt, Sampling
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
     from lmflow.journal import Journal
     from lmflow.models import LanguageModel
+    from lmflow.training.options import TrainingOptions
     from lmflow.training.trainer import Trainer
 
 
@@ -103,11 +104,25 @@ class Raft(Aligner):
             remember(journal, "after", after)
             trainer.checkpoint({"iteration": iteration})
 
+    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
+        """The first iteration's prompts with completions of the greatest length; the number of steps of all."""
+        room = [model.end_ids[0]] * self.max_new_tokens
+        sequences = []
+        for index in draw_prompts(len(data.train), self.prompts, 1, options.seed):
+            prompt = model.encode_prompt(data.train[index])
+            trained = [False] * len(prompt.ids) + [True] * len(room)
+            sequences.append(TokenSequence([*prompt.ids, *room], trained, data.train[index].source, prompt.extras))
+        kept = self._kept(len(sequences))
+        sequences = [sequences[index % len(sequences)] for index in range(kept)]
+        return Workload(sequences, options.max_steps or self.iterations * options.steps_for(kept, self.epochs))
+
     def _steps(self, trainer: Trainer, pool: int) -> int:
         """Optimizer steps of one iteration."""
-        prompts = min(self.prompts, pool)
-        kept = prompts if self.strategy == "local" else max(1, round(self.fraction * prompts * self.samples))
-        return trainer.steps_for(kept, self.epochs)
+        return trainer.steps_for(self._kept(min(self.prompts, pool)), self.epochs)
+
+    def _kept(self, prompts: int) -> int:
+        """Completions that an iteration of so many prompts trains on."""
+        return prompts if self.strategy == "local" else max(1, round(self.fraction * prompts * self.samples))
 
     def _draw(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> Drawn:
         """Sample n completions for each prompt and score them.

@@ -1,0 +1,107 @@
+"""`lmflow plan`: what a run will take, without loading weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmflow.cli.help import recipe_help
+from lmflow.cli.options import resolve_scanned, scan
+from lmflow.human_formats import number, size
+from lmflow.plugins import Plugins
+
+if TYPE_CHECKING:
+    from lmflow.planning import Plan, Steps
+
+FIXED = {"--json": False, "--output": True, "--overwrite": False, "--quiet": False}
+"""Options and whether they take a value; all but the first mean nothing here, and are there for `lmflow run`'s sake."""
+HELP = (
+    ("--json", "Print one JSON object on standard output, and nothing else."),
+    ("--debug", "Show tracebacks."),
+)
+ABOUT = (
+    "Say what a run would take: parameters, steps, tokens, and memory by part. It has the options of lmflow run, reads "
+    "the data and loads no weights. Exits with 1 where the run would not fit, and says what to change."
+)
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "logits": "logits",
+    "libraries": "Python and libraries",
+}
+"""What each part of a footprint is called."""
+
+
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+    """The `plan` command for these arguments, and what is left of them for Typer; None if help was all they asked."""
+    scanned = scan(arguments, plugins, FIXED)
+    if scanned.wants_help:
+        sys.stdout.write(recipe_help("lmflow plan [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
+        return None
+
+    def plan(
+        recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]")] = None,
+        *,
+        as_json: Annotated[bool, typer.Option("--json")] = False,
+        _output: Annotated[Path | None, typer.Option("--output")] = None,
+        _overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+        _quiet: Annotated[bool, typer.Option("--quiet")] = False,
+    ) -> None:
+        """Foresee one recipe."""
+        resolved = resolve_scanned(scanned, plugins, recipe).recipe
+        from lmflow.data.reading import load_dataset
+        from lmflow.planning import make_plan, outline
+
+        model = outline(resolved)
+        data, summary = load_dataset(resolved.data, plugins.classes("data"), resolved.training.seed)
+        found = make_plan(resolved, model, data, plugins)
+        if as_json:
+            sys.stdout.write(json.dumps(found.as_dict()) + "\n")
+        else:
+            sys.stdout.write("\n".join([f"data        {summary.describe()}", *plan_lines(found)]) + "\n")
+        if not found.fits:
+            raise typer.Exit(1)
+
+    return plan, scanned.rest
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The plan as it is printed."""
+    share = plan.trainable_parameters / plan.parameters
+    trained = f"{number(plan.trainable_parameters)} of them trained ({share:.1%})"
+    yield f"model       {plan.model}, {number(plan.parameters)} parameters, {trained}"
+    yield from steps_lines(plan.steps)
+    where = "on the GPU" if plan.device == "cuda" else "in main memory"
+    each = "each process takes" if plan.processes > 1 else "it takes"
+    if plan.memory is None:
+        yield f"memory      cannot be foreseen for this model: {plan.unforeseen}"
+        return
+    yield f"memory      {size(plan.memory.total)} is the most {each} {where}, computing in {plan.precision}:"
+    for part, count in plan.memory.as_dict().items():
+        if count:
+            yield f"            {size(count):>8}  {PARTS[part]}"
+    if plan.available is None:
+        return
+    verdict = "fits" if plan.fits else "too much"
+    yield f"{verdict:<12}{size(plan.available)} are available{' to each' if plan.processes > 1 else ''}"
+    for remedy in plan.remedies:
+        enough = "fits" if remedy.memory_total <= plan.available else "still too much"
+        yield f"            {size(remedy.memory_total):>8}  with {remedy.options} ({enough})"
+    if not plan.fits and not any(each.memory_total <= plan.available for each in plan.remedies):
+        yield "            Beyond that: a lower --data.max_length, a smaller model, or more memory."
+
+
+def steps_lines(steps: Steps) -> Iterator[str]:
+    """What the run goes through."""
+    count = "steps" if steps.count is None else "1 step" if steps.count == 1 else f"{number(steps.count)} steps"
+    tokens = f"{number(round(steps.tokens))} tokens each, {number(round(steps.trained_tokens))} of them trained"
+    yield f"steps       {count} over {number(steps.samples)} samples; {tokens}"
+    passes = "1 forward pass" if steps.passes == 1 else f"up to {steps.passes} forward passes"
+    yield f"            {passes} a step; the largest has {steps.rows} x {number(steps.length)} tokens"

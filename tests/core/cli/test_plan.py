@@ -1,0 +1,55 @@
+"""`lmflow plan` as it is typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lmflow import planning
+from lmflow.machine_memory import MachineMemory
+
+
+def test_the_embedded_default_is_foreseen(lmflow):
+    done = lmflow("plan", "--aligner", "raft", "--tuner", "lora")
+    assert (done.code, done.err) == (0, "")
+    heads = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
+    assert heads == ["data", "model", "steps", "memory", "fits"]
+    assert "Python and libraries" in done.out
+
+
+def test_as_json(lmflow):
+    done = lmflow("plan", "--json", "--training.max_steps", "7")
+    found = json.loads(done.out)
+    assert found["steps"]["count"] == 7
+    assert found["memory_total"] == sum(found["memory"].values())
+
+
+def test_a_command_line_of_run_can_be_planned_as_it_is(lmflow, tmp_path):
+    done = lmflow("plan", "--output", str(tmp_path / "run"), "--overwrite", "--quiet", "--training.max_steps", "3")
+    assert done.code == 0
+    assert "3 steps" in done.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_much_exits_with_1(lmflow, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(planning, "machine_memory", lambda: MachineMemory(1, 1, 1))
+    done = lmflow("plan")
+    assert done.code == 1
+    assert "too much    1 B are available" in done.out
+
+
+def test_mistakes_are_those_of_run(lmflow):
+    done = lmflow("plan", "--training.learning_rat", "1", "--outptu", "x")
+    assert done.code == 2
+    assert "--outptu: unknown option" in done.err
+    assert "did you mean training.learning_rate" in done.err
+    missing = lmflow("plan", "--model.path", "./nowhere")
+    assert missing.code == 2
+    assert "nowhere does not exist" in missing.err
+
+
+def test_help(lmflow):
+    done = lmflow("plan", "--help")
+    assert done.code == 0
+    assert "--training.batch_size" in done.out
