@@ -32,6 +32,22 @@ def test_a_command_line_of_run_can_be_planned_as_it_is(lmflow, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_libraries_print_is_not_among_the_results(lmflow, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    from lmflow.tuners import Full
+
+    prepare = Full.prepare
+
+    def chatter(self, model):
+        print("[WARNING] something was set up")
+        return prepare(self, model)
+
+    monkeypatch.setattr(Full, "prepare", chatter)
+    for command in (["plan"], ["run", "--output", str(tmp_path / "run")]):
+        done = lmflow(*command, "--json", "--training.max_steps", "1")
+        assert "[WARNING] something" in done.err
+        assert isinstance(json.loads(done.out), dict)
+
+
 def test_too_much_exits_with_1(lmflow, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(planning, "machine_memory", lambda: MachineMemory(1, 1, 1))
     done = lmflow("plan")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytestmark = [
     pytest.mark.slow,
@@ -130,6 +132,29 @@ def test_two_processes_compute_what_one_does(begin: Begin, arguments: Sequence[s
         assert printed["metrics"][name] == pytest.approx(record(whole)["metrics"][name], abs=1e-5)
     assert (tmp_path / "run" / "comparison.jsonl").read_text() == (whole / "comparison.jsonl").read_text()
     assert {each.name for each in (tmp_path / "run").iterdir()} == {each.name for each in whole.iterdir()}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
+def test_split_weights_compute_what_whole_ones_do(
+    begin: Begin, arguments: Sequence[str], whole: Path, strategy: str, tmp_path: Path
+):
+    """The whole life of a run: measured and asked before and after, saved, and the result loaded by one process."""
+    if strategy != "fsdp":
+        pytest.importorskip("deepspeed")
+    run = tmp_path / "run"
+    process = begin(*arguments, *TWO, "--launch.strategy", strategy, "--json", "--output", str(run))
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, "")
+    printed = json.loads(out)
+    assert printed["processes"] == 2
+    assert_equal_losses(run, whole)
+    for name in ("eval_loss_before", "eval_loss_after", "generic_loss_after"):
+        assert printed["metrics"][name] == pytest.approx(record(whole)["metrics"][name], abs=1e-5)
+    assert (run / "comparison.jsonl").read_text() == (whole / "comparison.jsonl").read_text()
+    both = [load_file(each / "model" / "model.safetensors") for each in (run, whole)]
+    assert both[0].keys() == both[1].keys()
+    for name, value in both[0].items():
+        torch.testing.assert_close(value, both[1][name], atol=1e-4, rtol=0)
 
 
 def test_a_killed_process_ends_the_run_with_one_message(

@@ -1,4 +1,4 @@
-"""One of the processes of test_parallel.py: trains, saves, continues, and says what it found."""
+"""One of the processes of test_parallel.py: carries out trainings one after the other, and says what each found."""
 
 import contextlib
 import json
@@ -53,6 +53,7 @@ def main(work: dict[str, Any]) -> None:
             "sums": {name: float(p.detach().double().sum()) for name, p in whole.named_parameters()},
         }
         Path(work["found"]).write_text(json.dumps(found))
+    group.barrier()
 
 
 def fit_until(trainer: Trainer, sequences: list[TokenSequence], until: int) -> None:
@@ -87,4 +88,5 @@ def kept_by(trainer: Trainer) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        main(each)

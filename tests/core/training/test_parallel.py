@@ -15,7 +15,8 @@ from lmflow.testing.tiny import tiny_module
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (make deepspeed)"
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed (pip install 'lmflow-core[deepspeed]')",
 )
 STRATEGIES = ["ddp", "fsdp", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (1, 2, 3))]
 STEPS, HALF = 8, 4
@@ -36,29 +37,37 @@ class Work:
             ids = [draw.randint(3, 299) for _ in range(length)]
             self.rows.append([ids, [j >= prompt for j in range(length)], f"s{i}"])
 
-    def carry_out(self, processes: int, strategy: str, name: str, *, until: int, lora: bool = False) -> dict[str, Any]:
-        """Train up to a step, from the checkpoint in `name` if there is one; what the main process found."""
-        options = {"batch_size": 6, "micro_batch_size": 2, "learning_rate": 3e-3, "warmup": 2, "max_grad_norm": 0.5}
-        order = {
+    def order(self, strategy: str, name: str, *, until: int, lora: bool = False) -> dict[str, Any]:
+        """A training up to a step, from the checkpoint in `name` if there is one."""
+        return {
             "model": str(self.place / "model"),
             "sequences": self.rows,
-            "options": options,
+            "options": {
+                "batch_size": 6,
+                "micro_batch_size": 2,
+                "learning_rate": 3e-3,
+                "warmup": 2,
+                "max_grad_norm": 0.5,
+            },
             "checkpoints": str(self.place / name),
             "strategy": strategy,
             "planned": STEPS,
             "until": until,
             "lora": lora,
-            "found": str(self.place / "found.json"),
+            "found": str(self.place / f"{name}-{until}.json"),
         }
-        file = self.place / "order.json"
-        file.write_text(json.dumps(order))
+
+    def carry_out(self, processes: int, *orders: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the main process found in each training."""
+        file = self.place / "orders.json"
+        file.write_text(json.dumps(orders))
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--rdzv_backend=c10d"]
         launcher += ["--rdzv_endpoint=localhost:0"]
         command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(file)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stderr[-5000:]
-        found: dict[str, Any] = json.loads((self.place / "found.json").read_text())
-        assert found["processes"] == processes
+        found = [json.loads(Path(order["found"]).read_text()) for order in orders]
+        assert all(each["processes"] == processes for each in found)
         return found
 
 
@@ -70,34 +79,35 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 @pytest.fixture(scope="module")
 def alone(work: Work) -> dict[str, Any]:
     """One process, all steps; its checkpoint at half the steps is in `half`."""
-    first = work.carry_out(1, "ddp", "half", until=HALF)
+    [first] = work.carry_out(1, work.order("ddp", "half", until=HALF))
     shutil.copytree(work.place / "half", work.place / "alone")
-    rest = work.carry_out(1, "ddp", "alone", until=STEPS)
-    return {**rest, "losses": first["losses"] + rest["losses"]}
+    [rest, lora] = work.carry_out(
+        1, work.order("ddp", "alone", until=STEPS), work.order("ddp", "lora-one", lora=True, until=3)
+    )
+    return {**rest, "losses": first["losses"] + rest["losses"], "lora": lora}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_equal_one_and_continue_each_other(strategy: str, work: Work, alone: dict[str, Any]):
-    together = work.carry_out(2, strategy, f"{strategy}-two", until=HALF)
+    shutil.copytree(work.place / "half", work.place / f"{strategy}-one")
+    lora = [work.order(strategy, f"{strategy}-lora-two", lora=True, until=3)] if strategy in ("fsdp", "zero3") else []
+    together, two_go_on, *with_adapters = work.carry_out(
+        2,
+        work.order(strategy, f"{strategy}-two", until=HALF),
+        work.order(strategy, f"{strategy}-one", until=STEPS),
+        *lora,
+    )
     assert together["losses"] == pytest.approx(alone["losses"][:HALF], rel=1e-5)
     split = alone["optimizer_here"] / together["optimizer_here"]
     assert split == pytest.approx(1 if strategy == "ddp" else 2, rel=0.01)
     if strategy in ("fsdp", "zero3"):
         assert together["parameters_here"] == pytest.approx(alone["parameters_here"] / 2, rel=0.01)
-
-    one_goes_on = work.carry_out(1, "ddp", f"{strategy}-two", until=STEPS)
-    assert one_goes_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
-    assert one_goes_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
-
-    shutil.copytree(work.place / "half", work.place / f"{strategy}-one")
-    two_go_on = work.carry_out(2, strategy, f"{strategy}-one", until=STEPS)
     assert two_go_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
     assert two_go_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
+    for found in with_adapters:
+        assert found["losses"] == pytest.approx(alone["lora"]["losses"], rel=1e-5)
+        assert found["sums"] == pytest.approx(alone["lora"]["sums"], abs=1e-3)
 
-
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
-def test_adapters_are_split_too(strategy: str, work: Work):
-    alone = work.carry_out(1, "ddp", f"{strategy}-lora-one", lora=True, until=3)
-    together = work.carry_out(2, strategy, f"{strategy}-lora-two", lora=True, until=3)
-    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
-    assert together["sums"] == pytest.approx(alone["sums"], abs=1e-3)
+    [one_goes_on] = work.carry_out(1, work.order("ddp", f"{strategy}-two", until=STEPS))
+    assert one_goes_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
+    assert one_goes_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)

@@ -332,6 +332,38 @@ def test_the_best_step_becomes_the_result(make: Make, sequences, tmp_path: Path)
     assert trainer.evaluate(sequences[24:]) == pytest.approx(found[best], abs=1e-6)
 
 
+@pytest.mark.parametrize("result", ["last", "best"])
+def test_a_step_whose_evaluation_was_stopped_is_kept_and_evaluated_later(
+    make: Make, sequences, tmp_path: Path, result: str
+):
+    settings = {"evaluate_every": 2, "heldout": sequences[20:], "result": result}
+    whole = make(directory="whole", **settings)
+    whole.plan(6)
+    whole.fit(sequences[:20], epochs=2, first_step=0)
+    first = make(directory="cut", **settings)
+    first.plan(6)
+    evaluate = first.evaluate
+
+    def stopped(heldout: Any) -> float:
+        if first.step == 4:
+            raise Interrupted(2)
+        return evaluate(heldout)
+
+    first.evaluate = stopped  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        first.fit(sequences[:20], epochs=2, first_step=0)
+    second = make(directory="cut", resume=True, **settings)
+    assert second.step == 4
+    second.plan(6)
+    second.fit(sequences[:20], epochs=2, first_step=0)
+    timeless = [
+        [{name: value for name, value in line.items() if "second" not in name} for line in metrics(tmp_path / each)]
+        for each in ("cut", "whole")
+    ]
+    assert timeless[0] == timeless[1]
+    assert_equal_weights(weights(second), weights(whole), tolerance=0)
+
+
 def test_the_best_needs_evaluations(make: Make):
     with pytest.raises(RecipeError, match=r"training.result: .*evaluate_every"):
         make(result="best")

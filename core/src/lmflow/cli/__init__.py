@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
     try:
         from lmflow.cli.app import run_app
 
@@ -42,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         code = report_error(error, debug=debug)
     sys.exit(code)
+
+
+@contextmanager
+def stdout_for_results() -> Iterator[None]:
+    """Within the context what libraries print goes to standard error: standard output is for what was asked for."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def take_disabled(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
@@ -65,7 +66,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         """Measure a model."""
         display = make_progress(quiet=quiet or as_json)
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings(action="ignore"), stdout_for_results():
                 record, lines = start(plugins, scanned, output, display, overwrite=overwrite)
         finally:
             display.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import resolve_scanned, scan
 from lmflow.human_formats import number, size
@@ -59,9 +61,10 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         from lmflow.data.reading import load_dataset
         from lmflow.planning import make_plan, outline
 
-        model = outline(resolved)
-        data, summary = load_dataset(resolved.data, plugins.classes("data"), resolved.training.seed)
-        found = make_plan(resolved, model, data, plugins)
+        with warnings.catch_warnings(action="ignore"), stdout_for_results():
+            model = outline(resolved)
+            data, summary = load_dataset(resolved.data, plugins.classes("data"), resolved.training.seed)
+            found = make_plan(resolved, model, data, plugins)
         if as_json:
             sys.stdout.write(json.dumps(found.as_dict()) + "\n")
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmflow.cli import print_error
+from lmflow.cli import print_error, stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, resolve_scanned, scan
 from lmflow.errors import RunDirectoryError
@@ -130,7 +130,8 @@ def carry_out(
     shows = worker is None or worker.is_main
     display = make_display(silent=quiet or as_json or not shows)
     try:
-        with warnings.catch_warnings(action="ignore"):  # libraries' own say nothing to the user of a command
+        # What libraries have to say means nothing to the user of a command.
+        with warnings.catch_warnings(action="ignore"), stdout_for_results():
             result = run(resolved, plugins, output=output, resume=resume, overwrite=overwrite, display=display)
     finally:
         display.close()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmflow.data.batches import Batch, collate, collate_packed, group_rows, pack_rows, plan_epoch, split_micro
 from lmflow.data.sample import TokenSequence
-from lmflow.errors import RecipeError, TrainingError
+from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.journal import Journal
 from lmflow.launching.group import this_group
 from lmflow.models import LanguageModel
@@ -80,6 +80,7 @@ class Trainer:
         self.tokens = 0
         self.restored: Mapping[str, Any] = {}
         self._eval_loss = -1, math.nan  # the step of the last evaluation, and what it found
+        self._evaluation_due = False  # the run was stopped before it had evaluated its last step
         if options.result == "best" and not (options.evaluate_every and heldout):
             raise RecipeError(
                 [
@@ -172,6 +173,8 @@ class Trainer:
             end = self.total_steps if first_step is not None else min(end, self.total_steps)
         self._parallel.forward.train()
         losses = []
+        if self._evaluate_if_due():
+            self.checkpoint({})
         with self.journal.phase("training", end - self.step):
             steps = self._steps(len(items), start, end, first_epoch)
             for groups, batches in made_ahead(lambda chosen: self._read_step(items, chosen), steps):
@@ -254,17 +257,29 @@ class Trainer:
         self.journal.advance()
         self.journal.advance_plan()
         options = self.options
-        improved = False
-        if options.evaluate_every and self.heldout and self.step % options.evaluate_every == 0:
-            loss = self.evaluate(self.heldout)
-            self._eval_loss = self.step, loss
-            self.journal.step({"step": self.step, "eval_loss": loss})
-            self._parallel.forward.train()
-            improved = options.result == "best" and self._is_best(loss)
+        every = options.evaluate_every if self.heldout else None
+        self._evaluation_due = bool(every) and self.step % (every or 1) == 0
+        try:
+            improved = self._evaluate_if_due()
+        except Interrupted:
+            if checkpoints:
+                self.checkpoint({})  # says that this step is yet to be evaluated
+            raise
         due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
         if checkpoints and (due or improved or self.journal.stop_signal):
             self.checkpoint({})
         self.journal.check_stop()
+
+    def _evaluate_if_due(self) -> bool:
+        """Whether the step was evaluated and no checkpoint has a lower loss, where the best is wanted."""
+        if not self._evaluation_due:
+            return False
+        loss = self.evaluate(self.heldout)
+        self._evaluation_due = False
+        self._eval_loss = self.step, loss
+        self.journal.step({"step": self.step, "eval_loss": loss})
+        self._parallel.forward.train()
+        return self.options.result == "best" and self._group.on_main(lambda: self._is_best(loss))
 
     def _is_best(self, eval_loss: float) -> bool:
         """Whether no checkpoint has a lower loss on the held-out samples."""
@@ -353,6 +368,7 @@ class Trainer:
             "tokens": self.tokens,
             "aligner": dict(aligner_state),
             "metrics": dict(self.journal.metrics),
+            "evaluation_due": self._evaluation_due,
             SCORE: self._eval_loss[1] if self._eval_loss[0] == self.step else None,
         }
         saved = Checkpoint(self._parallel.weights(), self._parallel.optimizer_state(), state)
@@ -376,6 +392,7 @@ class Trainer:
         self.step = saved.state["step"]
         self.tokens = saved.state["tokens"]
         self.restored = saved.state["aligner"]
+        self._evaluation_due = saved.state["evaluation_due"]
         self.journal.metrics.update(saved.state["metrics"])
         self.journal.forget_after(self.step)
 

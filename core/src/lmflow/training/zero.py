@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -36,20 +38,21 @@ class Zero(Replicated):
         self._shapes = {name: parameter.shape for name, parameter in self.trainable.items()}
         self._module = module
         self._deepspeed = deepspeed
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=make_optimizer(self.trainable),
-            config={
-                "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; batches are made by the trainer
-                "gradient_accumulation_steps": 1,  # where a step ends is said by `gradient_sync`
-                "zero_optimization": {"stage": stage},
-                "zero_allow_untested_optimizer": True,
-                "gradient_clipping": limit or 0.0,
-                "steps_per_print": 2**31,
-                **torch_autocast(module),
-            },
-            dist_init_required=False,
-        )
+        with quiet_building():
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=make_optimizer(self.trainable),
+                config={
+                    "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; batches are made by the trainer
+                    "gradient_accumulation_steps": 1,  # where a step ends is said by `gradient_sync`
+                    "zero_optimization": {"stage": stage},
+                    "zero_allow_untested_optimizer": True,
+                    "gradient_clipping": limit or 0.0,
+                    "steps_per_print": 2**31,
+                    **torch_autocast(module),
+                },
+                dist_init_required=False,
+            )
         self.forward = self._engine
         self.optimizer = self._engine.optimizer
 
@@ -155,6 +158,19 @@ class Zero(Replicated):
         """The optimizer within DeepSpeed's, whose parameters are flat parts of many."""
         base: torch.optim.Optimizer = self._engine.optimizer.optimizer
         return base
+
+
+@contextmanager
+def quiet_building() -> Iterator[None]:
+    """DeepSpeed compiles operations for this machine the first time, and tells of it by any way there is."""
+    compiler = logging.getLogger("torch.utils.cpp_extension")
+    level = compiler.level
+    compiler.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        compiler.setLevel(level)
 
 
 def torch_autocast(module: nn.Module) -> dict[str, Any]:
