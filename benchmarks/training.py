@@ -26,7 +26,7 @@ from bench_models import make_model, make_tokenizer, read_dialogues, write_dialo
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULT = HERE / "results" / "training.md"
-SAMPLES: Mapping[str, int] = {"6M": 128, "28M": 48}
+SAMPLES: Mapping[str, int] = {"6M": 64, "28M": 32}
 """Samples of each shape: few, because every side goes through them in every round."""
 BATCH, RATE, STILL = 16, 1e-4, 1e-30
 AGREEMENT = 0.005

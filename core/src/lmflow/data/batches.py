@@ -36,6 +36,8 @@ class Batch:
     """1 where a token is, 0 where padding is."""
     trained: Tensor
     """Whether a token is a target."""
+    predictors: Tensor
+    """Places in the flattened rows of what predicts a target, (N,) int64: known here, so that no device is asked."""
     segments: Tensor
     """Which of `sequences` a token belongs to; -1 where padding is."""
     sequences: Sequence[TokenSequence]
@@ -48,18 +50,23 @@ class Batch:
     @property
     def trained_tokens(self) -> int:
         """Number of targets; a row's or sample's first token is never one."""
-        return int(self.trained[:, 1:].sum())
+        return len(self.predictors)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
+
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
-            trained=self.trained.to(device),
-            segments=self.segments.to(device),
-            extras={name: value.to(device) for name, value in self.extras.items()},
+            input_ids=moved(self.input_ids),
+            position_ids=moved(self.position_ids),
+            attention_mask=None if self.attention_mask is None else moved(self.attention_mask),
+            trained=moved(self.trained),
+            predictors=moved(self.predictors),
+            segments=moved(self.segments),
+            extras={name: moved(value) for name, value in self.extras.items()},
         )
 
 
@@ -79,7 +86,9 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int) -> Batch:
     trained[:, 0] = False
     positions = torch.arange(shape[1]).expand(shape)
     tokens, extras = int(attention_mask.sum()), _concatenate_extras(sequences)
-    return Batch(input_ids, positions, attention_mask, trained, segments, sequences, tokens, extras)
+    return Batch(
+        input_ids, positions, attention_mask, trained, predictors_of(trained), segments, sequences, tokens, extras
+    )
 
 
 def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batch:
@@ -103,7 +112,24 @@ def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batc
             start = end
         position_ids[index, start:] = torch.arange(shape[1] - start)
     flat = [sequence for row in rows for sequence in row]
-    return Batch(input_ids, position_ids, None, trained, segments, flat, sum(lengths), _concatenate_extras(flat))
+    return Batch(
+        input_ids,
+        position_ids,
+        None,
+        trained,
+        predictors_of(trained),
+        segments,
+        flat,
+        sum(lengths),
+        _concatenate_extras(flat),
+    )
+
+
+def predictors_of(trained: Tensor) -> Tensor:
+    """Places in the flattened (B, T) of what predicts a target: those before one, in the same row."""
+    mask = torch.zeros_like(trained)
+    mask[:, :-1] = trained[:, 1:]
+    return mask.flatten().nonzero().squeeze(-1)
 
 
 def pack_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:

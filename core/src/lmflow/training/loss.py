@@ -101,17 +101,18 @@ def _score(
     if head.transform is None:
         logits, targets, mask = target_logits(forward, unwrapped, batch)
         return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
-    mask = target_mask(batch.trained)
-    targets = torch.roll(batch.input_ids, -1, dims=1)[mask]
+    # By numbers rather than by a mask, of which a GPU would first have to be asked how many it has.
+    targets = batch.input_ids.flatten()[batch.predictors + 1]
 
     def compute(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        wanted = hidden.flatten(0, 1).index_select(0, batch.predictors)
         if head.weight is None:
-            return checkpointed_logprobs(hidden[mask], own, targets, head.transform or IDENTITY)
-        return chunked(hidden[mask], head.weight, head.module.bias, targets, head.transform)
+            return checkpointed_logprobs(wanted, own, targets, head.transform or IDENTITY)
+        return chunked(wanted, head.weight, head.module.bias, targets, head.transform)
 
     with in_place_of_logits(head.module, compute) as results:
         forward(**model_inputs(batch))
-    return results[0], mask
+    return results[0], target_mask(batch.trained)
 
 
 @torch.no_grad()
