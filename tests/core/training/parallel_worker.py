@@ -47,6 +47,7 @@ def main(work: dict[str, Any]) -> None:
     if group.is_main:
         found = {
             "losses": [m["loss"] for m in metrics if "loss" in m],
+            "norms": [m["grad_norm"] for m in metrics if "grad_norm" in m],
             "processes": group.size,
             "parameters_here": local,
             "optimizer_here": state,

@@ -84,7 +84,7 @@ def alone(work: Work) -> dict[str, Any]:
     [rest, lora] = work.carry_out(
         1, work.order("ddp", "alone", until=STEPS), work.order("ddp", "lora-one", lora=True, until=3)
     )
-    return {**rest, "losses": first["losses"] + rest["losses"], "lora": lora}
+    return {**rest, **{name: first[name] + rest[name] for name in ("losses", "norms")}, "lora": lora}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -98,6 +98,8 @@ def test_two_processes_equal_one_and_continue_each_other(strategy: str, work: Wo
         *lora,
     )
     assert together["losses"] == pytest.approx(alone["losses"][:HALF], rel=1e-5)
+    for name in ("losses", "norms"):  # the first step's, which no optimizer has come between
+        assert together[name][0] == pytest.approx(alone[name][0], rel=1e-6)
     split = alone["optimizer_here"] / together["optimizer_here"]
     assert split == pytest.approx(1 if strategy == "ddp" else 2, rel=0.01)
     if strategy in ("fsdp", "zero3"):

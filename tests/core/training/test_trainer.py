@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,14 @@ from lmflow.data.sample import TokenSequence
 from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.journal import Journal
 from lmflow.run_directory import RunDirectory
+from lmflow.training.compiling import CompiledLayers
 from lmflow.training.options import TrainingOptions
 from lmflow.training.parallel import trainable_parameters
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 from lmflow.training.trainer import Trainer, parameter_groups
 
 Make = Callable[..., Trainer]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 
 
 @pytest.fixture
@@ -106,6 +109,79 @@ def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, op
         optimizer.zero_grad()
         losses.append(float(total.detach()) / targets)
     return losses
+
+
+def first_gradients(trainer: Trainer, sequences: list[TokenSequence]) -> dict[str, torch.Tensor]:
+    """The gradient of the first step, as it is before it is clipped."""
+    found = {}
+
+    def keep() -> float:
+        found.update({name: p.grad.clone() for name, p in trainer._parallel.trainable.items()})
+        return 1.0
+
+    trainer._parallel.clip = keep  # type: ignore[method-assign]
+    trainer.plan(1)
+    trainer.fit(sequences, epochs=1, first_step=0)
+    return found
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 3},
+        {"packing": True, "max_length": 64},
+        {"gradient_checkpointing": True},
+        pytest.param({"compile": True}, marks=[pytest.mark.slow, needs_compiler]),
+        pytest.param({"compile": True, "gradient_checkpointing": True}, marks=[pytest.mark.slow, needs_compiler]),
+    ],
+    ids=str,
+)
+def test_loss_and_gradients_do_not_depend_on_how_a_step_is_computed(split, make: Make, sequences, tmp_path: Path):
+    """To 1e-6 of their size, in float32: eight passes of one sample against one of eight, and so on."""
+    expected = first_gradients(make(directory="one", batch_size=8, micro_batch_size=8), sequences)
+    found = first_gradients(make(directory="other", batch_size=8, **split), sequences)
+    losses = [metrics(tmp_path / each)[0]["loss"] for each in ("one", "other")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= 1e-6 * float(gradient.norm()), name
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_layers_train_as_the_others_do_and_are_seen_by_nothing_else(make: Make, sequences, tmp_path: Path):
+    runs = {name: make(directory=name, compile=name == "compiled") for name in ("plain", "compiled")}
+    for trainer in runs.values():
+        trainer.plan(6)
+        trainer.fit(sequences, epochs=2, first_step=0)
+    both = [[m["loss"] for m in metrics(tmp_path / name)] for name in runs]
+    assert both[0] == pytest.approx(both[1], abs=1e-5)
+    assert_equal_weights(*map(weights, runs.values()), tolerance=1e-4)
+    layers = runs["compiled"].model.module.model.layers
+    assert all("forward" not in vars(layer) for layer in layers)
+    assert weights(runs["compiled"]).keys() == weights(runs["plain"]).keys()
+
+
+def test_a_model_without_named_layers_is_not_compiled():
+    with pytest.raises(RecipeError, match=r"training.compile: a model of type Linear does not"):
+        CompiledLayers(nn.Linear(2, 2))
+
+
+def test_bf16_trains_close_to_fp32_and_keeps_float32_weights(make: Make, sequences, tmp_path: Path):
+    """The computation is in bfloat16, whose steps are of 1/256; weights and the optimizer's state are not."""
+    runs = {precision: make(directory=precision, precision=precision) for precision in ("fp32", "bf16")}
+    for trainer in runs.values():
+        trainer.plan(20)
+        trainer.fit(sequences, epochs=4, first_step=0)
+    exact, short = ([m["loss"] for m in metrics(tmp_path / name)] for name in runs)
+    assert short == pytest.approx(exact, rel=0.02)
+    assert short != exact
+    assert short[-1] < short[0]
+    trainer = runs["bf16"]
+    state = trainer._parallel.optimizer_state()
+    kept = [*weights(trainer).values(), *(v for each in state.values() for v in each.values())]
+    assert {value.dtype for value in kept} == {torch.float32}
 
 
 @pytest.mark.parametrize(

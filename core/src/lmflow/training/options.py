@@ -37,6 +37,9 @@ class TrainingOptions(BaseModel):
         "auto", description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
+    compile: bool = Field(
+        False, description="Compile the model's layers (torch.compile): the first steps are slow, the others faster."
+    )
     evaluate_every: int | None = Field(
         None, gt=0, description="Steps between evaluations; start and end only if unset."
     )

@@ -31,6 +31,7 @@ from lmflow.training.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from lmflow.training.compiling import CompiledLayers
 from lmflow.training.loss import negative_log_likelihood
 from lmflow.training.options import TrainingOptions
 from lmflow.training.parallel import Replicated, arrange, trainable_parameters
@@ -94,6 +95,7 @@ class Trainer:
         self._max_length = max_length
         self._strategy = strategy
         self._group = this_group(model.device.type)
+        self._compiled = CompiledLayers(model.module) if options.compile else None
         if options.gradient_checkpointing:
             model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         trainable = trainable_parameters(model.module)
@@ -223,7 +225,7 @@ class Trainer:
         for index in range(passes):
             idle = index >= len(micro_batches) or self._group.rank >= len(groups)
             batch = micro_batches[index] if index < len(micro_batches) else self._idle_batch(groups)
-            with self._parallel.gradient_sync(index == passes - 1):
+            with self._parallel.gradient_sync(index == passes - 1), self._compiled or nullcontext():
                 with self.autocast():
                     loss = objective(self._parallel.forward, self.model.module, batch.to(self.model.device))
                 if idle:
