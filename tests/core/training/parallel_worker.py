@@ -1,6 +1,7 @@
 """One of the processes of test_parallel.py: carries out trainings one after the other, and says what each found."""
 
 import contextlib
+import gc
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lmflow.data.sample import TokenSequence
 from lmflow.journal import Journal
-from lmflow.launching.group import this_group
+from lmflow.launching.group import leave_group, this_group
 from lmflow.models import LanguageModel
 from lmflow.training.options import TrainingOptions
 from lmflow.training.trainer import Trainer
@@ -91,3 +92,5 @@ def kept_by(trainer: Trainer) -> list[torch.Tensor]:
 if __name__ == "__main__":
     for each in json.loads(Path(sys.argv[1]).read_text()):
         main(each)
+        gc.collect()  # DeepSpeed's engines are cycles
+    leave_group()
