@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,30 @@ def killed_until_it_ends(recipe: Sequence[str], place: Path, seconds: float, dra
     """Start, kill and resume until the run ends by itself; returns how often it was killed."""
     kills = 0
     while True:
-        process = subprocess.Popen(command(recipe, place), env=environment(), start_new_session=True)
+        process = subprocess.Popen(command(recipe, place), env=environment())
         try:
             process.wait(timeout=draw.uniform(0.0, seconds))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too, as when a machine fails
+            for each in (process.pid, *descendants(process.pid)):  # its workers too, as when a machine fails
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
             process.wait()
+            time.sleep(0.1)
             kills += 1
             continue
         if process.returncode:
             raise SystemExit(f"the run failed after {kills} kills")
         return kills
+
+
+def descendants(process: int) -> list[int]:
+    """Numbers of all processes that a process started, directly or not; Linux says."""
+    found = []
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, file.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
 
 
 def environment() -> dict[str, str]:

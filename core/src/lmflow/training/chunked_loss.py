@@ -213,9 +213,13 @@ class _Nll(torch.autograd.Function):
             loss -= (own - top - total.log()).sum()
             slope.div_(total).scatter_add_(-1, targets[part, None], torch.full_like(own, -1.0))
             gradients.add(part, transform.chain_(slope, capped))
-        ctx.save_for_backward(*gradients.as_inputs())
+        ctx.gradients = gradients.as_inputs()
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if each is None else each * upstream for each in ctx.saved_tensors), None, None, None
+        # Handed on rather than copied: the weight's is often the largest tensor there is.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of chunked_nll was taken already; chunked_logprobs allows it twice")
+        return *(None if each is None else each.mul_(upstream) for each in gradients), None, None, None
