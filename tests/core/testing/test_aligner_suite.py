@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import field_serializer
 
-from lmflow.components import Aligner, Inferencer, Need, Reward
+from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
 from lmflow.data.encoding import encode
 from lmflow.data.sample import Dataset, TokenSequence
 from lmflow.errors import DataError, RecipeError
@@ -19,6 +19,7 @@ from lmflow.plugins import load_plugins
 from lmflow.sft import Sft
 from lmflow.testing import AlignerSuite
 from lmflow.training.loss import negative_log_likelihood
+from lmflow.training.options import TrainingOptions
 from lmflow.training.trainer import Trainer
 
 
@@ -146,6 +147,14 @@ class IgnoresMaxSteps(Good):
         trainer.plan(self.rounds * trainer.steps_for(len(sequences), 1))
 
 
+class ForetellsTooFew(Good):
+    """Tells `lmflow plan` of one round, and takes several."""
+
+    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
+        sequences, _ = encode(model, data.train, data.options)
+        return Workload(sequences, options.steps_for(len(sequences), 1))
+
+
 class UsesAReward(Good):
     """Scores with a reward that it does not say it needs."""
 
@@ -224,8 +233,9 @@ IMPROVES, OPTIONS = "test_improves_its_objective_on_the_embedded_task", "test_op
 SAME, OTHER = "test_the_same_seed_gives_the_same_run", "test_another_seed_gives_other_weights"
 RESUMED, STEPS = "test_a_resumed_run_equals_an_uninterrupted_one", "test_takes_no_more_steps_than_asked_for"
 FULL, LORA, NEEDS = "test_trains_with_tuner_full", "test_trains_with_tuner_lora", "test_needs_are_declared_and_enforced"
+FORETOLD = "test_foretells_the_steps_it_takes"
 BAD, MIXED = "test_an_error_names_the_bad_record", "test_a_bad_record_among_good_ones_is_named"
-ALL = {IMPROVES, OPTIONS, SAME, OTHER, RESUMED, STEPS, FULL, LORA, NEEDS, BAD, MIXED}
+ALL = {IMPROVES, OPTIONS, SAME, OTHER, RESUMED, STEPS, FORETOLD, FULL, LORA, NEEDS, BAD, MIXED}
 
 # An aligner, the check it must fail, those it may fail too because they stand on the same promise, and what it is told.
 BROKEN: list[tuple[Aligner, str, set[str], str]] = [
@@ -239,6 +249,7 @@ BROKEN: list[tuple[Aligner, str, set[str], str]] = [
     (KnowsTheAdapter(), FULL, ALL - {FULL, LORA, OPTIONS, BAD}, "it needs an adapter"),
     (MovesFrozenWeights(), LORA, set(), "training changed something that is not saved"),
     (IgnoresMaxSteps(), STEPS, set(), "it took 9"),
+    (ForetellsTooFew(), FORETOLD, set(), "steps that workload() told; it took"),
     (UsesAReward(), NEEDS, set(), "'NoneType' object has no attribute 'score'"),
     (NeedsARewrad(), NEEDS, set(), "found 'rewrad'"),
     (DropsInSilence(), MIXED, set(), "names mixed.jsonl:13"),
