@@ -41,7 +41,7 @@ def main() -> None:
             sys.exit(f"{way} differs from the plain loss by {off:.1e} of it")
         rows.append(
             f"| {WAYS[way]} | {taken['memory'] / 1e6:,.0f} | 1/{plain['memory'] / taken['memory']:.1f} "
-            f"| {taken['seconds'] / plain['seconds']:.2f} | {off:.0e} |"
+            f"| {taken['seconds'] / plain['seconds']:.2f} | {f'{off:.0e}' if off >= 1e-7 else '< 1e-7'} |"
         )
     RESULT.write_text(
         "\n".join(
