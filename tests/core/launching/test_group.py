@@ -2,15 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from lmflow.errors import FailedElsewhere, Interrupted, LmflowError
 from lmflow.launching.group import Group, _raise_all, this_group
+
+InTwo = Callable[..., Sequence["subprocess.CompletedProcess[str]"]]
 
 
 def test_one_process_by_itself(monkeypatch: pytest.MonkeyPatch):
@@ -57,11 +59,11 @@ def test_a_failure_anywhere_is_one_everywhere():
         _raise_all(None, [0, 15])
 
 
-def test_nobody_comes(monkeypatch: pytest.MonkeyPatch):
+def test_nobody_comes(monkeypatch: pytest.MonkeyPatch, free_port: int):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("MASTER_PORT", str(free_port))
     with pytest.raises(LmflowError, match=r"2 processes could not meet at 127\.0\.0\.1:\d+: .*--launch\.address"):
         this_group("cpu", minutes=0.02)
 
@@ -134,20 +136,10 @@ Path(sys.argv[1] + str(rank)).write_text(json.dumps(found))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("said", ["alike", "otherwise"])
-def test_two_processes(tmp_path: Path, said: str):
-    (tmp_path / "two.py").write_text(TWO)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "found"), said]
-    processes = [subprocess.Popen(command, env={**os.environ, **address, "RANK": str(rank)}) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+def test_two_processes(tmp_path: Path, in_two_processes: InTwo, said: str):
+    ended = in_two_processes(TWO, str(tmp_path / "found"), said)
+    assert [each.returncode for each in ended] == [0, 0], ended
     first, second = (json.loads((tmp_path / f"found{rank}").read_text()) for rank in (0, 1))
     assert first.pop("once") == [[0], [0, 1, 2]]
     assert second.pop("once") == [[], [0, 1, 2]]

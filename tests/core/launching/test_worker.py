@@ -1,5 +1,7 @@
 """How a process tells of its end: to `lmflow run`, or by itself where torchrun or SLURM started it."""
 
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from lmflow.errors import DataError, FailedElsewhere, Interrupted, LostContact, 
 from lmflow.launching import worker
 from lmflow.launching.environment import REPORT
 from lmflow.launching.worker import Report, is_lost_contact, kind_of, read_report, report_end
+
+InTwo = Callable[..., Sequence["subprocess.CompletedProcess[str]"]]
 
 
 @pytest.fixture
@@ -78,3 +82,40 @@ def test_errors_of_exchanges_are_known(monkeypatch: pytest.MonkeyPatch):
     assert is_lost_contact(torch.distributed.DistBackendError("anything"))
     assert not is_lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_lost_contact(ValueError(lost))
+
+
+ENDING = """
+import contextlib, sys, time
+import torch
+from torch import distributed
+from lmflow import cli
+from lmflow.cli import app
+from lmflow.launching.group import this_group
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(3)
+
+def work(_):
+    group = this_group("cpu")
+    distributed.barrier()
+    torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))  # torch's threads outlive the group from here on
+    sys.stdout.write("not flushed")
+    if group.rank == 0:
+        sys.modules["slow"] = Slow()  # Python takes its time to end
+        exchange = distributed.all_reduce(torch.ones(1), async_op=True)
+        exchange.get_future().then(lambda _: None)  # and the exchange, which ends meanwhile, lets go of an object of it
+    else:
+        time.sleep(1)
+        with contextlib.suppress(RuntimeError):  # the other has ended
+            distributed.all_reduce(torch.ones(1))
+    return 7
+
+app.run_app = work
+cli.main([])
+"""
+
+
+def test_threads_of_torch_do_not_abort_a_process_that_ends(in_two_processes: InTwo):
+    ended = in_two_processes(ENDING)
+    assert [(each.returncode, each.stdout, each.stderr) for each in ended] == [(7, "not flushed", "")] * 2

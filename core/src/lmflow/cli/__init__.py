@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmflow.launching.worker import Ending
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -28,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
+    ending = prepare_ending()
     try:
         from lmflow.cli.app import run_app
 
@@ -43,7 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug and not as_worker():
             raise
         code = report_error(error, debug=debug)
+    if ending is not None:
+        ending.code = code
     sys.exit(code)
+
+
+def prepare_ending() -> Ending | None:
+    """What ends this process, if it is one of a run's: as the first of its exit handlers it runs last."""
+    if not as_worker():
+        return None
+    from lmflow.launching.worker import Ending
+
+    ending = Ending()
+    atexit.register(ending)
+    return ending
 
 
 @contextmanager

@@ -237,12 +237,17 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
+def has_met_others() -> bool:
+    """Whether this process has formed a group with others, be it that it left it since."""
+    return _meeting_place is not None
+
+
 def is_said_by_main(text: str, *, seconds: float = 3.0) -> bool:
     """Whether the main process ends with the same words: what all processes found wrong is to be told once.
 
     It is asked by a process that ends because of an error, and may be all that is left of the group.
     """
-    if _meeting_place is None:
+    if not has_met_others():
         return False
     from torch import distributed
 

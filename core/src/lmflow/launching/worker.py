@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -10,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lmflow.errors import FailedElsewhere, Interrupted, LostContact, RecipeError
 from lmflow.launching.environment import LAUNCHER, report_file, this_worker
-from lmflow.launching.group import is_said_by_main
+from lmflow.launching.group import has_met_others, is_said_by_main
 
 Kind = Literal["error", "interrupted", "lost", "elsewhere"]
 """Why a process ended: by a failure of its own, because it was asked to, because another no longer answers, or because
@@ -63,6 +65,29 @@ def report_end(error: BaseException, code: int, lines: Sequence[str]) -> Sequenc
     if told or kind_of(error) != "error" or isinstance(error, RecipeError):
         return []
     return [f"process {worker.rank} of {worker.size}: {line}" for line in lines]
+
+
+@dataclass
+class Ending:
+    """The exit handler that is to run last; it ends a process that met others before Python takes its modules apart.
+
+    torch's threads for exchanges outlive the group once there was a DistributedDataParallel, which keeps it for ever
+    (torch 2.15). One that lets go of a Python object while the interpreter goes down aborts the process: "terminate
+    called without an active exception".
+    """
+
+    code: int | None = None
+    """The exit code, once it is known."""
+
+    def __call__(self) -> None:
+        """End the process, if it met others and its exit code is known."""
+        if self.code is None or not has_met_others():
+            return
+        logging.shutdown()  # an exit handler too, and an older one
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # it is closed, or its reader has gone
+                stream.flush()
+        os._exit(self.code)
 
 
 def read_report(file: Path) -> Report | None:
