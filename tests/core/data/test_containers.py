@@ -196,6 +196,11 @@ def test_held_out_samples_are_never_trained_on(tmp_path: Path):
         ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: expected 2 cells"),
         ("a.csv", b'a,b\n"1,2\n', r"a\.csv:2: not CSV"),
         ("a.csv", b"a,b\n1,\xff\n", "not UTF-8"),
+        ("a.csv", b'a,"b\n', r"a\.csv:1: not CSV"),
+        ("a.csv", b"text,id,text\none,1,two\n", r"a\.csv:1: more than one column is called 'text'"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", r"a\.jsonl:1: holds a number that cannot be read: Exceeds"),
+        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "holds a number that cannot be read: Exceeds"),
+        ("a.json", b'{"type": "x", "instances": [\n' + b"1" * 5000 + b"]}", "holds a number that cannot be read"),
         ("a.parquet", b"PAR1 and no more", "broken parquet file"),
         ("a.parquet", b"", "broken parquet file"),
         ("a.arrow", b"no arrow at all", "broken arrow file"),
@@ -219,6 +224,36 @@ def test_half_a_character_is_no_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(rb'{"text": "one \ud83d two"}')
     with pytest.raises(DataError, match=r"a\.jsonl:1: text: holds half a character \(\\ud83d at 4\)"):
         read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+
+
+def test_a_field_that_no_format_reads_may_hold_half_a_character(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(rb'{"text": "one", "id": "\ud83d"}')
+    for streaming in (False, True):
+        [sample] = read_samples(Auto(path=str(tmp_path / "a.jsonl"), streaming=streaming), FORMATS)
+        assert sample.record == {"text": "one", "id": "\ud83d"}
+
+
+def test_a_declared_type_is_taken_at_its_word_or_refused(tmp_path: Path):
+    def declare(name: str, kind: Any, *rows: Any) -> None:
+        (tmp_path / name).write_text(json.dumps({"type": kind, "instances": rows}))
+
+    declare("a.json", "text_only", {"text": "one"})
+    declare("b.json", "text2text", {"text": "two", "input": "q", "output": "a"})
+    with pytest.raises(DataError, match=r"b\.json: instance 1: is declared as text2text, which is not the text_only"):
+        read_samples(Auto(path=str(tmp_path)), FORMATS)
+    (tmp_path / "b.json").write_text('{"text": "two"}')
+    assert len(read_samples(Auto(path=str(tmp_path)), FORMATS)) == 2
+    for kind in ("text-only", 3):
+        declare("a.json", kind, {"text": "one"})
+        with pytest.raises(DataError, match=r"a\.json: instance 1: its file says type .*none of the installed formats"):
+            read_samples(Auto(path=str(tmp_path)), FORMATS)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_is_a_number_above_nothing(weight: float, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(DataError, match="a weight must be a number above 0"):
+        load_dataset(Auto(mix={str(tmp_path / "a.jsonl"): weight}), FORMATS, 0)
 
 
 def test_a_line_of_a_hundred_megabytes(tmp_path: Path):

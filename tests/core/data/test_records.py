@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmflow.data.records import Record, fingerprint, read_records
+from lmflow.data.records import Record, fingerprint, iterate_records, read_records
 from lmflow.errors import DataError
 
 TWO = [{"text": "one"}, {"text": "zwei, 二"}]
@@ -105,3 +105,44 @@ def test_fingerprint_follows_the_bytes(tmp_path: Path):
     assert len(first) == 64
     (tmp_path / "a.jsonl").write_text(LINES + " ")
     assert fingerprint(tmp_path / "a.jsonl") != first
+
+
+def test_what_is_no_file_of_data_is_named(tmp_path: Path):
+    """Left out without a word, it would be another training set."""
+    (tmp_path / "a.jsonl").write_text(LINES)
+    (tmp_path / "b.jsonl.bz2").write_bytes(b"BZh9")
+    with pytest.raises(
+        DataError, match=r"b\.jsonl\.bz2: \.bz2 is not read; unpack it, or compress it as \.gz or \.zst"
+    ):
+        read_records(tmp_path)
+    with pytest.raises(DataError, match="/dev/null is neither a file nor a directory"):
+        read_records("/dev/null")
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    with pytest.raises(DataError, match="its directories are not looked into"):
+        read_records(tmp_path / "outer")
+    for text in ("junk", "[]", "{}"):
+        (tmp_path / "outer" / "dataset_dict.json").write_text(text)
+        with pytest.raises(DataError, match=r"dataset_dict\.json: does not name the parts"):
+            read_records(tmp_path / "outer")
+
+
+def test_a_description_beside_the_data_is_not_data(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    (tmp_path / "dataset_info.json").write_text('{"alpaca": {"file_name": "a.jsonl"}}')
+    assert [dict(record.fields) for record in read_records(tmp_path)] == TWO
+
+
+def test_an_array_in_one_line_is_read_piece_by_piece(tmp_path: Path):
+    """As json.dump writes it: memory holds a few blocks of it, not the file."""
+    import tracemalloc
+
+    with (tmp_path / "a.json").open("w") as file:
+        file.write("[")
+        file.writelines(f'{{"text": "{"x" * 1000}"}},' for _ in range(30_000))
+        file.write('{"text": "last"}]')
+    tracemalloc.start()
+    count = sum(1 for _ in iterate_records(tmp_path / "a.json"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 30_001
+    assert peak < 10 << 20 < (tmp_path / "a.json").stat().st_size

@@ -7,11 +7,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from lmflow.data.json_array import iterate_array
 from lmflow.data.records import Record, describe, ending
@@ -24,6 +25,7 @@ ROWS = 1024
 """Rows of a table read at once."""
 LONGEST_CELL = 1 << 30
 Found = Iterator[Record | DataError]
+T = TypeVar("T")
 
 
 def iterate_file(file: Path) -> Found:
@@ -53,6 +55,8 @@ def explained(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: its values are nested too deeply to be records") from None
     except UnicodeDecodeError as error:
         raise DataError(_not_utf8(file.name, error)) from None
+    except ValueError as error:
+        raise DataError(f"{file}: {_unreadable_number(error)}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
 
@@ -98,13 +102,10 @@ def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
     csv.field_size_limit(LONGEST_CELL)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-    cells = len(reader.fieldnames or ())
+    cells = _columns(_parsed(lambda: reader.fieldnames or (), f"{file.name}:1", delimiter), file)
     while True:
         place = f"{file.name}:{reader.line_num + 1}"
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{place}: not {'TSV' if delimiter != ',' else 'CSV'}: {error}") from None
+        row = _parsed(lambda: next(reader, None), place, delimiter)
         if row is None:
             return
         if None in row or None in row.values():
@@ -113,19 +114,37 @@ def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
             yield Record({name: cell or None for name, cell in row.items()}, place)
 
 
+def _parsed(parse: Callable[[], T], place: str, delimiter: str) -> T:
+    """What `parse` reads. Raises DataError naming the place where it is not what the file's name says."""
+    try:
+        return parse()
+    except csv.Error as error:
+        raise DataError(f"{place}: not {'TSV' if delimiter != ',' else 'CSV'}: {error}") from None
+
+
+def _columns(names: Sequence[str], file: Path) -> int:
+    """How many columns there are. Raises DataError where two have one name, as the second would hide the first."""
+    twice = sorted(name for name, count in Counter(names).items() if name and count > 1)
+    if twice:
+        raise DataError(f"{file.name}:1: more than one column is called {twice[0]!r}")
+    return len(names)
+
+
 # JSON
 
 
 def _from_json(stream: IO[bytes], file: Path) -> Found:
     """JSON lines, an array, an object, or LMFlow's container, by how the file begins."""
-    number, first = _first_line_of(stream)
+    number, head = _skip_space(stream)
+    if head.startswith(UTF16):
+        raise DataError(f"{file.name}: UTF-16; convert the file to UTF-8")
+    if head.startswith(b"["):  # which may all stand in one line
+        yield from _from_array(stream, file, number)
+        return
+    first = stream.readline()
     if not first:
         return
-    if first.startswith(UTF16):
-        raise DataError(f"{file.name}: UTF-16; convert the file to UTF-8")
-    if first.lstrip().startswith(b"["):
-        yield from _from_array(first, stream, file, number)
-    elif _is_a_record(first, file, number, more=stream):
+    if _is_a_record(first, file, number, more=stream):
         yield from _from_lines(first, stream, file, number)
     else:
         yield from _from_object(first + stream.read(), file, number)
@@ -135,12 +154,12 @@ def _is_a_record(line: bytes, file: Path, number: int, more: IO[bytes]) -> bool:
     """Whether the first line is a JSON value of its own, so that each line is a record."""
     try:
         value = json.loads(line)
-    except (UnicodeDecodeError, RecursionError):
-        return True
     except json.JSONDecodeError:
         # An object over many lines begins with a lone brace; anything else is a broken first line.
         text = line.strip()
         return text != b"{" and not text.endswith((b"{", b"[", b","))
+    except (ValueError, RecursionError):
+        return True
     return not (isinstance(value, dict) and _is_container(value))
 
 
@@ -149,13 +168,14 @@ def _is_container(value: Mapping[str, Any]) -> bool:
     return isinstance(value.get("instances"), list)
 
 
-def _first_line_of(stream: IO[bytes]) -> tuple[int, bytes]:
-    """Number and bytes of the first line that is not empty, without a byte-order mark; no bytes at the end."""
-    for number, line in enumerate(stream, 1):
-        text = line.removeprefix(BOM) if number == 1 else line
-        if text.strip():
-            return number, text
-    return 0, b""
+def _skip_space(stream: Any) -> tuple[int, bytes]:
+    """Read over a byte-order mark and empty space; the number of the line that begins then, and its first bytes."""
+    number = 1
+    if stream.peek(len(BOM)).startswith(BOM):
+        stream.read(len(BOM))
+    while (head := stream.peek(len(UTF16[0])))[:1].isspace():
+        number += stream.read(1) == b"\n"
+    return number, head
 
 
 def _from_lines(first: bytes, rest: Iterable[bytes], file: Path, number: int) -> Found:
@@ -172,13 +192,15 @@ def record_of_line(line: bytes, place: str) -> Record | DataError:
         return DataError(f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object")
     except UnicodeDecodeError as error:
         return DataError(_not_utf8(place, error))
+    except ValueError as error:
+        return DataError(f"{place}: {_unreadable_number(error)}")
     except RecursionError:
         return DataError(f"{place}: nested too deeply to be a record")
 
 
-def _from_array(first: bytes, rest: IO[bytes], file: Path, line: int) -> Found:
+def _from_array(stream: IO[bytes], file: Path, line: int) -> Found:
     try:
-        for number, value in enumerate(iterate_array(first, rest), 1):
+        for number, value in enumerate(iterate_array(b"", stream), 1):
             yield record_of(value, f"{file.name}: record {number}")
     except json.JSONDecodeError as error:
         raise DataError(
@@ -214,6 +236,11 @@ def _decoded(content: bytes, file: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(_not_utf8(f"{file.name}:{line}", error)) from None
+
+
+def _unreadable_number(error: ValueError) -> str:
+    """What a whole number of thousands of digits is told as, which Python refuses to read."""
+    return f"holds a number that cannot be read: {str(error).partition(';')[0]}"
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> str:

@@ -41,8 +41,8 @@ class _Reader:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text = self._decoder.decode(first)
         self._at = 0
-        self._before = ""
-        """As many lines, and characters of the last one, as have been let go."""
+        self._lines = self._column = 0
+        """How many whole lines have been let go, and how many characters of the line after them."""
         self._done = False
         self._json = json.JSONDecoder()
 
@@ -68,7 +68,8 @@ class _Reader:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                failure: json.JSONDecodeError | None = error
+                # Not the error itself: with its traceback it would hold the whole text until the collector comes by.
+                failure: tuple[str, int] | None = (error.msg, error.pos)
                 if not self._may_be_cut(error):
                     raise self.error(error.msg, error.pos) from None
             else:
@@ -80,13 +81,15 @@ class _Reader:
                 if failure is None:
                     self._at = end
                     return value
-                raise self.error(failure.msg, failure.pos)
+                raise self.error(*failure)
             more *= 2  # so that a value of any length is parsed a few times only
 
     def error(self, message: str, at: int | None = None) -> json.JSONDecodeError:
         """What is wrong at this place, or at another of the text at hand."""
-        place = len(self._before) + (self._at if at is None else at)
-        return json.JSONDecodeError(message, self._before + self._text, place)
+        made = json.JSONDecodeError(message, self._text, self._at if at is None else at)
+        made.colno += self._column if made.lineno == 1 else 0
+        made.lineno += self._lines
+        return made
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether more text could mend it: a string without an end, or a fault within a word of the end."""
@@ -98,8 +101,9 @@ class _Reader:
             return False
         block = self._rest.read(size)
         self._done = not block
-        used = self._before + self._text[: self._at]
-        self._before = "\n" * used.count("\n") + " " * (len(used) - used.rfind("\n") - 1)
+        used = self._text[: self._at]
+        self._column = len(used) - used.rfind("\n") - 1 + (0 if "\n" in used else self._column)
+        self._lines += used.count("\n")
         self._text = self._text[self._at :] + self._decoder.decode(block, final=not block)
         self._at = 0
         return True

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from lmflow.components import DataFormat
 from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
@@ -166,7 +166,7 @@ def scan_pool(data: DataFormat, formats: Sequence[type[DataFormat]], shown: int 
     found = found if data.limit is None else islice(found, data.limit)
     first, records = look_at(found, data.path)
     chosen = resolve_format(data, formats, first)
-    alike = readable(chosen, formats) if isinstance(data, Auto) and first[0].declared is None else None
+    alike = likeness(chosen, formats) if isinstance(data, Auto) else None
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
     pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
     kept = RecordIndex() if large else None
@@ -194,15 +194,17 @@ def look_at(found: Iterator[Record | DataError], path: str) -> tuple[list[Record
     return good, chain(seen, found)
 
 
-def readable(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a record looks like the format that was recognised, or like one that it includes."""
+def likeness(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:
+    """Whether a record is declared as the format that was recognised or one that it includes, or looks like that."""
     names = {chosen.name, *chosen.includes}
     kinds = [each for each in formats if each.name in names]
-    return lambda fields: any(each.recognises(fields) for each in kinds)
+    return lambda record: (
+        record.declared in names if record.declared else any(each.recognises(record.fields) for each in kinds)
+    )
 
 
 def interpreted(
-    records: Iterable[Record | DataError], pool: Pool, alike: Callable[[Mapping[str, Any]], bool] | None = None
+    records: Iterable[Record | DataError], pool: Pool, alike: Callable[[Record], bool] | None = None
 ) -> Iterator[tuple[Sample, Record]]:
     """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems.
 
@@ -213,16 +215,23 @@ def interpreted(
         try:
             if isinstance(record, DataError):
                 raise record
-            if alike is not None and not alike(record.fields):
-                fields = ", ".join(record.fields) or "no field"
-                raise DataError(
-                    f"{record.source}: has {fields}, which does not look like the {pool.format.name} of the records "
-                    f"before it; --data {pool.format.name} reads it all the same"
-                )
+            if alike is not None and not alike(record):
+                raise DataError(_unlike(record, pool.format.name))
             yield pool.format.sample(record.fields, record.source), record
         except DataError as error:
             pool.skipped += 1
             pool.problems += [str(error)] if pool.shown is None or len(pool.problems) < pool.shown else []
+
+
+def _unlike(record: Record, name: str) -> str:
+    """That a record is of another format than those before it."""
+    fields = ", ".join(record.fields) or "no field"
+    what = (
+        f"is declared as {record.declared}, which is not"
+        if record.declared
+        else f"has {fields}, which does not look like"
+    )
+    return f"{record.source}: {what} the {name} of the records before it; --data {name} reads it all the same"
 
 
 def _bad_records(pool: Pool) -> str:
@@ -273,8 +282,8 @@ def split(
 
 def weighted(samples: Sequence[Sample], weight: float, seed: str) -> Sequence[Sample]:
     """Every sample as often as `weight` has whole parts, and a seeded share of them once more for the rest of it."""
-    if weight <= 0:
-        raise DataError(f"data.mix: a weight must be above 0, got {weight}")
+    if not 0 < weight < math.inf:
+        raise DataError(f"data.mix: a weight must be a number above 0, got {weight}")
     times = int(weight)
     further = random.Random(seed).sample(range(len(samples)), round((weight - times) * len(samples)))
     return chosen_of(samples, array("q", [*list(range(len(samples))) * times, *sorted(further)]))

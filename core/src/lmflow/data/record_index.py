@@ -29,7 +29,8 @@ class RecordIndex:
 
     def append(self, record: Record) -> None:
         """Keep a record. Raises OSError where the disk is full."""
-        line = json.dumps([record.source, record.fields], ensure_ascii=False, default=str).encode() + b"\n"
+        text = json.dumps([record.source, record.fields], ensure_ascii=False, default=str)
+        line = text.encode("utf-8", "surrogatepass") + b"\n"  # fields that no format reads may hold half a character
         self._file.write(line)
         self._end += len(line)
         self._ends.append(self._end)

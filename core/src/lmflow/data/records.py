@@ -14,6 +14,10 @@ from lmflow.errors import DataError
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
 COMPRESSED = (".gz", ".zst")
+PACKED = (".bz2", ".xz", ".lz4", ".zip", ".7z")
+"""Compressions that are not read."""
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+"""Files that tell of data and hold none."""
 BLOCK = 1 << 20
 
 
@@ -61,18 +65,24 @@ def read_records(path: str | Path) -> list[Record]:
 def data_files(path: Path) -> list[Path]:
     """The files that `path` stands for. Raises DataError where there is none."""
     if path.is_file():
-        return [path]
+        return [_unpacked(path)]
     if not path.exists():
         raise DataError(f"{path} does not exist.{_nearest(path)}")
+    if not path.is_dir():
+        raise DataError(
+            f"{path} is neither a file nor a directory, and data is read more than once: write it to a file."
+        )
     if (path / "dataset_dict.json").is_file():
         return data_files(path / _training_split(path))
-    files = sorted(file for file in path.iterdir() if file.is_file() and ending(file) in ENDINGS)
-    if not any((path / name).is_file() for name in ("state.json", "dataset_info.json")):
-        found = files
-    else:  # saved by the library datasets: beside the records lie files that describe them
-        found = [file for file in files if ending(file) == ".arrow"]
+    files = sorted(_unpacked(file) for file in path.iterdir() if file.is_file())
+    found = [file for file in files if ending(file) in ENDINGS and file.name not in DESCRIPTIONS]
+    if (path / "state.json").is_file():  # saved by the library datasets
+        found = [file for file in found if ending(file) == ".arrow"]
     if not found:
-        raise DataError(f"{path} holds no data file ({', '.join(ENDINGS)}, each also {' and '.join(COMPRESSED)}).")
+        raise DataError(
+            f"{path} holds no data file ({', '.join(ENDINGS)}, each also {' and '.join(COMPRESSED)}); its directories "
+            "are not looked into."
+        )
     return found
 
 
@@ -118,8 +128,18 @@ def describe(value: Any) -> str:
     return kind if value is None else f"{kind} {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
+def _unpacked(file: Path) -> Path:
+    """The file. Raises DataError for data compressed in a way that is not read, which must not be left out silently."""
+    if file.suffix.lower() in PACKED and Path(file.stem).suffix.lower() in ENDINGS:
+        raise DataError(f"{file}: {file.suffix} is not read; unpack it, or compress it as {' or '.join(COMPRESSED)}")
+    return file
+
+
 def _training_split(path: Path) -> str:
-    splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+    try:
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{path / 'dataset_dict.json'}: does not name the parts of a saved data set") from None
     if "train" in splits:
         return "train"
     if len(splits) == 1:

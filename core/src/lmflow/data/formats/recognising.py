@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmflow.components import DataFormat
-from lmflow.data.records import Record
+from lmflow.data.records import Record, describe
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
 
@@ -34,9 +34,9 @@ def resolve_format(data: DataFormat, formats: Sequence[type[DataFormat]], record
         return data
     looked_at = records[:LOOKED_AT]
     declared = looked_at[0].declared
-    found = [each for each in formats if each.name == declared] if declared else []
-    if not found:
-        found = _recognised_by(formats, looked_at)
+    found = [each for each in formats if each.name == declared] if declared else _recognised_by(formats, looked_at)
+    if declared and not found:
+        raise DataError(_undeclared(declared, formats, looked_at[0]))
     if len(found) != 1:
         raise DataError(_unclear(found, formats, looked_at))
     return found[0].model_validate(data.model_dump())
@@ -70,6 +70,15 @@ def _unclear(found: Sequence[type[DataFormat]], formats: Sequence[type[DataForma
     return (
         f"{first.source}: records with {_fields(first)} {how}; name one with --data NAME, or say which field is which "
         "with --data.columns OURS=THEIRS."
+    )
+
+
+def _undeclared(declared: str, formats: Sequence[type[DataFormat]], first: Record) -> str:
+    """That the type of LMFlow's container is none that is installed."""
+    names = ", ".join(sorted(each.name for each in formats if each.name != "auto"))
+    return (
+        f"{first.source}: its file says type {describe(declared)}, which is none of the installed formats ({names}); "
+        "name one with --data NAME"
     )
 
 
