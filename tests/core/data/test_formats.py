@@ -116,6 +116,83 @@ def test_malformed_records(name: str, record: dict[str, Any], message: str):
         BY_NAME[name]().sample(record, "f:1")
 
 
+S, Q, A, B = (Message(*each) for each in (("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")))
+ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("prompt", {"system": "s", "prompt": "q", "completion": "a"}),
+        ("prompt", {"system": "s", "prompt": [SYSTEM, ASKED], "completion": "a"}),
+        ("preference", {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"}),
+        ("preference", {"system": "s", "chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "b"}]}),
+        (
+            "preference",
+            {"prompt": "q", "chosen": [SYSTEM, ASKED, SAID], "rejected": [SYSTEM, ASKED, {**SAID, "content": "b"}]},
+        ),
+        ("preference", {"prompt": [SYSTEM, ASKED], "chosen": [ASKED, SAID], "rejected": "b"}),
+        ("kto", {"system": "s", "prompt": "q", "completion": "a", "label": True}),
+        ("kto", {"system": "s", "messages": [ASKED, SAID], "label": True}),
+        ("messages", {"system": "s", "messages": [ASKED, SAID]}),
+        ("conversation", {"system": "s", "messages": [SYSTEM, ASKED, SAID]}),
+    ],
+)
+def test_a_system_text_beside_the_turns_is_never_lost_or_doubled(name: str, record: dict[str, Any]):
+    sample = BY_NAME[name]().sample(record, "f:1")
+    assert sample.messages == (S, Q, A)
+    assert sample.rejected in ((), (S, Q, B))
+
+
+@pytest.mark.parametrize(
+    ("label", "wanted"), [(True, True), (False, False), (1, True), (0.0, False), ("True", True), ("false", False)]
+)
+def test_an_unwanted_answer_is_known_by_any_label(label: Any, wanted: bool):
+    """Read as a prompt with its completion, it would be trained on."""
+    for said in ({"prompt": "q", "completion": "a"}, {"messages": [ASKED, SAID]}):
+        kind = resolve_format(Auto(), FORMATS, [Record({**said, "label": label}, "f:1")])
+        sample = kind.sample({**said, "label": label}, "f:1")
+        assert (kind.name, sample.label, sample.messages[-1]) == ("kto", wanted, A if wanted else Q)
+
+
+def test_a_label_of_another_kind_is_a_field_like_any_other():
+    record = {"prompt": "q", "completion": "a", "label": "sports"}
+    assert resolve_format(Auto(), FORMATS, [Record(record, "f:1")]).name == "prompt"
+    with pytest.raises(DataError, match=r'f:1: label: expected true or false, found text "sports"'):
+        BY_NAME["kto"]().sample(record, "f:1")
+
+
+def test_functions_in_the_older_form_of_openai_are_calls_and_answers():
+    """LMFlow's role `function` is a call, OpenAI's is what the function answers, which is never trained."""
+    call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}}
+    record = {"messages": [ASKED, call, {"role": "function", "name": "add", "content": "3"}, SAID]}
+    turns = BY_NAME["messages"]().sample(record, "f:1").messages
+    assert [turn.role for turn in turns] == ["user", "assistant", "tool", "assistant"]
+    assert turns[1].tool_calls == ({"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},)
+    assert (turns[2].name, turns[2].content) == ("add", "3")
+    lmflow = {"messages": [ASKED, {"role": "function", "content": '{"name": "add", "arguments": {"a": 1}}'}]}
+    assert BY_NAME["conversation"]().sample(lmflow, "f:1").messages[1] == turns[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"reasoning_content": "1 + 1"},
+            r"messages\[1\]\.reasoning_content: .* would be lost; write it into the content",
+        ),
+        ({"weight": 0}, r"messages\[1\]\.weight: single answers cannot be left untrained"),
+        ({"function_call": "add"}, r"messages\[1\]\.function_call: expected a call"),
+    ],
+)
+def test_what_an_answer_says_beside_its_content_is_not_lost(more: dict[str, Any], message: str):
+    with pytest.raises(DataError, match=f"f:1: {message}"):
+        BY_NAME["messages"]().sample({"messages": [ASKED, {**SAID, **more}]}, "f:1")
+    kept = {"reasoning_content": None, "weight": 1, "thinking": ""}
+    assert BY_NAME["messages"]().sample({"messages": [ASKED, {**SAID, **kept}]}, "f:1").messages == (Q, A)
+
+
 def test_options_survive_recognition():
     data = Auto(path="x", max_length=7, packing=True)
     resolved = resolve_format(data, FORMATS, [Record({"text": "a"}, "f:1")])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lmflow.components import DataFormat
-from lmflow.data.formats.fields import bad, call_in, text_of, tools_of, turns_of, with_system
+from lmflow.data.formats.fields import bad, call_in, label_of, text_of, tools_of, turns_of, with_system
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
@@ -52,13 +52,12 @@ class Messages(DataFormat):
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """Messages and none of LMFlow's own fields."""
-        labelled = isinstance(record.get("label"), bool)
-        return "messages" in record and not Conversation.recognises(record) and not labelled
+        return "messages" in record and not Conversation.recognises(record) and label_of(record) is None
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The messages; contents may be lists of text parts."""
         turns = turns_of(record, "messages", source, role="role", content="content")
-        return Sample(turns, True, record, source, tools_of(record, source))
+        return Sample(with_system(record, turns, source), True, record, source, tools_of(record, source))
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """The messages, and the tools if there are any."""
@@ -164,11 +163,11 @@ class Prompts(DataFormat):
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """A prompt that comes neither with a preference nor with a label."""
-        return "prompt" in record and not PREFERENCES & record.keys() and not isinstance(record.get("label"), bool)
+        return "prompt" in record and not PREFERENCES & record.keys() and label_of(record) is None
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """A user's turn (or the messages given), then the answer if there is one."""
-        turns = prompt_of(record, source)
+        turns = with_system(record, prompt_of(record, source), source)
         answer = next((field for field in self.answers if record.get(field) is not None), None)
         if answer and turns[-1].role != "assistant":
             turns = (*turns, *completion_of(record, answer, source))

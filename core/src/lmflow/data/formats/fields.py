@@ -26,6 +26,9 @@ ROLES = {
 }
 CALLING = ("function", "function_call")
 """Roles whose text is the call of a tool."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What some sets put beside an answer; templates differ in how it is written, so it is not guessed at."""
+LABELS = {"true": True, "false": False}
 
 
 def text_of(record: Mapping[str, Any], field: str, source: str) -> str:
@@ -64,9 +67,13 @@ def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Messag
     known = ROLES.get(said) if isinstance(said, str) else None
     if known is None:
         raise bad(source, f"{place}.{role}", f"one of {', '.join(ROLES)}", said, missing=role not in turn)
-    calls = _calls(turn.get("tool_calls"), source, f"{place}.tool_calls")
+    if said == "function" and isinstance(turn.get("name"), str):
+        known = "tool"  # OpenAI: what a function answers, with its name; LMFlow's calls have none
+    if known == "assistant":
+        _refuse_unread(turn, source, place)
+    calls = _calls_of(turn, source, place)
     text = "" if calls and turn.get(content) is None else _content(turn.get(content), source, f"{place}.{content}")
-    if said in CALLING and (called := call_in(text)):
+    if said in CALLING and known == "assistant" and (called := call_in(text)):
         calls, text = called, ""
     name, answers = (_name(turn.get(key), source, f"{place}.{key}") for key in ("name", "tool_call_id"))
     if known != "tool":
@@ -93,6 +100,30 @@ def _name(value: Any, source: str, place: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise bad(source, place, "text", value)
     return value
+
+
+def _refuse_unread(turn: Mapping[str, Any], source: str, place: str) -> None:
+    """Raises DataError for what an answer says that would be lost: its reasoning, or that it is not to be learnt."""
+    for field in REASONING:
+        if turn.get(field):
+            raise DataError(
+                f"{source}: {place}.{field}: stands beside the content and would be lost; write it into the content, "
+                "as the model's template does"
+            )
+    weight = turn.get("weight")
+    if isinstance(weight, int | float) and weight == 0:
+        raise DataError(
+            f"{source}: {place}.weight: single answers cannot be left untrained; --data.train_on last trains the last "
+            "one alone"
+        )
+
+
+def _calls_of(turn: Mapping[str, Any], source: str, place: str) -> tuple[Mapping[str, Any], ...]:
+    """The calls of a turn, of OpenAI's older form the one in `function_call`."""
+    calls = _calls(turn.get("tool_calls"), source, f"{place}.tool_calls")
+    if turn.get("function_call") is None:
+        return calls
+    return (*calls, _call({"function": turn["function_call"]}, source, f"{place}.function_call"))
 
 
 def _calls(value: Any, source: str, place: str) -> tuple[Mapping[str, Any], ...]:
@@ -160,8 +191,19 @@ def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
 
 
 def with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
-    """The turns after the text of the field `system`, if there is one."""
-    return (Message("system", text_of(record, "system", source)), *turns) if record.get("system") else turns
+    """The turns after the text of the field `system`, if there is one that they do not begin with."""
+    if not record.get("system"):
+        return turns
+    system = Message("system", text_of(record, "system", source))
+    return turns if turns[:1] == (system,) else (system, *turns)
+
+
+def label_of(record: Mapping[str, Any]) -> bool | None:
+    """Whether an answer is wanted: true or false, as 1 or 0 or in words too; None where `label` says neither."""
+    label = record.get("label")
+    if isinstance(label, str):
+        return LABELS.get(label.strip().lower())
+    return bool(label) if isinstance(label, int | float) and label in (0, 1) else None
 
 
 def bad(source: str, field: str, expected: str, found: Any, *, missing: bool = False) -> DataError:

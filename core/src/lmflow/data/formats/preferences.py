@@ -15,7 +15,7 @@ from lmflow.data.formats.dialogues import (
     prompt_as_field,
     prompt_of,
 )
-from lmflow.data.formats.fields import bad, text_of, tools_of, turns_of, with_system
+from lmflow.data.formats.fields import bad, label_of, text_of, tools_of, turns_of, with_system
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
@@ -44,8 +44,7 @@ class Preference(DataFormat):
         if not prompt and not isinstance(record.get(field), list):
             raise bad(source, field, "a list of turns, as there is no prompt", record.get(field))
         turns = completion_of(record, field, source)
-        repeated = prompt and turns[: len(prompt)] == prompt  # some sets repeat the prompt in each answer
-        return turns if repeated or not prompt else (*prompt, *turns)
+        return with_system(record, after_prompt(prompt, turns), source)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """The turns both dialogues begin with as the prompt. Raises DataError without a rejected dialogue."""
@@ -120,22 +119,22 @@ class Kto(DataFormat):
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """A label that is true or false, beside a completion or messages."""
         said = {"prompt", "completion"} <= record.keys() or "messages" in record
-        return said and isinstance(record.get("label"), bool)
+        return said and label_of(record) is not None
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """A wanted answer with its prompt; of an unwanted one the prompt alone, the dialogue being the rejected one.
 
         So what is learnt from `messages` is never what is unwanted.
         """
-        label = record.get("label")
-        if not isinstance(label, bool):
-            raise bad(source, "label", "true or false", label, missing="label" not in record)
+        label = label_of(record)
+        if label is None:
+            raise bad(source, "label", "true or false", record.get("label"), missing="label" not in record)
         if "messages" in record:
             turns = turns_of(record, "messages", source, role="role", content="content")
         else:
             turns = (*prompt_of(record, source), *completion_of(record, "completion", source))
-        whole = Sample(turns, True, record, source, tools_of(record, source), label=label)
-        return whole if label else replace(whole.prompt(), rejected=turns)
+        whole = Sample(with_system(record, turns, source), True, record, source, tools_of(record, source), label=label)
+        return whole if label else replace(whole.prompt(), rejected=whole.messages)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """Prompt, completion and label. Raises DataError without a label."""
@@ -194,6 +193,15 @@ class HhRlhf(DataFormat):
         if others:
             raise DataError(f"{sample.source}: {self.name} holds turns of user and assistant, not {', '.join(others)}")
         return "".join(f"\n\n{speakers[turn.role]}: {turn.content}" for turn in turns)
+
+
+def after_prompt(prompt: tuple[Message, ...], turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt and the turns after it; some sets repeat it in each answer, with or without its system text."""
+    asked, said = (each[1:] if each[:1] and each[0].role == "system" else each for each in (prompt, turns))
+    if not prompt or said[: len(asked)] != asked:
+        return (*prompt, *turns)
+    system = turns[: len(turns) - len(said)] or prompt[: len(prompt) - len(asked)]
+    return (*system, *said)
 
 
 def shared_turns(sample: Sample, name: str) -> int:
