@@ -140,6 +140,10 @@ def test_a_good_set_passes_and_a_wasteful_one_does_not(lmflow: Call, model_direc
     assert report["findings"][0] == {
         "kind": "bad_record",
         "source": "b.jsonl:31",
+        "file": "b.jsonl",
+        "line": 31,
+        "record": None,
+        "field": "prompt",
         "detail": "prompt: expected text, found a number 3",
     }
     assert report["wasteful"] == ["2 records that cannot be used"]
@@ -153,6 +157,59 @@ def test_a_validation_file_that_is_trained_on_is_found(lmflow: Call, tmp_path: P
     report = json.loads(done.out)
     assert report["counts"] == {"leak": 3, "shared_prompt": 1}
     assert report["wasteful"] == ["3 of 4 validation samples are also trained on"]
+
+
+def test_a_bad_record_is_placed_whatever_its_container(lmflow: Call, tmp_path: Path):
+    rows = [{"prompt": "q"}, {"prompt": 3}, 7]
+    for name, text, place in [
+        ("a.json", json.dumps(rows), "a.json: record "),
+        ("b.json", json.dumps({"type": "prompt", "instances": rows}), "b.json: instance "),
+    ]:
+        (tmp_path / name).write_text(text)
+        report = json.loads(lmflow("data", "check", tmp_path / name, "--json").out)
+        assert [
+            tuple(each[key] for key in ("source", "file", "line", "record", "field")) for each in report["findings"]
+        ] == [(f"{place}2", name, None, 2, "prompt"), (f"{place}3", name, None, 3, None)]
+
+
+def test_a_mix_is_checked_with_its_validation_file(lmflow: Call, tmp_path: Path):
+    mix = (
+        write(tmp_path / "a.jsonl", *[{"prompt": f"a{i}", "completion": "x"} for i in range(5)]),
+        write(tmp_path / "b.jsonl", {"instruction": "a1", "output": "x"}, {"instruction": "b", "output": 3}),
+    )
+    held = write(tmp_path / "held.jsonl", {"prompt": "a2", "completion": "x"}, {"prompt": None}, {"prompt": "new"})
+    done = lmflow("data", "check", "--data.mix", f"{mix[0]}=1,{mix[1]}=0.5", "--data.validation", held, "--json")
+    assert done.code == 1, done.err
+    report = json.loads(done.out)
+    assert (report["format"], report["records"], report["samples"], report["validation"]) == ("prompt, alpaca", 7, 8, 2)
+    assert [(each["kind"], each["source"]) for each in report["findings"]] == [
+        ("bad_record", "b.jsonl:2"),
+        ("bad_record", "held.jsonl:2"),
+        ("duplicate", "b.jsonl:1"),
+        ("leak", "held.jsonl:1"),
+    ]
+
+
+def test_only_what_says_the_same_is_a_duplicate(tmp_path: Path):
+    other = {**CALL, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}
+    assert findings([{"messages": [USER, CALL]}, {"messages": [USER, other]}], tmp_path) == {}
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert findings([pair, {**pair, "rejected": "c"}], tmp_path) == {}
+    unwanted = {"prompt": "q", "completion": "a", "label": False}
+    assert findings([unwanted, {**unwanted, "completion": "b"}], tmp_path) == {}
+    assert list(findings([pair, pair], tmp_path)) == ["duplicate"]
+
+
+def test_preferences_that_show_nothing(tmp_path: Path, tiny_model: LanguageModel):
+    found = findings(
+        [{"prompt": "q", "chosen": "a", "rejected": "a"}, {"prompt": "q", "chosen": "a", "rejected": " "}], tmp_path
+    )
+    assert found == {
+        "same_answers": ["a.jsonl:1 chosen and rejected are the same"],
+        "empty_turn": ["a.jsonl:2 rejected turn 2 (assistant)"],
+    }
+    unwanted = [{"prompt": f"q{i}", "completion": "a", "label": False} for i in range(3)]
+    assert findings(unwanted, tmp_path, tiny_model) == {}  # an aligner of preferences trains on them
 
 
 # Converting

@@ -131,6 +131,18 @@ def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
         load_dataset(Auto(path=str(tmp_path / "b.jsonl"), on_bad_record="skip"), FORMATS, 0)
 
 
+def test_what_is_left_out_of_a_validation_file_is_counted(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(as_lines([{"prompt": "a"}, {"prompt": "b"}]))
+    (tmp_path / "held.jsonl").write_bytes(as_lines([{"prompt": "c"}, {"prompt": 3}]))
+    path, held = str(tmp_path / "a.jsonl"), str(tmp_path / "held.jsonl")
+    for where in ({"path": path}, {"mix": {path: 1.0}}):
+        with pytest.raises(DataError, match=r"1 of 2 records do not fit format prompt:\nheld\.jsonl:2"):
+            load_dataset(Auto(**where, validation=held), FORMATS, 0)
+        found, summary = load_dataset(Auto(**where, validation=held, on_bad_record="skip"), FORMATS, 0)
+        assert (len(found.train), len(found.heldout), summary.records, summary.skipped) == (2, 1, 2, 1)
+        assert "such as held.jsonl:2: prompt: expected text, found a number 3" in summary.describe()
+
+
 def test_a_record_of_another_format_further_down_is_not_read_in_part(tmp_path: Path):
     rows = [{"prompt": str(i)} for i in range(50)] + [{"prompt": "q", "chosen": "a", "rejected": "b"}]
     (tmp_path / "a.jsonl").write_bytes(as_lines(rows))

@@ -97,29 +97,19 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
     """`lmflow data check`."""
 
     def check(path: Place = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-        from lmflow.data.checking import Checker
-        from lmflow.data.reading import scan_pool, split
+        from lmflow.data.checking import check_data
 
         parts = resolve_data(plugins, scanned, scope, path)
         data: DataFormat = parts["data"]
         formats = plugins.classes("data")
         named = any(setting.path.partition(".")[0] == "model" for setting in scanned.settings)
         model = outline(parts) if named else None
-        pool = scan_pool(data, formats, shown=None)
-        checker = Checker(model, data)
-        for problem in pool.problems:
-            checker.bad(problem)
-        train, heldout = split(pool.samples, data, formats, 0) if pool.samples else ([], [])
-        for sample in train:
-            checker.train(sample)
-        for sample in heldout:
-            checker.validation(sample)
-        report = checker.finish()
+        report = check_data(data, formats, model)
         if as_json:
-            about = {"path": data.path, "format": pool.format.name, "records": pool.records}
-            sys.stdout.write(json.dumps({**about, **report.as_dict()}, ensure_ascii=False) + "\n")
+            text = json.dumps(report.as_dict(), ensure_ascii=False)
+            sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         else:
-            say("\n".join(report_lines(report, data, pool.format.name, model)))
+            say("\n".join(report_lines(report, model)))
         if report.wasteful:
             raise typer.Exit(1)
 
@@ -238,12 +228,13 @@ def show_rows(model: LanguageModel, sequences: Sequence[Any], data: DataFormat) 
 # Reporting
 
 
-def report_lines(report: CheckReport, data: DataFormat, name: str, model: LanguageModel | None) -> Iterator[str]:
+def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[str]:
     """What was found, for people."""
     from lmflow.data.checking import KINDS
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
-    yield f"{data.path or data.name}: {report.samples:,} samples of format {name}, turns: {turns or 'none'}"
+    where = report.path or report.format
+    yield f"{where}: {report.samples:,} samples of format {report.format}, turns: {turns or 'none'}"
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.tokens:

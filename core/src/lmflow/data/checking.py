@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lmflow.data.encoding import length_limit
 from lmflow.data.lengths import LengthFitter
-from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.reading import places, scan_pool, split, validation_pool
+from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ KINDS: Mapping[str, tuple[bool, str]] = {
     "empty_turn": (False, "turns without text"),
     "role_order": (False, "dialogues whose turns are in an odd order"),
     "nothing_to_train": (False, "samples without a trained token"),
+    "same_answers": (False, "preferences between an answer and itself"),
     "duplicate": (False, "samples that occur before"),
     "shared_prompt": (False, "validation samples whose prompt is also trained on"),
 }
@@ -37,6 +41,9 @@ WASTED_SHARE = 0.5
 LEAKED_SHARE = 0.1
 """Where more than this share of a validation file is trained on, it shows nothing."""
 BINS = 10
+SOURCE = re.compile(r"(?P<file>.+?)(?::(?P<line>\d+)|: (?:record|instance|row) (?P<record>\d+))")
+"""Where a record stands: a line of a file, or the record of that number in it."""
+FIELD = re.compile(r"[\w.\[\]-]+(?=: )")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,28 @@ class Finding:
     source: str
     detail: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as plain data; file, line or number of the record, and field stand apart where they are known."""
+        at = SOURCE.match(self.source)
+        named = FIELD.match(self.detail) if self.kind == "bad_record" else None
+        return {
+            "kind": self.kind,
+            "source": self.source,
+            "file": at["file"] if at else self.source,
+            "line": int(at["line"]) if at and at["line"] else None,
+            "record": int(at["record"]) if at and at["record"] else None,
+            "field": named.group() if named else None,
+            "detail": self.detail,
+        }
+
 
 @dataclass
 class CheckReport:
     """Everything found in a data set. Token figures are None where no model was given to count with."""
 
+    path: str | None = None
+    format: str = ""
+    records: int = 0
     samples: int = 0
     validation: int = 0
     """How many of them are held out."""
@@ -96,6 +120,9 @@ class CheckReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
+            "path": self.path,
+            "format": self.format,
+            "records": self.records,
             "samples": self.samples,
             "validation": self.validation,
             "turns": dict(self.turns),
@@ -105,8 +132,34 @@ class CheckReport:
             "lengths": dict(self.rules),
             "counts": self.counts,
             "wasteful": self.wasteful,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [finding.as_dict() for finding in self.findings],
         }
+
+
+def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: LanguageModel | None) -> CheckReport:
+    """Read everything that `data` names, the validation file too, and report what is wrong with it.
+
+    Raises DataError where a file as a whole, or its format, cannot be read.
+    """
+    read = partial(scan_pool, shown=None)
+    pools = [read(place, formats) for place in places(data)]
+    held = None if data.path is None and not data.mix else validation_pool(data, formats, read)
+    checker = Checker(model, data)
+    for pool in (*pools, *([held] if held else [])):
+        for problem in pool.problems:
+            checker.bad(problem)
+    sides = [split(pool.samples, held, data, 0) for pool in pools if pool.samples]
+    for train, _ in sides:
+        for sample in train:
+            checker.train(sample)
+    for heldout in [held.samples] if held else [part for _, part in sides]:
+        for sample in heldout:
+            checker.validation(sample)
+    report = checker.finish()
+    report.path = data.path or ", ".join(data.mix) or None
+    report.format = ", ".join(dict.fromkeys(pool.format.name for pool in pools))
+    report.records = sum(pool.records for pool in pools)
+    return report
 
 
 class Checker:
@@ -126,22 +179,24 @@ class Checker:
 
     def bad(self, problem: str) -> None:
         """Note a record that cannot be used, by the message of its error."""
-        source, _, detail = problem.partition(": ")
-        self._find("bad_record", source, detail)
+        at = SOURCE.match(problem)
+        source = at.group() if at else problem.partition(": ")[0]
+        self._find("bad_record", source, problem.removeprefix(source).removeprefix(": "))
 
     def train(self, sample: Sample) -> None:
         """Look at a sample that would be trained on."""
         self._look(sample)
-        first = self._seen.setdefault(_print(sample), sample.source)
-        if first != sample.source:
-            self._find("duplicate", sample.source, f"the same as {first}")
-        self._prompts.setdefault(_print(sample.prompt()), sample.source)
+        key = digest_of(sample)
+        if key in self._seen:
+            self._find("duplicate", sample.source, f"the same as {self._seen[key]}")
+        self._seen.setdefault(key, sample.source)
+        self._prompts.setdefault(digest_of_prompt(sample), sample.source)
 
     def validation(self, sample: Sample) -> None:
         """Look at a sample that would be held out, after all that are trained on."""
         self._look(sample)
         self.report.validation += 1
-        same, asked = self._seen.get(_print(sample)), self._prompts.get(_print(sample.prompt()))
+        same, asked = self._seen.get(digest_of(sample)), self._prompts.get(digest_of_prompt(sample))
         if same is not None:
             self._find("leak", sample.source, f"the same as {same}")
         elif asked is not None and len(sample.messages) > 1:
@@ -173,7 +228,7 @@ class Checker:
         fitted = [each for sequence in sequences for each in self._fitter.fit(sequence)]
         self.report.tokens = self._fitter.tokens
         self.report.trained_tokens = self._fitter.trained_tokens
-        if not fitted:
+        if not fitted and sample.label is not False:  # an unwanted answer stands beside the messages
             self._find("nothing_to_train", sample.source, "no token of it is trained")
         for kind, detail in token_faults(model, sample, sequences):
             self._find(kind, sample.source, detail)
@@ -184,9 +239,11 @@ class Checker:
 
 def faults(sample: Sample) -> Iterator[tuple[str, str]]:
     """What is odd about a sample's turns, as kinds and details."""
-    for index, turn in enumerate(sample.messages):
-        if not (turn.content.strip() or turn.images or turn.tool_calls):
-            yield "empty_turn", f"turn {index + 1} ({turn.role})"
+    yield from (("empty_turn", f"turn {place}") for place in empty_turns(sample.messages))
+    if sample.rejected:
+        yield from (("empty_turn", f"rejected turn {place}") for place in empty_turns(sample.rejected))
+        if sample.rejected == sample.messages:
+            yield "same_answers", "chosen and rejected are the same"
     if not sample.templated:
         return
     roles = [turn.role for turn in sample.messages]
@@ -201,6 +258,13 @@ def faults(sample: Sample) -> Iterator[tuple[str, str]]:
             break
     if spoken and spoken[-1] in ("user", "tool") and "assistant" in spoken:
         yield "role_order", f"the last turn is the {spoken[-1]}'s; nothing answers it"
+
+
+def empty_turns(turns: Sequence[Message]) -> Iterator[str]:
+    """Number and role of each turn that says, shows and calls nothing."""
+    for number, turn in enumerate(turns, 1):
+        if not (turn.content.strip() or turn.images or turn.tool_calls):
+            yield f"{number} ({turn.role})"
 
 
 def token_faults(model: LanguageModel, sample: Sample, sequences: list[TokenSequence]) -> Iterator[tuple[str, str]]:
@@ -219,7 +283,15 @@ def token_faults(model: LanguageModel, sample: Sample, sequences: list[TokenSequ
                 yield "not_what_was_written", f"turn {index + 1} is not in the text the model is given"
 
 
-def _print(sample: Sample) -> bytes:
-    """A digest of what a sample says, whatever file it is from."""
-    said = repr([(turn.role, turn.content, turn.images) for turn in sample.messages])
-    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def digest_of(sample: Sample) -> bytes:
+    """A digest of all that a sample says, whatever file it is from."""
+    return _digest(sample.messages, sample.rejected, sample.tools, sample.label, sample.answers)
+
+
+def digest_of_prompt(sample: Sample) -> bytes:
+    """A digest of what a sample asks."""
+    return _digest(sample.prompt().messages, sample.tools)
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -81,33 +81,36 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
     """
     if data.mix:
         return _load_mix(data, formats, seed)
+    held = None
     if data.path is None:
         pool, heldout = _embedded(data)
         train: Sequence[Sample] = pool.samples
     else:
-        pool = read_pool(data, formats)
-        train, heldout = split(pool.samples, data, formats, seed)
+        pool, held = read_pool(data, formats), validation_pool(data, formats)
+        train, heldout = split(pool.samples, held, data, seed)
     key = train_key([pool], data, seed)
-    return Dataset(train, heldout, pool.format, key), _summary(data, [pool], len(train), len(heldout))
+    return Dataset(train, heldout, pool.format, key), _summary(data, [pool], held, len(train), len(heldout))
 
 
 def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
     """Several places, each as often as its weight says; what is held out is not weighted."""
-    if data.path is not None:
-        raise DataError("data.path and data.mix both name data; use one of them")
-    train: list[Sequence[Sample]] = []
-    heldout: list[Sample] = []
-    pools: list[Pool] = []
-    for path, weight in data.mix.items():
-        pool = read_pool(data.model_copy(update={"path": path}), formats)
-        part, held = split(pool.samples, data, formats, seed)
-        train.append(weighted(part, weight, f"{seed}/{path}"))
-        heldout += held if not (pools and _as_share(data.validation) is None) else []
-        pools.append(pool)
+    pools = [read_pool(place, formats) for place in places(data)]
+    held = validation_pool(data, formats)
+    parts = [split(pool.samples, held, data, seed) for pool in pools]
+    weights = data.mix.items()
+    train = [weighted(part, weight, f"{seed}/{path}") for (part, _), (path, weight) in zip(parts, weights, strict=True)]
+    heldout = [sample for _, part in parts for sample in part] if held is None else list(held.samples)
     digest = hashlib.sha256(json.dumps([pool.digest for pool in pools]).encode()).hexdigest()
     whole = Concatenated(train)
-    summary = replace(_summary(data, pools, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest)
+    summary = replace(_summary(data, pools, held, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest)
     return Dataset(whole, heldout, pools[0].format, train_key(pools, data, seed)), summary
+
+
+def places(data: DataFormat) -> list[DataFormat]:
+    """The data's options for each place that its samples come from. Raises DataError where two options name them."""
+    if data.mix and data.path is not None:
+        raise DataError("data.path and data.mix both name data; use one of them")
+    return [data.model_copy(update={"path": path, "mix": {}}) for path in data.mix] or [data]
 
 
 def train_key(pools: Sequence[Pool], data: DataFormat, seed: int) -> str:
@@ -117,7 +120,8 @@ def train_key(pools: Sequence[Pool], data: DataFormat, seed: int) -> str:
     return key_of(*(pool.digest for pool in pools), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
 
 
-def _summary(data: DataFormat, pools: Sequence[Pool], train: int, heldout: int) -> DataSummary:
+def _summary(data: DataFormat, pools: Sequence[Pool], held: Pool | None, train: int, heldout: int) -> DataSummary:
+    everything = [*pools, *([held] if held else [])]
     return DataSummary(
         path=data.path,
         format=", ".join(dict.fromkeys(pool.format.name for pool in pools)),
@@ -125,8 +129,8 @@ def _summary(data: DataFormat, pools: Sequence[Pool], train: int, heldout: int) 
         train=train,
         heldout=heldout,
         sha256=pools[0].digest,
-        skipped=sum(pool.skipped for pool in pools),
-        problems=tuple(problem for pool in pools for problem in pool.problems)[:SHOWN],
+        skipped=sum(pool.skipped for pool in everything),
+        problems=tuple(problem for pool in everything for problem in pool.problems)[:SHOWN],
         fields=pools[0].fields,
         recognised=isinstance(data, Auto) and len({pool.format.name for pool in pools}) == 1,
     )
@@ -137,11 +141,29 @@ def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Seque
 
     Raises DataError with the first malformed records.
     """
-    if data.mix:
-        return Concatenated([read_pool(data.model_copy(update={"path": path}), formats).samples for path in data.mix])
-    if data.path is None:
+    if data.path is None and not data.mix:
         return _embedded(data)[1][: data.limit]
-    return read_pool(data, formats).samples
+    pools = read_pools(data, formats)
+    return pools[0].samples if len(pools) == 1 else Concatenated([pool.samples for pool in pools])
+
+
+def read_pools(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Pool]:
+    """All samples of each place `data` describes, and what was left out there.
+
+    Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
+    """
+    return [read_pool(place, formats) for place in places(data)]
+
+
+def validation_pool(
+    data: DataFormat, formats: Sequence[type[DataFormat]], read: Callable[..., Pool] | None = None
+) -> Pool | None:
+    """What is in the file that `data.validation` names, read by `read_pool`; None where that is a share."""
+    if _as_share(data.validation) is not None:
+        return None
+    return (read or read_pool)(
+        data.model_copy(update={"path": str(data.validation), "mix": {}, "limit": None}), formats
+    )
 
 
 def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Pool:
@@ -259,13 +281,12 @@ def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -
 
 
 def split(
-    samples: Sequence[Sample], data: DataFormat, formats: Sequence[type[DataFormat]], seed: int
+    samples: Sequence[Sample], held: Pool | None, data: DataFormat, seed: int
 ) -> tuple[Sequence[Sample], list[Sample]]:
-    """Training and held-out samples: a seeded share, or those of the file that `data.validation` names."""
-    share = _as_share(data.validation)
-    if share is None:
-        other = data.model_copy(update={"path": str(data.validation), "mix": {}, "limit": None})
-        return samples, list(read_pool(other, formats).samples)
+    """Training and held-out samples: those of the pool `held`, or a seeded share."""
+    if held is not None:
+        return samples, list(held.samples)
+    share = _as_share(data.validation) or 0.0
     if share > 0 and len(samples) == 1 and is_text(samples[0]):
         return split_text(samples[0], share)
     count = round(share * len(samples))
@@ -273,10 +294,10 @@ def split(
         count = min(max(count, 1), len(samples) - 1)
     order = array("q", range(len(samples)))
     random.Random(f"{seed}/split").shuffle(order)
-    held = bytearray(len(samples))
+    taken = bytearray(len(samples))
     for index in order[:count]:
-        held[index] = True
-    train = array("q", (index for index in range(len(samples)) if not held[index]))
+        taken[index] = True
+    train = array("q", (index for index in range(len(samples)) if not taken[index]))
     return chosen_of(samples, train), [samples[index] for index in order[:count]]
 
 
