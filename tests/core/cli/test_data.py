@@ -263,6 +263,7 @@ def test_what_a_format_writes_it_reads(name: str):
         ("sharegpt", "preference", ()),
         ("messages", "prompt", ()),
         ("hh", "messages", ("the rejected answer",)),
+        ("messages", "sharegpt", ("which tool and which call an answer belongs to",)),
         ("kto", "prompt", ("the rejected answer", "the label")),
         ("text2text", "messages", ("whether a chat template is put around it",)),
         (
@@ -296,7 +297,7 @@ def test_files_are_converted(lmflow: Call, tmp_path: Path):
     assert "a.jsonl:1: format messages cannot hold the rejected answer" in done.err
     assert not (tmp_path / "m.jsonl").exists()
     done = lmflow("data", "convert", path, "--to", "messages", "--output", tmp_path / "m.jsonl", "--allow-loss")
-    assert "lost in 3: the rejected answer (a.jsonl:1, a.jsonl:2, a.jsonl:3)" in done.err
+    assert "lost: the rejected answer in 3 (a.jsonl:1, a.jsonl:2, a.jsonl:3)" in done.err
     done = lmflow("data", "convert", path, "--to", "paired_conversation", "--lmflow", "--output", tmp_path / "l.json")
     assert json.loads((tmp_path / "l.json").read_text())["type"] == "paired_conversation"
     assert len(read_samples(Auto(path=str(tmp_path / "l.json")), FORMATS)) == 3
@@ -304,3 +305,43 @@ def test_files_are_converted(lmflow: Call, tmp_path: Path):
     assert (done.code, "exists already" in done.err) == (2, True)
     done = lmflow("data", "convert", path, "--to", "mesages", "--output", tmp_path / "x")
     assert (done.code, "did you mean messages?" in done.err) == (2, True)
+
+
+def test_what_is_left_out_of_a_conversion_is_said(lmflow: Call, tmp_path: Path):
+    row = {"instruction": "q", "input": "", "output": "a", "category": "x", "id": None}
+    path = write(tmp_path / "a.jsonl", row, {**row, "output": 3}, {**row, "category": "y"})
+    done = lmflow("data", "convert", path, "--to", "prompt", "--output", tmp_path / "o.jsonl")
+    assert (done.code, "a.jsonl:2: output: expected text" in done.err) == (2, True)
+    skip = ("--data.on_bad_record", "skip")
+    done = lmflow("data", "convert", path, "--to", "prompt", "--output", tmp_path / "o.jsonl", *skip)
+    assert done.code == 0, done.err
+    assert done.err.splitlines() == [
+        "2 records of prompt written",
+        "1 that cannot be used skipped, such as a.jsonl:2: output: expected text, found a number 3",
+        "left out: field category in 2 (a.jsonl:1, a.jsonl:3)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/o.jsonl", "there is no directory"),
+        ("o.csv", "JSON lines are written; let the name end with .jsonl, .ndjson, .json"),
+        ("o.jsonl.zst", "JSON lines are written"),
+        ("o", "JSON lines are written"),
+    ],
+)
+def test_a_file_that_would_not_be_what_its_name_says_is_refused(name: str, message: str, lmflow: Call, tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", RECORDS["alpaca"])
+    done = lmflow("data", "convert", path, "--to", "messages", "--output", tmp_path / name)
+    assert (done.code, message in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("lmflow_container", [(), ("--lmflow",)])
+def test_nothing_stays_of_a_conversion_that_fails(lmflow_container: tuple[str, ...], lmflow: Call, tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", *[{"prompt": "q", "completion": "a"}] * 3, {"prompt": "q"})
+    to = ("--to", "text2text", "--output", tmp_path / "o.json", *lmflow_container)
+    assert lmflow("data", "convert", path, *to).code == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+    assert lmflow("data", "convert", path, *to, "--allow-loss", "--data.limit", 3).code == 0
+    assert len(read_samples(Auto(path=str(tmp_path / "o.json")), FORMATS)) == 3

@@ -1,5 +1,6 @@
 """What records mean, how formats are recognised, and what malformed ones are told as."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from lmflow.data.sample import Message
 from lmflow.errors import DataError
 
 BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
+
+S, Q, A, B = (Message(*each) for each in (("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")))
+ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
 
 GOOD: list[tuple[str, dict[str, Any], list[tuple[str, str]], bool]] = [
     ("text_only", {"text": "once"}, [("assistant", "once")], False),
@@ -108,17 +113,22 @@ def test_records_become_samples_and_are_recognised(name: str, record: dict[str, 
             r"content\[0\]: expected a text part",
         ),
         ("sharegpt", {"conversations": [{"value": "q"}]}, r"conversations\[0\]\.from: expected one of .*it is missing"),
+        ("messages", {"messages": [ASKED], "tools": [{"name": "a\ud83d"}]}, r"tools\[0\]: holds half a character"),
+        (
+            "messages",
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"name": "a", "arguments": {"day": date(2026, 1, 1)}}]}
+                ]
+            },
+            r"messages\[0\]\.tool_calls\[0\]: Object of type date is not JSON",
+        ),
         ("hh", {"chosen": "no marks"}, "chosen: expected text that begins with a blank line"),
     ],
 )
 def test_malformed_records(name: str, record: dict[str, Any], message: str):
     with pytest.raises(DataError, match=message):
         BY_NAME[name]().sample(record, "f:1")
-
-
-S, Q, A, B = (Message(*each) for each in (("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")))
-ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-SYSTEM = {"role": "system", "content": "s"}
 
 
 @pytest.mark.parametrize(

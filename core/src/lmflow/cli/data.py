@@ -22,6 +22,7 @@ from lmflow.recipe_settings import Origin, Scope, Setting
 
 if TYPE_CHECKING:
     from lmflow.data.checking import CheckReport
+    from lmflow.data.converting import Converted
     from lmflow.data.showing import Piece
     from lmflow.models import LanguageModel
 
@@ -40,7 +41,7 @@ HELP = {
     "check": (("--json", "Print one JSON object on standard output, with every finding."),),
     "convert": (
         ("--to NAME", "The format to write."),
-        ("--output FILE", "Where to; JSON lines, compressed if it ends in .gz."),
+        ("--output FILE", "Where to; JSON lines (.jsonl, .json), compressed if it ends in .gz."),
         ("--allow-loss", "Write what the format can hold, and count what it cannot."),
         ("--lmflow", 'Write LMFlow\'s own file, {"type", "instances"}.'),
     ),
@@ -126,40 +127,44 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
         as_lmflow: Annotated[bool, typer.Option("--lmflow")] = False,
     ) -> None:
-        from lmflow.data.converting import convert, write_records
-        from lmflow.data.reading import read_samples
+        from lmflow.data.converting import check_output, convert, write_records
+        from lmflow.data.reading import read_pools
 
         if not to or output is None:
             raise RecipeError(["--to and --output: both are needed: which format to write, and where"])
         parts = resolve_data(plugins, scanned, scope, path)
         target = cast("type[DataFormat]", plugins.find("data", to))()
+        check_output(output)
+        pools = read_pools(parts["data"], plugins.classes("data"))
+        found = (each for pool in pools for each in convert(pool.samples, target, pool.format))
         lost: dict[str, list[str]] = {}
-        found = convert(read_samples(parts["data"], plugins.classes("data")), target)
         records = kept(found, lost, target.name, allow_loss=allow_loss)
-        if not as_lmflow:
-            records = iter(list(records))  # nothing is written before all of it is known to fit
         count = write_records(output, records, target.name if as_lmflow else None)
         sys.stdout.write(f"{output}\n")
         say_error(f"{count:,} records of {target.name} written")
+        for pool in pools:
+            if pool.skipped:
+                say_error(f"{pool.skipped:,} that cannot be used skipped, such as {pool.problems[0]}")
         for words, sources in lost.items():
-            say_error(
-                f"lost in {len(sources):,}: {words} ({', '.join(sources[:3])}{', …' if len(sources) > 3 else ''})"
-            )
+            say_error(f"{words} in {len(sources):,} ({', '.join(sources[:3])}{', …' if len(sources) > 3 else ''})")
 
     return convert
 
 
 def kept(
-    found: Iterable[Any], lost: dict[str, list[str]], name: str, *, allow_loss: bool
+    found: Iterable[Converted], lost: dict[str, list[str]], name: str, *, allow_loss: bool
 ) -> Iterator[Mapping[str, Any]]:
-    """The records; `lost` collects where which part was lost. Raises DataError at the first, unless that is allowed."""
+    """The records; `lost` collects where what was lost. Raises DataError at the first, unless that is allowed.
+
+    What the old format did not read either is no part of the sample: that is told and no fault.
+    """
     for each in found:
         if each.lost and not allow_loss:
             raise DataError(
                 f"{each.source}: format {name} cannot hold {', '.join(each.lost)}. Choose another format, or write "
                 "what it can hold with --allow-loss."
             )
-        for words in each.lost:
+        for words in (*(f"lost: {part}" for part in each.lost), *(f"left out: field {field}" for field in each.unread)):
             lost.setdefault(words, []).append(each.source)
         yield each.record
 

@@ -99,6 +99,18 @@ def _parts(parts: Sequence[Any], source: str, place: str) -> Iterable[str]:
 def _name(value: Any, source: str, place: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise bad(source, place, "text", value)
+    return value if value is None else checked(value, source, place)
+
+
+def _as_json(value: Mapping[str, Any], source: str, place: str) -> Mapping[str, Any]:
+    """The value, if it can be written as JSON, as templates and formats write tools and calls."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise DataError(f"{source}: {place}: nested too deeply") from None
+    except TypeError as error:  # a table may hold a date
+        raise DataError(f"{source}: {place}: {error}") from None
+    checked(text, source, place)
     return value
 
 
@@ -148,7 +160,7 @@ def _call(value: Any, source: str, place: str) -> Mapping[str, Any]:
     if not isinstance(arguments, dict):
         raise bad(source, f"{place}.function.arguments", "an object, or JSON text of one", arguments)
     made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return made | ({"id": value["id"]} if isinstance(value.get("id"), str) else {})
+    return _as_json(made | ({"id": value["id"]} if isinstance(value.get("id"), str) else {}), source, place)
 
 
 def call_in(text: str) -> tuple[Mapping[str, Any], ...]:
@@ -187,7 +199,7 @@ def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
     function = found.get("function", found)
     if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
         raise bad(source, f"{place}.function.name", "text", function)
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": _as_json(function, source, place)}
 
 
 def with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
