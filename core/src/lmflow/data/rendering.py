@@ -47,7 +47,7 @@ def renderings(tokenizer: Any, sample: Sample) -> list[Rendering]:
 def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, prompt: bool = False) -> str:
     """The chat template's text for `messages`; with `prompt`, up to where the assistant begins to speak.
 
-    Raises DataError naming the sample when the template refuses the messages, or leaves out a tool or a call.
+    Raises DataError naming the sample when the template refuses the messages, or leaves out a turn, a tool or a call.
     """
     with_tools = {"tools": [dict(tool) for tool in sample.tools]} if sample.tools else {}
     try:
@@ -56,8 +56,7 @@ def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, promp
         )
     except Exception as error:  # a template is a program of the model's maker: it can raise anything
         raise refused(sample, messages, error) from error
-    if sample.tools or any(turn.tool_calls for turn in messages):
-        _check_tools(tokenizer, sample, messages, text)
+    _check_complete(tokenizer, sample, messages, text, prompt)
     return text
 
 
@@ -116,8 +115,7 @@ def _marked(tokenizer: Any, sample: Sample, *, prompt: bool = False) -> Renderin
         )
     except Exception as error:  # as in `render`
         raise refused(sample, sample.messages, error) from error
-    if sample.tools or any(turn.tool_calls for turn in sample.messages):
-        _check_tools(tokenizer, sample, sample.messages, text)
+    _check_complete(tokenizer, sample, sample.messages, text, prompt)
     return Rendering(sample, text, tuple((start, end) for start, end in spans if start < end), (), True)
 
 
@@ -165,6 +163,28 @@ def _upto(tokenizer: Any, sample: Sample, index: int, marked: bool) -> Rendering
     return Rendering(upto, text, (span,), (sample.messages[index].content,), False)
 
 
+def _check_complete(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str, prompt: bool) -> None:
+    """Raise DataError where the text leaves out something of the sample; earlier thoughts it may."""
+    if sample.tools or any(turn.tool_calls for turn in messages):
+        _check_tools(tokenizer, sample, messages, text)
+    _check_turns(tokenizer, sample, messages, text, prompt)
+
+
+def _check_turns(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str, prompt: bool) -> None:
+    """Raise DataError where the text is the same without a turn that is no answer, as with roles a template ignores."""
+    for index, turn in enumerate(messages):
+        said = turn.content.strip()
+        # What a tool answers is often a number, which stands in other turns too.
+        if turn.role == "assistant" or not said or (turn.role != "tool" and said in text):
+            continue
+        others = [*messages[:index], *messages[index + 1 :]]
+        if _plain_text(tokenizer, sample, others, text, prompt=prompt) == text:
+            raise DataError(
+                f"{sample.source}: the model's chat template leaves out turn {index + 1}, of role {turn.role}. "
+                "Choose one that has that role with --data.template."
+            )
+
+
 def _check_tools(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str) -> None:
     """Raise DataError where the text leaves out the tools that are offered, or a call that is made."""
     lost = None
@@ -182,12 +202,14 @@ def _check_tools(tokenizer: Any, sample: Sample, messages: Sequence[Message], te
         )
 
 
-def _plain_text(tokenizer: Any, sample: Sample, messages: Sequence[Message], whole: str) -> str:
+def _plain_text(
+    tokenizer: Any, sample: Sample, messages: Sequence[Message], whole: str, *, prompt: bool = False
+) -> str:
     """The messages as the template writes them, to be compared with `whole`; not that where it refuses them."""
     with_tools = {"tools": [dict(tool) for tool in sample.tools]} if sample.tools else {}
     try:
         text: str = tokenizer.apply_chat_template(
-            [as_dict(turn) for turn in messages], tokenize=False, add_generation_prompt=False, **with_tools
+            [as_dict(turn) for turn in messages], tokenize=False, add_generation_prompt=prompt, **with_tools
         )
     except Exception:  # as in `render`
         return f"{whole} and more"
