@@ -134,20 +134,38 @@ def test_the_format_is_the_models_and_its_answers_are_trained(name: str, tokeniz
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_masks_are_those_of_transformers(name: str, tokenizer_with: Any):
-    tokenizer = tokenizer_with(name)
-    turns = [HI, HELLO] if name in REWRITE else [SYSTEM, HI, HELLO, SUM, FOUR]
-    sample = dialogue(name, *turns)
-    [sequence] = encode_sample(tokenizer, sample, end_ids=ends_of(tokenizer))
-    theirs = tokenizer.apply_chat_template(
-        [as_dict(turn) for turn in sample.messages],
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    length = len(theirs["input_ids"])
-    assert list(sequence.ids[:length]) == theirs["input_ids"]
-    assert [int(on) for on in sequence.trained[:length]] == theirs["assistant_masks"]
-    assert list(sequence.ids[length:]) in ([], [tokenizer.eos_token_id])  # an end, where the format has none known
+    assert_masks_of_transformers(tokenizer_with(name), dialogue(name, SYSTEM, HI, HELLO, SUM, FOUR))
+
+
+@pytest.mark.parametrize("name", sorted(WITH_TOOLS))
+def test_masks_of_dialogues_with_tools_are_those_of_transformers(name: str, tokenizer_with: Any):
+    assert_masks_of_transformers(tokenizer_with(name), TOOL_TALK)
+
+
+def assert_masks_of_transformers(tokenizer: Any, sample: Sample) -> None:
+    """Ids and masks are the same; of several sequences, each ends with an answer and has the mask of that one."""
+    sequences = encode_sample(tokenizer, sample, end_ids=ends_of(tokenizer))
+    answers = [index for index, turn in enumerate(sample.messages) if turn.role == "assistant"]
+    for sequence, answer in zip(sequences, answers if len(sequences) > 1 else answers[-1:], strict=True):
+        theirs = tokenizer.apply_chat_template(
+            [as_dict(turn) for turn in sample.messages[: answer + 1]],
+            tools=[dict(tool) for tool in sample.tools] or None,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        mask = theirs["assistant_masks"] if len(sequences) == 1 else last_run(theirs["assistant_masks"])
+        length = len(mask)
+        assert list(sequence.ids[:length]) == theirs["input_ids"]
+        assert [int(on) for on in sequence.trained[:length]] == mask
+        assert list(sequence.ids[length:]) in ([], [tokenizer.eos_token_id])  # an end, where the format has none known
+
+
+def last_run(mask: list[int]) -> list[int]:
+    """The mask without all ones but the last that stand together."""
+    end = len(mask) - mask[::-1].index(1)
+    start = max((index + 1 for index in range(end) if not mask[index]), default=0)
+    return [int(start <= index < end) for index in range(len(mask))]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -35,6 +35,11 @@ THINKING = (  # as Qwen3: the reasoning of earlier turns is left out
     "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SAID_ALONE = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+TWO_ROLES = (
+    "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
 DIALOGUE = Sample(
@@ -74,12 +79,13 @@ def trained_text(tokenizer: Any, sequence: Any) -> list[str]:
     [
         (CHATML, ["jumps<|im_end|>", "stops<|im_end|>"]),
         (MARKED, ["jumps<|im_end|>", "stops<|im_end|>"]),
+        (SAID_ALONE, ["jumps<|im_end|>", "stops<|im_end|>"]),
         (LLAMA3, ["jumps<|im_end|>", "stops<|im_end|>"]),
         (LLAMA2, [" jumps <|im_end|>", " stops <|im_end|>"]),
         (GEMMA, ["jumps<|im_end|>", "stops<|im_end|>"]),
         (PLAIN_TEMPLATE, ["jumps<|im_end|>", "stops<|im_end|>"]),
     ],
-    ids=["chatml", "marked", "llama3", "llama2", "gemma", "plain"],
+    ids=["chatml", "marked", "marked without the end", "llama3", "llama2", "gemma", "plain"],
 )
 @pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"], ids=["own pad", "pad is eos"])
 def test_ids_are_the_templates_and_answers_with_their_end_are_trained(
@@ -178,6 +184,23 @@ def test_a_role_the_template_refuses(with_template: Any):
     sample = Sample((Message("system", "s"), Message("user", "q")), source="f:3")
     with pytest.raises(DataError, match=r"f:3: .*refuses the roles system, user: Only user and assistant"):
         encode_sample(with_template(LLAMA2), sample, end_ids=[END])
+
+
+@pytest.mark.parametrize("turn", [Message("tool", "4"), Message("system", "be brief")])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_role_the_template_ignores(turn: Message, marked: bool, with_template: Any):
+    """What a tool answers stands in the next answer too, so that its text alone would not tell."""
+    template = (
+        f"{TWO_ROLES}{{% if false %}}{{% generation %}}{{% endgeneration %}}{{% endif %}}" if marked else TWO_ROLES
+    )
+    answer = Message("assistant", "It is 4")
+    sample = Sample((Message("user", "2 + 2"), Message("assistant", "I add"), turn, answer), source="f:3")
+    for encode in (
+        (lambda: encode_sample(with_template(template), sample, end_ids=[END])),
+        (lambda: encode_prompt(with_template(template), sample)),
+    ):
+        with pytest.raises(DataError, match=rf"f:3: .*leaves out turn 3, of role {turn.role}"):
+            encode()
 
 
 def test_a_template_for_tokenizers_without_one(with_template: Any):

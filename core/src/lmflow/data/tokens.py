@@ -214,6 +214,8 @@ def _targets(
             found = rendering.text.find(said, start, end)
             after = tokens.first_from(found + len(said)) if found >= 0 else None
             last = _end_of_answer(tokens.ids, first, last, after, {*tokenizer.all_special_ids, *end_ids})
+        elif first < last < len(trained) and tokens.ids[last - 1] not in end_ids and tokens.ids[last] in end_ids:
+            last += 1  # marks around what is said alone: the model must learn to stop after earlier answers too
         trained[first:last] = [True] * (last - first)
     return _ended(rendering.sample, tokens.ids, trained, end_ids)
 
