@@ -67,6 +67,13 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
     assert "the fox" in done.out.partition("«")[0]
     assert "row 1:" in done.out
     assert "\x1b" not in done.out
+    done = lmflow("data", "show", path, "--model", model_directory, "-n", 2, "--data.packing", "--json")
+    shown = json.loads(done.out)
+    assert [each["source"] for each in shown["sequences"]] == ["a.jsonl:2", "a.jsonl:1"]
+    assert [place["source"] for row in shown["rows"] for place in row] != []
+    for each in shown["sequences"]:
+        assert sum(len(piece["ids"]) for piece in each["pieces"]) == each["tokens"]
+        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["trained"]) == each["trained_tokens"]
     done = lmflow("data", "show", path, "--model", model_directory, "--table", "--data.template", "chatml")
     assert "trained" in done.out
     assert "'<|im_end|>'" in done.out

@@ -23,11 +23,11 @@ from lmflow.recipe_settings import Origin, Scope, Setting
 if TYPE_CHECKING:
     from lmflow.data.checking import CheckReport
     from lmflow.data.converting import Converted
-    from lmflow.data.showing import Piece
+    from lmflow.data.showing import Piece, Place
     from lmflow.models import LanguageModel
 
 FIXED: Mapping[str, Mapping[str, bool]] = {
-    "show": {"--count": True, "--table": False},
+    "show": {"--count": True, "--table": False, "--json": False},
     "check": {"--json": False},
     "convert": {"--to": True, "--output": True, "--allow-loss": False, "--lmflow": False},
 }
@@ -37,7 +37,11 @@ ABOUT = {
     "convert": "Write records in another format, and say what that cannot hold.",
 }
 HELP = {
-    "show": (("--count N", "Samples to show [default: 3]."), ("--table", "A line for each token.")),
+    "show": (
+        ("-n, --count N", "Samples to show [default: 3]."),
+        ("--table", "A line for each token."),
+        ("--json", "Print one JSON object on standard output, with every token."),
+    ),
     "check": (("--json", "Print one JSON object on standard output, with every finding."),),
     "convert": (
         ("--to NAME", "The format to write."),
@@ -67,29 +71,37 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
     return group, [*arguments[:1], *scanned.rest]
 
 
-Place = Annotated[str | None, typer.Argument(metavar="[PATH]", help="File or directory of records, or a hub name.")]
+Where = Annotated[str | None, typer.Argument(metavar="[PATH]", help="File or directory of records, or a hub name.")]
 
 
 def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[..., None]:
     """`lmflow data show`."""
 
     def show(
-        path: Place = None,
-        count: Annotated[int, typer.Option("--count", min=1)] = 3,
+        path: Where = None,
+        count: Annotated[int, typer.Option("--count", "-n", min=1)] = 3,
         table: Annotated[bool, typer.Option("--table")] = False,
+        as_json: Annotated[bool, typer.Option("--json")] = False,
     ) -> None:
         from lmflow.data.reading import load_dataset
+        from lmflow.data.showing import shown_as_data
 
         parts = resolve_data(plugins, scanned, scope, path)
         dataset, summary = load_dataset(parts["data"].model_copy(update={"limit": count}), plugins.classes("data"), 0)
         model = outline(parts)
-        say(f"{summary.describe()}\n")
         samples = [*dataset.train, *dataset.heldout][:count]
         sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
+        rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing else None
+        if as_json:
+            about = {"path": summary.path, "format": summary.format}
+            shown = shown_as_data(model.tokenizer, sequences, rows[0] if rows else None)
+            say(json.dumps({**about, **shown}, ensure_ascii=False))
+            return
+        say(f"{summary.describe()}\n")
         for sequence in sequences:
             say(show_sequence(model, sequence, as_table=table))
-        if parts["data"].packing:
-            say(show_rows(model, sequences, parts["data"]))
+        if rows is not None:
+            say("\n".join(row_lines(*rows)))
 
     return show
 
@@ -97,7 +109,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
 def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[..., None]:
     """`lmflow data check`."""
 
-    def check(path: Place = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    def check(path: Where = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         from lmflow.data.checking import check_data
 
         parts = resolve_data(plugins, scanned, scope, path)
@@ -121,7 +133,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
     """`lmflow data convert`."""
 
     def convert(
-        path: Place = None,
+        path: Where = None,
         to: Annotated[str, typer.Option("--to")] = "",
         output: Annotated[Path | None, typer.Option("--output")] = None,
         allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
@@ -214,20 +226,23 @@ def coloured(pieces: Sequence[Piece]) -> str:
     return "".join(parts)
 
 
-def show_rows(model: LanguageModel, sequences: Sequence[Any], data: DataFormat) -> str:
-    """The rows these sequences are packed into."""
+def packed_rows(model: LanguageModel, sequences: Sequence[Any], data: DataFormat) -> tuple[list[list[Place]], int]:
+    """The rows these sequences are packed into, and how long a row may be."""
     from lmflow.data.encoding import length_limit
     from lmflow.data.lengths import fit_lengths
     from lmflow.data.showing import packed_layout
 
     limit = length_limit(model, data) or max(map(len, sequences))
     sequences, _ = fit_lengths(sequences, limit, data.too_long)
-    lines = []
-    for index, row in enumerate(packed_layout(sequences, limit), 1):
+    return packed_layout(sequences, limit), limit
+
+
+def row_lines(layout: Sequence[Sequence[Place]], limit: int) -> Iterator[str]:
+    """A line for each row: how full it is, and what lies where."""
+    for index, row in enumerate(layout, 1):
         used = sum(place.length for place in row)
         inside = ", ".join(f"{place.source} at {place.start:,} ({place.length:,})" for place in row)
-        lines.append(f"row {index}: {used:,} of {limit:,} tokens ({used / limit:.0%}): {inside}")
-    return "\n".join(lines)
+        yield f"row {index}: {used:,} of {limit:,} tokens ({used / limit:.0%}): {inside}"
 
 
 # Reporting

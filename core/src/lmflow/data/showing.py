@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmflow.data.batches import pack_rows
@@ -82,3 +82,19 @@ def packed_layout(sequences: Sequence[TokenSequence], max_length: int) -> list[l
             places.append(Place(sequences[index].source, start, len(sequences[index])))
         layout.append(places)
     return layout
+
+
+def shown_as_data(
+    tokenizer: Any, sequences: Sequence[TokenSequence], layout: Sequence[Sequence[Place]] | None
+) -> dict[str, Any]:
+    """What `lmflow data show` shows, as plain data: every token, and the rows if there are any."""
+    shown = [
+        {
+            "source": sequence.source,
+            "tokens": len(sequence),
+            "trained_tokens": sequence.trained_tokens,
+            "pieces": [asdict(piece) for piece in pieces_of(tokenizer, sequence)],
+        }
+        for sequence in sequences
+    ]
+    return {"sequences": shown, "rows": layout and [[asdict(place) for place in row] for row in layout]}
