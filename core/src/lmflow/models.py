@@ -71,8 +71,8 @@ class LanguageModel:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
-        settings = (tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items()), self.end_ids)
-        return f"{backend.to_str()}{settings!r}"
+        special = sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens
+        return f"{backend.to_str()}{(tokenizer.chat_template, special, self.end_ids)!r}"
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, up to where the answer begins."""

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,12 @@ def other_token(model: LanguageModel) -> LanguageModel:
     return other
 
 
+def split_specials(model: LanguageModel) -> LanguageModel:
+    other = replace(model, tokenizer=copy.deepcopy(model.tokenizer))
+    other.tokenizer.split_special_tokens = True
+    return other
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -143,8 +150,9 @@ def other_token(model: LanguageModel) -> LanguageModel:
         lambda model, samples, data: (model, samples, data.model_copy(update={"too_long": "skip"})),
         lambda model, samples, data: (other_template(model), samples, data),
         lambda model, samples, data: (other_token(model), samples, data),
+        lambda model, samples, data: (split_specials(model), samples, data),
     ],
-    ids=["samples", "templated", "train_on", "max_length", "too_long", "template", "vocabulary"],
+    ids=["samples", "templated", "train_on", "max_length", "too_long", "template", "vocabulary", "split specials"],
 )
 def test_whatever_changes_the_tokens_makes_them_anew(
     change: Any, tiny_model: LanguageModel, cache: Path, counted: list[int]
@@ -159,6 +167,20 @@ def test_whatever_changes_the_tokens_makes_them_anew(
     limit = encoding.length_limit(model, options)
     sequences = [each for sample in others for each in model.encode(sample, options.train_on)]
     assert list(found) == encoding.fit_lengths(sequences, limit, options.too_long)[0]
+
+
+def test_what_other_code_made_is_not_used():
+    """A correction of how records are read, rendered, tokenised or cut must not meet tokens made before it."""
+
+    class Other(LanguageModel):
+        pass
+
+    texts = encoding.code(LanguageModel)
+    for part in ("lengths", "reading", "rendering", "tokens", "formats/dialogues", "formats/fields"):
+        assert (Path(encoding.__file__).parent / f"{part}.py").read_text() in texts
+    assert f"tokenizers {metadata.version('tokenizers')}" in texts
+    assert Path(__file__).read_text() in encoding.code(Other)  # a model of a plugin makes tokens in its own way
+    assert Path(__file__).read_text() not in texts
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "index"])

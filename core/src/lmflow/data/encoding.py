@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmflow.components import DataFormat
-from lmflow.data import rendering
-from lmflow.data import tokens as tokens_module
 from lmflow.data.keys import key_of
 from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
@@ -44,7 +44,7 @@ def encode(
         return fit_lengths(encoded(model, samples, options.train_on), limit, options.too_long)
     fitter = LengthFitter(limit, options.too_long)
     what = fingerprint if fingerprint is not None else samples_key(samples)
-    key = key_of(what, tokens, options.train_on, str(limit), options.too_long, *code())
+    key = key_of(what, tokens, options.train_on, str(limit), options.too_long, *code(type(model)))
     stored = cached(
         key,
         lambda: (each for sequence in encoded(model, samples, options.train_on) for each in fitter.fit(sequence)),
@@ -62,9 +62,12 @@ def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> I
 
 
 @cache
-def code() -> tuple[str, ...]:
-    """The code that makes tokens of samples: what an older version of it made is not used."""
-    return tuple(Path(module.__file__ or "").read_text(encoding="utf-8") for module in (tokens_module, rendering))
+def code(model: type[LanguageModel]) -> tuple[str, ...]:
+    """What makes tokens of records, to the letter: what another version of it made is not used."""
+    package = Path(__file__).parent  # whole, as records become samples and sequences are cut there too
+    files = [*sorted(package.rglob("*.py")), *(Path(inspect.getfile(each)) for each in model.__mro__[:-1])]
+    libraries = [f"{name} {version(name)}" for name in ("transformers", "tokenizers")]
+    return (*(file.read_text(encoding="utf-8") for file in files), *libraries)
 
 
 def worth_keeping(samples: Sequence[Sample]) -> bool:
