@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lmflow.data.checking import Checker
+from lmflow.cli.data import coloured
+from lmflow.data.checking import Checker, end_faults
 from lmflow.data.converting import convert
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.data.reading import read_samples
@@ -46,6 +47,14 @@ def test_pieces_are_the_text(tiny_model: LanguageModel):
     assert "".join(piece.text for piece in pieces) == tiny_model.tokenizer.decode(sequence.ids)
     assert plain(pieces).count("«the fox 数据") == 1
     assert [piece.position for piece in pieces] == sorted(piece.position for piece in pieces)
+
+
+def test_what_a_terminal_would_obey_is_shown_instead(tiny_model: LanguageModel):
+    sample = Sample((Message("assistant", "a\x1b[31m\rb\tc\n"),), False, source="s:1")
+    [sequence] = tiny_model.encode(sample)
+    pieces = list(pieces_of(tiny_model.tokenizer, sequence))
+    assert "a␛[31m␍b\tc\n" in plain(pieces).replace("«", "")
+    assert "\x1b[31m" not in coloured(pieces)
 
 
 def test_rows_say_where_samples_lie(tiny_model: LanguageModel):
@@ -130,6 +139,58 @@ def test_tokens_that_are_wrong(tmp_path: Path, tiny_model: LanguageModel):
     tiny_model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% generation %}{{ m['content'] | upper }}{% endgeneration %}{% endfor %}"
     found = findings(rows[:1], tmp_path, tiny_model)
     assert found["not_what_was_written"] == ["a.jsonl:1 turn 2 is not in the text the model is given"]
+
+
+ENDS = {
+    "none": "{{ m['content'] }}",
+    "last": "{{ m['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}",
+    "each": "{{ m['content'] }}{{ eos_token }}",
+    "spaced": "{{ m['content'] }}{{ eos_token }}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("ends", "earlier"),
+    [("none", ["a.jsonl:1 the last trained token of answer 1 is 'Ġdog'"]), ("last", []), ("each", []), ("spaced", [])],
+)
+def test_answers_that_would_not_end(ends: str, earlier: list[str], tmp_path: Path, tiny_model: LanguageModel):
+    """The end of every answer is looked for; the last one has its end from us where the template gives none."""
+    tiny_model.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}a: {% generation %}"
+        + ENDS[ends]
+        + "{% endgeneration %}{% else %}u: {{ m['content'] }}{% endif %} x {% endfor %}"
+    )
+    turns = [USER, {**ANSWER, "content": "the lazy dog"}] * 2
+    found = findings([{"messages": turns}], tmp_path, tiny_model)
+    assert found == ({"earlier_end_not_trained": earlier} if earlier else {})
+
+
+def test_an_end_that_the_model_does_not_know(tmp_path: Path, tiny_model: LanguageModel):
+    row = {"prompt": "the fox", "completion": "the lazy dog"}
+    assert findings([row], tmp_path, tiny_model, train_on="all") == {}
+    [sample] = read_samples(Auto(path=str(write(tmp_path / "b.jsonl", row))), FORMATS)
+    [sequence] = tiny_model.encode(sample)
+    cut = sequence.cut(0, max(i for i, on in enumerate(sequence.trained) if on))
+    assert [kind for kind, _ in end_faults(tiny_model, sample, [cut])] == ["end_not_trained"]
+    assert not list(end_faults(tiny_model, sample, [sequence]))
+
+
+def test_what_is_over_the_length_limit(lmflow: Call, model_directory: Path, tmp_path: Path):
+    rows = [{"prompt": f"the fox {count}", "completion": "jumps " * count} for count in (1, 90)]
+    call = ("data", "check", write(tmp_path / "a.jsonl", *rows), "--model", model_directory, "--data.max_length", 40)
+    for policy, code, kind in [("auto", 0, "cut_off"), ("skip", 0, "cut_off"), ("error", 1, "over_length")]:
+        done = lmflow(*call, "--data.too_long", policy, "--json")
+        report = json.loads(done.out)
+        assert (done.code, list(report["counts"])) == (code, [kind])
+        assert report["findings"][0]["source"] == "a.jsonl:2"
+        assert "more than 40" in report["findings"][0]["detail"]
+    assert json.loads(lmflow(*call, "--data.too_long", "split", "--json").out)["counts"] == {}
+    assert "1 of 2 cut at the end (limit 40" in lmflow(*call).out
+
+
+def test_tools_that_the_template_leaves_out(tmp_path: Path, tiny_model: LanguageModel):
+    found = findings([{"messages": [USER, ANSWER], "tools": [ADD]}], tmp_path, tiny_model)
+    assert "leaves out the tool add" in found["cannot_be_tokenised"][0]
 
 
 def test_a_good_set_passes_and_a_wasteful_one_does_not(lmflow: Call, model_directory: Path, tmp_path: Path):

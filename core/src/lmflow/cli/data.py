@@ -218,10 +218,12 @@ def show_sequence(model: LanguageModel, sequence: Any, *, as_table: bool) -> str
 
 def coloured(pieces: Sequence[Piece]) -> str:
     """Trained tokens green, others grey, every second one underlined, so that one sees where they end."""
+    from lmflow.data.showing import visible
+
     parts = []
     for index, piece in enumerate(pieces):
         style = ("1;32" if piece.trained else "90") + (";4" if index % 2 else "")
-        lines = (f"\x1b[{style}m{line}\x1b[0m" if line else "" for line in piece.text.split("\n"))
+        lines = (f"\x1b[{style}m{line}\x1b[0m" if line else "" for line in visible(piece.text).split("\n"))
         parts.append("↵\n".join(lines))
     return "".join(parts)
 
@@ -261,6 +263,7 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
         share = (report.trained_tokens or 0) / report.tokens
         yield f"{report.tokens:,} tokens by {model.source}, {report.trained_tokens or 0:,} trained ({share:.0%})"
         yield from histogram_lines(report)
+        yield from report.touched
     for kind, count in report.counts.items():
         yield f"{number(count)} {KINDS[kind][1]}"
         shown = [finding for finding in report.findings if finding.kind == kind][:SHOWN]

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from lmflow.data.encoding import length_limit
-from lmflow.data.lengths import LengthFitter
+from lmflow.data.lengths import LengthFitter, is_plain_text
 from lmflow.data.reading import places, scan_pool, split, validation_pool
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.errors import DataError
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, tuple[bool, str]] = {
     "bad_record": (True, "records that cannot be used"),
     "cannot_be_tokenised": (True, "samples that the model cannot be given"),
+    "over_length": (True, "samples at which --data.too_long error stops a run"),
     "end_not_trained": (True, "answers whose end the model would not learn"),
     "not_what_was_written": (True, "samples whose tokens do not give back their text"),
     "leak": (False, "validation samples that are also trained on"),
     "empty_turn": (False, "turns without text"),
     "role_order": (False, "dialogues whose turns are in an odd order"),
+    "earlier_end_not_trained": (False, "earlier answers of a dialogue whose end the model would not learn"),
+    "cut_off": (False, "samples cut off or skipped at the length limit"),
     "nothing_to_train": (False, "samples without a trained token"),
     "same_answers": (False, "preferences between an answer and itself"),
     "duplicate": (False, "samples that occur before"),
@@ -87,6 +90,8 @@ class CheckReport:
     trained_tokens: int | None = None
     lengths: list[int] = field(default_factory=list)
     rules: Mapping[str, Any] = field(default_factory=dict)
+    touched: list[str] = field(default_factory=list)
+    """What the length rules took away or cut, a line for each."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -172,6 +177,7 @@ class Checker:
         self._seen: dict[bytes, str] = {}
         self._prompts: dict[bytes, str] = {}
         self._fitter: LengthFitter | None = None
+        self._policy = options.too_long
         if model is not None:
             policy = "truncate" if options.too_long == "error" else options.too_long
             self._fitter = LengthFitter(length_limit(model, options), policy)
@@ -205,7 +211,9 @@ class Checker:
     def finish(self) -> CheckReport:
         """The report."""
         if self._fitter is not None and self._fitter.kept:
-            self.report.rules = self._fitter.report().as_dict()
+            lengths = self._fitter.report()
+            self.report.rules = lengths.as_dict()
+            self.report.touched = lengths.describe().split("\n  ")[1:]
         return self.report
 
     def _look(self, sample: Sample) -> None:
@@ -230,8 +238,20 @@ class Checker:
         self.report.trained_tokens = self._fitter.trained_tokens
         if not fitted and sample.label is not False:  # an unwanted answer stands beside the messages
             self._find("nothing_to_train", sample.source, "no token of it is trained")
+        for sequence in sequences:
+            self._measure(sequence)
         for kind, detail in token_faults(model, sample, sequences):
             self._find(kind, sample.source, detail)
+
+    def _measure(self, sequence: TokenSequence) -> None:
+        """Note a sequence that is longer than allowed, unless it is split, which loses nothing."""
+        limit = self._fitter.limit if self._fitter else None
+        if limit is None or len(sequence) <= limit:
+            return
+        if self._policy == "split" or (self._policy == "auto" and is_plain_text(sequence)):
+            return
+        kind = "over_length" if self._policy == "error" else "cut_off"
+        self._find(kind, sequence.source, f"{len(sequence):,} tokens, more than {limit:,}")
 
     def _find(self, kind: str, source: str, detail: str) -> None:
         self.report.findings.append(Finding(kind, source, detail))
@@ -269,11 +289,7 @@ def empty_turns(turns: Sequence[Message]) -> Iterator[str]:
 
 def token_faults(model: LanguageModel, sample: Sample, sequences: list[TokenSequence]) -> Iterator[tuple[str, str]]:
     """What is wrong with a sample's tokens, as kinds and details."""
-    trained = [[i for i, on in zip(s.ids, s.trained, strict=True) if on] for s in sequences]
-    answered = sample.messages[-1].role == "assistant" and trained and trained[-1]
-    if answered and trained[-1][-1] not in model.end_ids:
-        last = model.tokenizer.convert_ids_to_tokens(int(trained[-1][-1]))
-        yield "end_not_trained", f"the last trained token is {last!r}"
+    yield from end_faults(model, sample, sequences)
     text = "".join(model.tokenizer.decode(list(sequence.ids), skip_special_tokens=False) for sequence in sequences)
     for index, turn in enumerate(sample.messages):
         lost = turn.content.strip()
@@ -281,6 +297,37 @@ def token_faults(model: LanguageModel, sample: Sample, sequences: list[TokenSequ
             known = model.tokenizer.decode(model.tokenizer(lost, add_special_tokens=False)["input_ids"])
             if known.strip() not in text:
                 yield "not_what_was_written", f"turn {index + 1} is not in the text the model is given"
+
+
+def end_faults(model: LanguageModel, sample: Sample, sequences: Sequence[TokenSequence]) -> Iterator[tuple[str, str]]:
+    """Trained stretches that do not end with an end of the turn: the last of each sequence, and those before it."""
+    if sample.messages[-1].role != "assistant":
+        return
+    stretches = [trained_stretches(sequence) for sequence in sequences]
+    answers = sum(turn.role == "assistant" for turn in sample.messages)
+    alike = sum(map(len, stretches)) == answers  # a stretch is an answer: else only the last is known to be one
+    for each in stretches:
+        for number, ids in enumerate(each, 1):
+            kind = "end_not_trained" if number == len(each) else "earlier_end_not_trained"
+            if (number == len(each) or alike) and not ends_well(model, ids):
+                last = model.tokenizer.convert_ids_to_tokens(ids[-1])
+                yield kind, f"the last trained token{f' of answer {number}' if len(each) > 1 else ''} is {last!r}"
+
+
+def trained_stretches(sequence: TokenSequence) -> list[list[int]]:
+    """The ids of each run of trained tokens."""
+    runs = groupby(zip(sequence.ids, sequence.trained, strict=True), key=lambda pair: bool(pair[1]))
+    return [[int(each) for each, _ in run] for trained, run in runs if trained]
+
+
+def ends_well(model: LanguageModel, ids: Sequence[int]) -> bool:
+    """Whether the last token that is no empty space ends a turn."""
+    for each in reversed(ids):
+        if each in model.end_ids:
+            return True
+        if model.tokenizer.decode([each]).strip():
+            return False
+    return False
 
 
 def digest_of(sample: Sample) -> bytes:

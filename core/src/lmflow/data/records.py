@@ -123,7 +123,7 @@ def ending(file: Path) -> str:
 def describe(value: Any) -> str:
     """A value's kind and a short look at it, for messages."""
     kinds = {str: "text", list: "a list", dict: "an object", bool: "a truth value", type(None): "nothing"}
-    kind = kinds.get(type(value), "a number")
+    kind = kinds.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return kind if value is None else f"{kind} {shown if len(shown) <= 60 else shown[:57] + '...'}"
 

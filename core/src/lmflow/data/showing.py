@@ -13,6 +13,8 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 8
 """Tokens that may make up one character together; what is longer is no text."""
 NEWLINE = "↵"
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+"""Characters a terminal obeys instead of showing them, and their pictures: data must not repaint what is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
         start = end
 
 
+def visible(text: str) -> str:
+    """The text with pictures of what a terminal would obey."""
+    return text.translate(CONTROLS)
+
+
 def plain(pieces: Sequence[Piece]) -> str:
     """The text with « and » around what is trained, for where there is no colour."""
     parts, inside = [], False
@@ -61,7 +68,7 @@ def plain(pieces: Sequence[Piece]) -> str:
         if piece.trained != inside:
             parts.append("«" if piece.trained else "»")
             inside = piece.trained
-        parts.append(piece.text)
+        parts.append(visible(piece.text))
     return "".join(parts) + ("»" if inside else "")
 
 
