@@ -236,7 +236,9 @@ class Checker:
         fitted = [each for sequence in sequences for each in self._fitter.fit(sequence)]
         self.report.tokens = self._fitter.tokens
         self.report.trained_tokens = self._fitter.trained_tokens
-        if not fitted and sample.label is not False:  # an unwanted answer stands beside the messages
+        skipped = self._policy == "skip" and any(sequence.trained_tokens for sequence in sequences)
+        unwanted = sample.label is False  # its answer stands beside the messages
+        if not (fitted or skipped or unwanted):
             self._find("nothing_to_train", sample.source, "no token of it is trained")
         for sequence in sequences:
             self._measure(sequence)
