@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmflow.components import DataFormat
+from lmflow.data.checking import check_data
+from lmflow.data.converting import convert
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.data.json_array import iterate_array
 from lmflow.data.reading import load_dataset, read_samples
@@ -301,15 +303,26 @@ def test_the_line_of_a_fault_is_counted_across_blocks():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(
-    ["text", "messages", "prompt", "chosen", "rejected", "instruction", "output", "input", "tools"]
+NAMES = (
+    "text messages conversations prompt completion label chosen rejected system instruction output input history tools "
+    "value id"
 )
-ROW = st.dictionaries(FIELDS, JSON, max_size=4)
-GARBAGE = st.binary(max_size=200) | ROW.map(lambda row: json.dumps(row).encode()) | st.lists(ROW).map(as_lines)
+FIELDS = st.sampled_from(NAMES.split())
+TURN_KEYS = st.sampled_from(["role", "content", "from", "value", "tool_calls", "function_call", "name", "weight"])
+ROLES = st.sampled_from(["user", "assistant", "system", "tool", "function", "human", "gpt"])
+TURNS = st.lists(st.dictionaries(TURN_KEYS, ROLES | JSON, max_size=4), max_size=3)
+ROW = st.dictionaries(FIELDS, JSON | TURNS | st.text(max_size=5), max_size=5)
+CONTAINER = st.builds(lambda kind, rows: {"type": kind, "instances": rows}, JSON | st.sampled_from([*BY_NAME]), JSON)
+GARBAGE = (
+    st.binary(max_size=200)
+    | (ROW | CONTAINER | st.lists(ROW)).map(lambda value: json.dumps(value).encode())
+    | st.lists(ROW).map(lambda rows: b"\r\n".join(json.dumps(row).encode() for row in rows))
+    | st.binary(max_size=9).flatmap(lambda junk: ROW.map(lambda row: junk + b"\n" + json.dumps(row).encode()))
+)
 SUFFIXES = st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".jsonl.gz", ".json.zst"])
 
 
@@ -322,14 +335,17 @@ def outcome_of(read: Callable[[], Any]) -> Any:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(raw=GARBAGE, suffix=SUFFIXES, zipped=st.booleans(), cut=st.integers(0, 20), skip=st.booleans())
+@given(
+    raw=GARBAGE, suffix=SUFFIXES, zipped=st.booleans(), cut=st.integers(0, 20), skip=st.booleans(), disk=st.booleans()
+)
 def test_whatever_a_file_holds_is_samples_or_an_error(
-    raw: bytes, suffix: str, zipped: bool, cut: int, skip: bool, tmp_path: Path
+    raw: bytes, suffix: str, zipped: bool, cut: int, skip: bool, disk: bool, tmp_path: Path
 ):
     content = gzip.compress(raw) if zipped else raw
     path = tmp_path / f"fuzz{suffix}"
     path.write_bytes(content[: len(content) - cut])
-    data = Auto(path=str(path), validation=0, on_bad_record="skip" if skip else "error")
+    data = Auto(path=str(path), validation=0, on_bad_record="skip" if skip else "error", streaming=disk)
+    outcome_of(lambda: json.dumps(check_data(data, FORMATS, None).as_dict()))
     outcome = outcome_of(lambda: load_dataset(data, FORMATS, 0))
     if isinstance(outcome, DataError):
         assert "fuzz" in str(outcome)
@@ -351,3 +367,7 @@ def test_whatever_a_record_holds_is_a_sample_or_an_error(record: dict[str, Any],
         assert str(outcome).startswith("f:1: ")
     else:
         assert all(isinstance(turn.content, str) for turn in outcome.messages)
+        for kind in FORMATS:
+            converted = outcome_of(lambda kind=kind: list(convert([outcome], kind(), BY_NAME[name]())))
+            if not isinstance(converted, DataError):
+                json.dumps(converted[0].record, ensure_ascii=False).encode()
