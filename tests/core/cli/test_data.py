@@ -258,6 +258,20 @@ def test_a_mix_is_checked_with_its_validation_file(lmflow: Call, tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_files_of_one_name_are_told_apart_in_a_mix(streaming: str, lmflow: Call, tmp_path: Path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.jsonl", {"prompt": "q", "completion": "a"}, {"prompt": 3})
+    mix = f"{tmp_path / 'one' / 'train.jsonl'}=1,{tmp_path / 'two'}=1"
+    done = lmflow("data", "check", "--data.mix", mix, "--data.streaming", streaming, "--json")
+    assert [(each["kind"], each["source"], each["detail"]) for each in json.loads(done.out)["findings"]] == [
+        ("bad_record", f"{tmp_path}/one/train.jsonl:2", "prompt: expected text, found a number 3"),
+        ("bad_record", f"{tmp_path}/two/train.jsonl:2", "prompt: expected text, found a number 3"),
+        ("duplicate", f"{tmp_path}/two/train.jsonl:1", f"the same as {tmp_path}/one/train.jsonl:1"),
+    ]
+
+
 def test_only_what_says_the_same_is_a_duplicate(tmp_path: Path):
     other = {**CALL, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}
     assert findings([{"messages": [USER, CALL]}, {"messages": [USER, other]}], tmp_path) == {}

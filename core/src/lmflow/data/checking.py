@@ -147,7 +147,7 @@ def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: Lan
     Raises DataError where a file as a whole, or its format, cannot be read.
     """
     read = partial(scan_pool, shown=None)
-    pools = [read(place, formats) for place in places(data)]
+    pools = [read(place, formats, folder) for place, folder in places(data)]
     held = None if data.path is None and not data.mix else validation_pool(data, formats, read)
     checker = Checker(model, data)
     for pool in (*pools, *([held] if held else [])):

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from lmflow.components import DataFormat
 from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
 from lmflow.data.keys import key_of
 from lmflow.data.record_index import RecordIndex, SamplesOnDisk
-from lmflow.data.records import Record, fingerprint, iterate_records, size_of
+from lmflow.data.records import Record, files_of, fingerprint, iterate_records, size_of
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.errors import DataError
 
@@ -94,7 +95,7 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
 
 def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
     """Several places, each as often as its weight says; what is held out is not weighted."""
-    pools = [read_pool(place, formats) for place in places(data)]
+    pools = read_pools(data, formats)
     held = validation_pool(data, formats)
     parts = [split(pool.samples, held, data, seed) for pool in pools]
     weights = data.mix.items()
@@ -106,11 +107,30 @@ def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) 
     return Dataset(whole, heldout, pools[0].format, train_key(pools, data, seed)), summary
 
 
-def places(data: DataFormat) -> list[DataFormat]:
-    """The data's options for each place that its samples come from. Raises DataError where two options name them."""
-    if data.mix and data.path is not None:
+def places(data: DataFormat) -> list[tuple[DataFormat, str]]:
+    """The data's options for each place that its samples come from, and the folder to name with its records.
+
+    A folder is named where places of a mix have files of one name. Raises DataError where two options name the data.
+    """
+    if not data.mix:
+        return [(data, "")]
+    if data.path is not None:
         raise DataError("data.path and data.mix both name data; use one of them")
-    return [data.model_copy(update={"path": path, "mix": {}}) for path in data.mix] or [data]
+    files = {path: {file.name for file in files_of(path)} for path in data.mix}
+    found = Counter(name for names in files.values() for name in names)
+    return [
+        (
+            data.model_copy(update={"path": path, "mix": {}}),
+            folder_of(path) if any(found[name] > 1 for name in names) else "",
+        )
+        for path, names in files.items()
+    ]
+
+
+def folder_of(path: str) -> str:
+    """The folder that the files at `path` are in, as it goes before their names."""
+    place = Path(path)
+    return f"{place if place.is_dir() else place.parent}/"
 
 
 def train_key(pools: Sequence[Pool], data: DataFormat, seed: int) -> str:
@@ -152,7 +172,7 @@ def read_pools(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Po
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
     """
-    return [read_pool(place, formats) for place in places(data)]
+    return [read_pool(place, formats, folder) for place, folder in places(data)]
 
 
 def validation_pool(
@@ -166,25 +186,28 @@ def validation_pool(
     )
 
 
-def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Pool:
+def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "") -> Pool:
     """The samples of `data.path`; from large files they are read again whenever they are asked for.
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
     """
-    pool = scan_pool(data, formats)
+    pool = scan_pool(data, formats, folder)
     if pool.skipped and (data.on_bad_record == "error" or not len(pool.samples)):
         raise DataError(_bad_records(pool))
     return pool
 
 
-def scan_pool(data: DataFormat, formats: Sequence[type[DataFormat]], shown: int | None = SHOWN) -> Pool:
+def scan_pool(
+    data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "", shown: int | None = SHOWN
+) -> Pool:
     """All samples there are, and what is wrong with the other records: the first `shown` of them, or all.
 
-    Raises DataError where the file as a whole, or its format, cannot be read.
+    `folder` goes before the names of the files, which tells them from others of a mix. Raises DataError where the file as a
+    whole, or its format, cannot be read.
     """
     if data.path is None:
         return _embedded(data)[0]
-    found = renamed(iterate_records(data.path), data.columns)
+    found = renamed(placed(iterate_records(data.path), folder), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = look_at(found, data.path)
     chosen = resolve_format(data, formats, first)
@@ -261,6 +284,15 @@ def _bad_records(pool: Pool) -> str:
     count = f"{pool.skipped} of {pool.records} records do not fit format {pool.format.name}:\n"
     hint = "\nMend them (lmflow data check lists them all), or leave them out with --data.on_bad_record skip."
     return count + "\n".join(pool.problems) + more + hint
+
+
+def placed(records: Iterable[Record | DataError], folder: str) -> Iterator[Record | DataError]:
+    """The records with their folder before the name of their file."""
+    for record in records:
+        if isinstance(record, DataError):
+            yield DataError(f"{folder}{record}")
+        else:
+            yield replace(record, source=f"{folder}{record.source}") if folder else record
 
 
 def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -> Iterator[Record | DataError]:

@@ -100,9 +100,13 @@ def fingerprint(path: str | Path) -> str:
 
 def size_of(path: str | Path) -> int:
     """Bytes of all files at `path`; 0 for a data set on the hub."""
-    if not Path(path).exists() and is_hub_name(str(path)):
-        return 0
-    return sum(file.stat().st_size for file in data_files(Path(path)))
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The files at `path`; none for a data set on the hub."""
+    on_hub = not Path(path).exists() and is_hub_name(str(path))
+    return [] if on_hub else data_files(Path(path))
 
 
 def is_hub_name(path: str) -> bool:
