@@ -240,6 +240,17 @@ def test_a_bad_record_is_placed_whatever_its_container(lmflow: Call, tmp_path: P
         ] == [(f"{place}2", name, None, 2, "prompt"), (f"{place}3", name, None, 3, None)]
 
 
+def test_a_file_without_one_good_record_is_reported_whole(lmflow: Call, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": \n\xff\n[1]\n')
+    done = lmflow("data", "check", tmp_path / "a.jsonl", "--json")
+    report = json.loads(done.out)
+    assert (done.code, report["samples"], [each["line"] for each in report["findings"]]) == (1, 0, [1, 2, 3])
+    assert report["wasteful"] == ["3 records that cannot be used", "no sample at all"]
+    (tmp_path / "b.jsonl").write_bytes(b"\n")
+    done = lmflow("data", "check", tmp_path / "b.jsonl", "--json")
+    assert (done.code, "b.jsonl holds no record" in done.err) == (2, True)
+
+
 def test_a_mix_is_checked_with_its_validation_file(lmflow: Call, tmp_path: Path):
     mix = (
         write(tmp_path / "a.jsonl", *[{"prompt": f"a{i}", "completion": "x"} for i in range(5)]),

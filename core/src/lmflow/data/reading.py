@@ -202,14 +202,16 @@ def scan_pool(
 ) -> Pool:
     """All samples there are, and what is wrong with the other records: the first `shown` of them, or all.
 
-    `folder` goes before the names of the files, which tells them from others of a mix. Raises DataError where the file as a
-    whole, or its format, cannot be read.
+    `folder` goes before the names of the files, which tells them from others of a mix. Raises DataError where the file
+    as a whole, or its format, cannot be read.
     """
     if data.path is None:
         return _embedded(data)[0]
     found = renamed(placed(iterate_records(data.path), folder), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
-    first, records = look_at(found, data.path)
+    first, records = look_at(found)
+    if not first:
+        return _unusable(data, [str(each) for each in records if isinstance(each, DataError)], shown)
     chosen = resolve_format(data, formats, first)
     alike = likeness(chosen, formats) if isinstance(data, Auto) else None
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
@@ -225,8 +227,8 @@ def scan_pool(
     return pool
 
 
-def look_at(found: Iterator[Record | DataError], path: str) -> tuple[list[Record], Iterator[Record | DataError]]:
-    """The first good records, and all of them from the first on. Raises DataError where there is none."""
+def look_at(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:
+    """The first good records, none if there is none, and everything from the first on."""
     seen: list[Record | DataError] = []
     good: list[Record] = []
     for each in found:
@@ -234,9 +236,15 @@ def look_at(found: Iterator[Record | DataError], path: str) -> tuple[list[Record
         good += [each] if isinstance(each, Record) else []
         if len(good) == LOOKED_AT:
             break
-    if not good:
-        raise next((each for each in seen if isinstance(each, DataError)), DataError(f"{path} holds no record."))
     return good, chain(seen, found)
+
+
+def _unusable(data: DataFormat, problems: list[str], shown: int | None) -> Pool:
+    """A pool without samples where all problems are wanted. Raises DataError with the first where they are not."""
+    if shown is not None or not problems:
+        raise DataError(problems[0] if problems else f"{data.path} holds no record.")
+    count = len(problems)
+    return Pool(data, [], fingerprint(str(data.path)), count, count, problems, shown=shown)
 
 
 def likeness(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:
