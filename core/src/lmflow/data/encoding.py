@@ -6,7 +6,6 @@ import heapq
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +60,6 @@ def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> I
             yield from sequences
 
 
-@cache
 def code(model: type[LanguageModel]) -> tuple[str, ...]:
     """What makes tokens of records, to the letter: what another version of it made is not used."""
     package = Path(__file__).parent  # whole, as records become samples and sequences are cut there too
