@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from lmflow.errors import LmflowError
 from lmflow.models import LanguageModel
-from lmflow.vocabulary import add_tokens, learn_merges, learn_pieces, merged, words_of
+from lmflow.vocabulary import (
+    add_tokens,
+    learn_merges,
+    learn_pieces,
+    merged,
+    parts_of,
+    unknown_characters,
+    words_of,
+)
 
 
 @pytest.fixture
@@ -97,6 +107,51 @@ def test_rows_begin_as_means_and_old_texts_are_as_before(
     with torch.no_grad():
         after = module(ids).logits
     torch.testing.assert_close(after[..., : before.shape[-1]], before)
+
+
+@pytest.fixture
+def sentencepiece() -> Any:
+    """A tokenizer as Llama 2's: no pre-tokenizer, a mark for the space, bytes for what is not in the vocabulary."""
+    letters = [chr(code) for code in range(97, 123)]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters, ".", "th", "the"]
+    inner = Tokenizer(
+        models.BPE(
+            {piece: number for number, piece in enumerate(pieces)},
+            [("t", "h"), ("th", "e")],
+            byte_fallback=True,
+            unk_token="<unk>",
+            fuse_unk=True,
+        )
+    )
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_sentencepiece_learns_no_piece_of_two_words_and_whole_characters(
+    sentencepiece: Any, make_llama: Callable[..., Any]
+):
+    """Joined byte tokens would be decoded as the text `<0xE6><0x95>…`."""
+    texts = ["the fox of the sea.\nthe fox 数据库 é.", "the fox of the 数据.\n\n"] * 3
+    old = copy.deepcopy(sentencepiece)
+    made = learn_pieces(LanguageModel(make_llama(len(old)), sentencepiece, "made here"), texts, 30)
+    tokenizer = made.model.tokenizer
+    assert {"数", "据", "库", "é", "▁fox", "▁the"} <= made.added.keys()
+    assert not [piece for piece in made.added if "<0x" in piece or "." in piece.strip(".") or "▁" in piece[1:]]
+    assert made.added["数"] == tuple(old.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "数".encode()]))
+    for text in [*texts, "quite other words: 漢字, 数学\n and  spaces"]:
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert tokenizer.tokenize("\n漢") == old.tokenize("\n漢")
+    assert tokenizer.tokenize("the fox 数") == ["▁the", "▁fox", "▁数"]
+    assert len(tokenizer.tokenize("数据库")) == 1
+
+
+def test_characters_that_are_too_rare_keep_their_bytes():
+    words = {("▁", "数", "x", "x"): 2, ("据", "x", "x"): 1}
+    assert unknown_characters(words, {"▁": 0, "x": 1}, 5) == ["数"]
+    assert unknown_characters(words, {"▁": 0, "x": 1}, 0) == []
+    assert parts_of(words, {"▁", "x"}) == {("▁",): 2, ("x", "x"): 3}
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -2,17 +2,20 @@
 
 Pieces are learnt as byte-pair encoding goes on (Sennrich et al., 2016, arXiv 1508.07909): the corpus is cut by the old
 tokenizer, and again and again the most frequent pair becomes a piece. The new merges come after all old ones: text is
-cut as before wherever no new piece applies, and no old token is lost.
+cut as before wherever no new piece applies, and no old token is lost. A tokenizer that has bytes for the characters it
+does not know, as SentencePiece's do, first gets those characters of the corpus.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +26,11 @@ from lmflow.errors import LmflowError
 from lmflow.models import LanguageModel
 
 TOKENIZER = "tokenizer.json"
+UNCUT = ("NoneType", "Metaspace")
+"""Kinds of pre-tokenizer that leave words together, as SentencePiece's tokenizers have them."""
+SPACE = "▁"
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Pieces for the bytes of characters that are not in the vocabulary."""
 Pair = tuple[str, str]
 
 
@@ -64,12 +72,16 @@ def learn_pieces(model: LanguageModel, texts: Iterable[str], count: int) -> Exte
                 f"Pieces are learnt for byte-pair encodings, and the tokenizer of {model.source} is {kind}. Name "
                 "tokens to add instead."
             )
-        merges = learn_merges(words_of(model.tokenizer, texts), count, stored["model"]["vocab"].keys())
-        if not merges:
+        vocabulary = stored["model"]["vocab"]
+        words = words_of(model.tokenizer, texts)
+        characters = unknown_characters(words, vocabulary, count)
+        known = {*vocabulary, *characters}
+        merges = learn_merges(parts_of(words, known), count - len(characters), known)
+        if not characters and not merges:
             raise LmflowError("The corpus has no pair of pieces that occurs twice, so there is nothing to learn.")
-        pieces = _old_pieces(merges, stored["model"]["vocab"])
-        for number, pair in enumerate(merges, len(model.tokenizer)):
-            stored["model"]["vocab"]["".join(pair)] = number
+        pieces = _old_pieces(characters, merges, vocabulary)
+        for number, piece in enumerate(pieces, len(model.tokenizer)):
+            vocabulary[piece] = number
         as_lists = not stored["model"]["merges"] or isinstance(stored["model"]["merges"][0], list)
         stored["model"]["merges"] += [list(pair) if as_lists else " ".join(pair) for pair in merges]
         file.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
@@ -78,26 +90,75 @@ def learn_pieces(model: LanguageModel, texts: Iterable[str], count: int) -> Exte
 
 
 def words_of(tokenizer: Any, texts: Iterable[str]) -> Counter[tuple[str, ...]]:
-    """How often each word of the texts occurs, as the pieces the tokenizer cuts it into."""
+    """How often each word of the texts occurs, as the pieces the tokenizer cuts it into.
+
+    A character that it has only as bytes is one piece.
+    """
     backend = tokenizer.backend_tokenizer
     special = set(tokenizer.all_special_tokens)
+    cuts_words = type(backend.pre_tokenizer).__name__ not in UNCUT
+    fallback = getattr(backend.model, "byte_fallback", False)
     counts: Counter[tuple[str, ...]] = Counter()
     for text in texts:
         found = backend.encode(text, add_special_tokens=False)
+        numbered = zip(found.tokens, found.word_ids, strict=True)
         word: list[str] = []
         previous = None
-        for token, number in zip(found.tokens, found.word_ids, strict=True):
-            if number != previous and word:
+        for piece, number in _with_characters(numbered) if fallback else numbered:
+            begins = number != previous or not (cuts_words or _same_word(word, piece))
+            if begins and word:
                 counts[tuple(word)] += 1
                 word = []
-            if token in special or number is None:
-                previous = number
-                continue
-            word.append(token)
             previous = number
+            if piece not in special and number is not None:
+                word.append(piece)
         if word:
             counts[tuple(word)] += 1
     return counts
+
+
+def unknown_characters(words: Mapping[tuple[str, ...], int], vocabulary: Mapping[str, int], count: int) -> list[str]:
+    """Up to `count` characters the vocabulary has only as bytes, the most frequent first, each occurring twice."""
+    found: Counter[str] = Counter()
+    for word, times in words.items():
+        for piece in word:
+            if piece not in vocabulary:
+                found[piece] += times
+    return [piece for piece, times in sorted(found.items(), key=lambda item: (-item[1], item[0])) if times > 1][:count]
+
+
+def parts_of(words: Mapping[tuple[str, ...], int], known: Collection[str]) -> Counter[tuple[str, ...]]:
+    """The words, cut at each piece that is not among those known, which can be part of none."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for word, times in words.items():
+        for is_known, part in groupby(word, known.__contains__):
+            if is_known:
+                counts[tuple(part)] += times
+    return counts
+
+
+def _with_characters(pieces: Iterable[tuple[str, int | None]]) -> Iterator[tuple[str, int | None]]:
+    """The pieces with each character of several bytes, which stands as a piece a byte, put together."""
+    for is_byte, some in groupby(pieces, lambda each: bool(BYTE.fullmatch(each[0]))):
+        if not is_byte:
+            yield from some
+            continue
+        run = list(some)
+        text = bytes(int(piece[3:5], 16) for piece, _ in run).decode("utf-8", "replace")
+        for character in text:
+            # Of one byte, it is one token already: another for it would cut other texts anew.
+            yield (f"<0x{ord(character):02X}>" if character.isascii() else character), run[0][1]
+
+
+def _same_word(word: Sequence[str], piece: str) -> bool:
+    """Whether a piece goes on with the word, in a text that the tokenizer takes as one: SentencePiece's rules."""
+    if not word or piece.startswith(SPACE) or BYTE.fullmatch(piece) or BYTE.fullmatch(word[-1]):
+        return False
+    return word[-1].endswith(SPACE) or _is_letter(word[-1][-1]) == _is_letter(piece[0])
+
+
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def learn_merges(words: Mapping[tuple[str, ...], int], count: int, known: Iterable[str]) -> list[Pair]:
@@ -152,9 +213,11 @@ def merged(word: Sequence[str], pair: Pair) -> list[str]:
     return result
 
 
-def _old_pieces(merges: Sequence[Pair], vocabulary: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _old_pieces(
+    characters: Sequence[str], merges: Sequence[Pair], vocabulary: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
     """The old tokens each new piece is made of."""
-    made: dict[str, tuple[int, ...]] = {}
+    made = {each: tuple(vocabulary[f"<0x{byte:02X}>"] for byte in each.encode()) for each in characters}
     for pair in merges:
         parts = (made[piece] if piece in made else (vocabulary[piece],) for piece in pair)
         made["".join(pair)] = tuple(number for part in parts for number in part)

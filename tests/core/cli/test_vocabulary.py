@@ -28,5 +28,7 @@ def test_extended_trained_saved_and_loaded(lmflow: Callable[..., Any], model_dir
     assert again.module.get_input_embeddings().weight.shape[0] == len(again.tokenizer)  # type: ignore[operator]
     done = lmflow("vocabulary", model_directory, "--output", tmp_path / "wide", "--add", "<x>")
     assert (done.code, "exists" in done.err) == (2, True)
+    done = lmflow("vocabulary", model_directory, "--output", tmp_path / "marked", "--add", "<x>", "--special")
+    assert (done.code, "1 token added: '<x>'" in done.err) == (0, True)
     done = lmflow("vocabulary", model_directory, "--output", tmp_path / "other")
     assert (done.code, "--add and --corpus: give one of them" in done.err) == (2, True)

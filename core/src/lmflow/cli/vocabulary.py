@@ -47,10 +47,10 @@ def command(
     made = add_tokens(loaded, add, special=special) if add else learn_pieces(loaded, texts, pieces)
     made.model.save(output)
     sys.stdout.write(f"{output}\n")
-    shown = ", ".join(
-        repr(made.model.decode([made.model.tokenizer.convert_tokens_to_ids(t)])) for t in list(made.added)[:8]
-    )
-    sys.stderr.write(f"{len(made.added):,} tokens added: {shown}{', …' if len(made.added) > 8 else ''}\n")
+    ids = made.model.tokenizer.convert_tokens_to_ids(list(made.added)[:8])
+    shown = ", ".join(repr(made.model.tokenizer.decode([each])) for each in ids)
+    tokens = "1 token" if len(made.added) == 1 else f"{len(made.added):,} tokens"
+    sys.stderr.write(f"{tokens} added: {shown}{', …' if len(made.added) > 8 else ''}\n")
     if texts:
         after = sum(len(made.model.tokenizer(text)["input_ids"]) for text in texts)
         sys.stderr.write(f"the corpus takes {after:,} tokens instead of {before:,} ({after / before:.0%})\n")
