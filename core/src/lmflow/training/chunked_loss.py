@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lmflow.training.liger import liger_nll
+
 CHUNK_BYTES = 32 * 2**20
 """Memory of one chunk of logits, in float32; two such buffers live at a time."""
 
@@ -67,8 +69,14 @@ def chunked_nll(
     transform: LogitTransform = IDENTITY,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """-sum of `chunked_logprobs`, a scalar. Cheaper: the gradient is made with the loss, from the same logits."""
+    """-sum of `chunked_logprobs`, a scalar. Cheaper: the gradient is made with the loss, from the same logits.
+
+    On a GPU it is Liger's kernel that makes them, where that is installed and the logits are used as they are.
+    """
     inputs = _in_one_format(hidden, weight, bias)
+    kernel = liger_nll() if hidden.is_cuda and transform == IDENTITY else None
+    if kernel is not None:
+        return kernel(*inputs, targets)
     loss: Tensor = _Nll.apply(*inputs, targets, transform, chunk_bytes)
     return loss
 
