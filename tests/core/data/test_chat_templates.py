@@ -254,6 +254,17 @@ def test_a_file_or_the_nearest_name(tmp_path: Path, tokenizer_with: Any):
         chat_template("llama_3")
 
 
+def test_files_that_are_no_templates(tmp_path: Path, tokenizer_with: Any):
+    (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match=r"data\.template: .*bytes\.jinja cannot be read: 'utf-8' codec"):
+        chat_template(str(tmp_path / "bytes.jinja"))
+    for mark in ("", "{% generation %}{% endgeneration %}"):  # rendered by other ways
+        (tmp_path / "half.jinja").write_text(f"{mark}\n{{% for m in messages %}}{{{{ m['content']")
+        tokenizer = tokenizer_with(str(tmp_path / "half.jinja"))
+        with pytest.raises(DataError, match=r"^The chat template is not valid Jinja: line 2: unexpected end"):
+            encode_sample(tokenizer, Sample((HI, HELLO), source="d:1"), end_ids=[0])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_odd_dialogues_are_tokenised_or_refused(name: str, tokenizer_with: Any):
     """Nothing but a DataError, whoever speaks when; and an empty answer still teaches to stop."""

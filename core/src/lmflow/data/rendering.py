@@ -95,7 +95,11 @@ def as_dict(turn: Message) -> dict[str, Any]:
 
 
 def refused(sample: Sample, messages: Sequence[Message], error: Exception) -> DataError:
-    """The error for messages that a template does not take."""
+    """The error for messages that a template does not take, or for a template that is not one."""
+    from jinja2 import TemplateSyntaxError
+
+    if isinstance(error, TemplateSyntaxError):
+        return DataError(f"The chat template is not valid Jinja: line {error.lineno}: {error.message}")
     roles = ", ".join(turn.role for turn in messages)
     return DataError(f"{sample.source}: the model's chat template refuses the roles {roles}: {error}")
 

@@ -51,7 +51,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 
 def chat_template(name: str) -> str:
-    """The Jinja text of a preset or of a file. Raises RecipeError, with the nearest names, where there is neither."""
+    """The Jinja text of a preset or of a file. Raises RecipeError where there is neither, or the file is no text."""
     if name in PRESETS:
         file, values = PRESETS[name]
         text = files(__name__).joinpath(f"{file}.jinja").read_text(encoding="utf-8")
@@ -59,7 +59,10 @@ def chat_template(name: str) -> str:
         return given + text.rstrip("\n")
     path = Path(name).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError([f"data.template: {name} cannot be read: {error}"]) from error
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; templates by name are {', '.join(PRESETS)}"
     raise RecipeError([f"data.template: {name} is neither a file nor a template by name{hint}"])
