@@ -11,6 +11,7 @@ from pydantic import Field
 
 from lmflow.components import Model
 from lmflow.errors import LmflowError, RecipeError
+from lmflow.hub import hub_is_out_of_reach, is_kept_from_hub
 
 if TYPE_CHECKING:
     from lmflow.components import Context
@@ -40,7 +41,9 @@ class Pretrained(Model):
     @property
     def _settings(self) -> dict[str, Any]:
         """What weights, configuration and tokenizer are all loaded with."""
-        return {"trust_remote_code": self.trust_remote_code, **({"revision": self.revision} if self.revision else {})}
+        revision = {"revision": self.revision} if self.revision else {}
+        kept_only = {"local_files_only": True} if asks_hub(self.path) and hub_is_out_of_reach() else {}
+        return {"trust_remote_code": self.trust_remote_code, **revision, **kept_only}
 
     def outline(self, context: Context | None = None) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
@@ -109,12 +112,25 @@ def assemble(module: Any, tokenizer: Any, source: str) -> LanguageModel:
     return model
 
 
+def asks_hub(path: str) -> bool:
+    """Whether `path` is a name on the hub, OWNER/NAME, rather than a place on this machine."""
+    there = Path(path).expanduser().exists()
+    return not there and not path.startswith((".", "/", "~")) and path.count("/") == 1
+
+
 def check_path(path: str) -> None:
-    """Raise RecipeError when `path` looks like a place on this machine and nothing is there."""
+    """Raise RecipeError when `path` looks like a place on this machine and nothing is there.
+
+    A name on the hub is refused where the hub is out of reach and the model was not fetched before.
+    """
     place = Path(path).expanduser()
-    if place.exists() or not (path.startswith((".", "/", "~")) or path.count("/") != 1):
+    if place.exists():
         if place.is_dir() and not (place / "config.json").is_file():
             raise RecipeError([f"model.path: {path} is a directory without config.json, so it holds no model"])
+        return
+    if asks_hub(path):
+        if hub_is_out_of_reach() and not is_kept_from_hub(path, "config.json"):
+            raise RecipeError([f"model.path: {path} does not exist here, and the model hub is out of reach"])
         return
     siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
     near = difflib.get_close_matches(place.name, siblings, n=1)

@@ -17,6 +17,7 @@ from typing import IO, Any, TypeVar, cast
 from lmflow.data.json_array import iterate_array
 from lmflow.data.records import Record, describe, ending
 from lmflow.errors import DataError
+from lmflow.hub import hub_is_out_of_reach
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -286,6 +287,8 @@ def _arrow(file: Path) -> Iterator[Any]:
 
 def iterate_hub(name: str) -> Found:
     """The training part of a data set on the hub, read as it arrives."""
+    if hub_is_out_of_reach():
+        raise DataError(f"{name} does not exist here, and the hub is out of reach")
     try:
         from datasets import load_dataset
     except ImportError:

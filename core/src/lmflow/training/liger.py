@@ -1,7 +1,7 @@
 """The loss by Liger's kernel (Hsu et al., 2024, arXiv 2410.10989), where `liger-kernel` is installed.
 
-It does what `lmflow.training.chunked_loss` does, with the softmax and the gradient of a chunk in one pass over its logits,
-and is written in Triton, so it serves GPUs alone.
+It does what `lmflow.training.chunked_loss` does, with the softmax and the gradient of a chunk in one pass over its
+logits, and is written in Triton, so it serves GPUs alone.
 """
 
 from __future__ import annotations
