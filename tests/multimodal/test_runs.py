@@ -88,6 +88,17 @@ def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
     assert merged.encode_prompt(Sample((Message("user", "<image>", ("red.png",)),))).extras
 
 
+def test_real_photographs_are_learnt_from(place: Path, shared_data: Path):
+    parts = ("--model.language_model", "DIR", "--model.tower", "tower.json", "--model.checkpoint", "random")
+    data = ("--data.path", str(shared_data / "mllm_demo.json"))
+    call("run", "--model", "vision-language", *parts, "--tuner", "projector", *SHORT[:-2], *data, "--output", "photos")
+    record = json.loads((place / "photos" / "run.json").read_text())
+    assert (record["data"]["format"], record["data"]["records"]) == ("image_messages", 6)
+    losses = [json.loads(line)["loss"] for line in (place / "photos" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+
+
 def test_the_documented_recipes_resolve(place: Path):
     blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
     found = []

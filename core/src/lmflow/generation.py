@@ -60,10 +60,16 @@ def marked(text: str, images: Sequence[str], source: str) -> str:
     return f"{IMAGE_MARK * len(images)}\n{text}"
 
 
-def read_prompts(data: DataFormat, formats: Sequence[type[DataFormat]], framing: Framing) -> list[Sample]:
+def read_prompts(
+    data: DataFormat,
+    formats: Sequence[type[DataFormat]],
+    framing: Framing,
+    note: Callable[[str], None] | None = None,
+) -> list[Sample]:
     """The prompts of the records `data` describes; of a .txt file, each line that is not blank.
 
-    A record's own answer stays in its last message. Raises DataError for records no format recognises.
+    A record's own answer stays in its last message. `note` is told of records that `data.on_bad_record` says to skip.
+    Raises DataError for records no format recognises.
     """
     if data.name == "auto" and data.path is not None and is_text_file(Path(data.path)):
         return [
@@ -72,7 +78,7 @@ def read_prompts(data: DataFormat, formats: Sequence[type[DataFormat]], framing:
             for number, line in enumerate(record.fields["text"].splitlines(), 1)
             if line.strip()
         ][: data.limit]
-    return [frame(sample, framing) for sample in read_samples(data, formats)]
+    return [frame(sample, framing) for sample in read_samples(data, formats, note)]
 
 
 def is_text_file(path: Path) -> bool:

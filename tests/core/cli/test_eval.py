@@ -51,6 +51,17 @@ def test_sliding_window_is_an_option(evaluate: Call, text: Path) -> None:
     assert metrics("--evaluator.window", 32, "--evaluator.stride", 32) == apart
 
 
+def test_what_is_skipped_is_told(evaluate: Call, records: Path) -> None:
+    records.write_text(records.read_text() + '{"prompt": 7, "answer": "seven"}\n')
+    assert evaluate("--evaluator", "nll", "--data.path", records).code == 2
+    skip = ("--evaluator", "nll", "--data.path", records, "--data.on_bad_record", "skip")
+    told = "1 that cannot be used skipped, such as records.jsonl:6: prompt"
+    assert told in evaluate(*skip).err
+    result = json.loads(evaluate(*skip, "--json").out)
+    assert result["records"] == 5
+    assert result["notes"][0].startswith(told)
+
+
 def test_json_is_all_there_is(evaluate: Call, records: Path) -> None:
     done = evaluate("--evaluator", "nll", "--data.path", records, "--json")
     result = json.loads(done.out)

@@ -57,6 +57,15 @@ def test_standard_input_is_one_prompt(generate: Call) -> None:
     assert records(again.out)[0]["completions"] == records(piped.out)[0]["completions"]
 
 
+def test_what_is_skipped_is_told(generate: Call, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"prompt": "the fox"}\n{"prompt": 7}\n')
+    assert generate("--input", file).code == 2
+    done = generate("--input", file, "--data.on_bad_record", "skip", "--quiet")
+    assert len(records(done.out)) == 1
+    assert done.err.startswith("1 that cannot be used skipped, such as asked.jsonl:2: prompt")
+
+
 def test_seed_and_options_reach_the_inferencer(generate: Call) -> None:
     def text(*options: object) -> Any:
         return records(generate("--prompt", "the fox", "--quiet", *options).out)[0]["completions"]

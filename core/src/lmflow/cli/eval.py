@@ -86,8 +86,8 @@ def start(
     if output is not None:
         check_directory(output, overwrite=overwrite)
     evaluator: Evaluator = parts["evaluator"]
-    samples = read_samples(parts["data"], plugins.classes("data")) if evaluator.reads_data else []
     journal = Journal(None, plugins.emit, display)
+    samples = read_samples(parts["data"], plugins.classes("data"), journal.note) if evaluator.reads_data else []
     with journal.phase(f"loading model {parts['model'].name}"):
         model = open_model(parts["model"], parts["context"], parts["compute"])
     with journal.listening():
@@ -96,7 +96,7 @@ def start(
         slot: parts[slot] and {"name": parts[slot].name, **parts[slot].model_dump(mode="json", exclude=unused(slot))}
         for slot in ("model", "context", "data", "inferencer")
     }
-    record = {**record, **described}
+    record = {**record, **described, "notes": list(journal.notes)}
     written: list[Path] = []
     if output is not None:
         written = write_evaluation(output, record, evaluation, evaluator)

@@ -232,10 +232,15 @@ def gather(parts: dict[str, Any], plugins: Plugins, wish: Wish) -> list[Sample]:
     if parts["data"] is not None:
         if wish.prompt is not None:
             raise RecipeError(["--prompt: given beside --data; give one of them"])
-        return read_prompts(parts["data"], plugins.classes("data"), framing)
+        return read_prompts(parts["data"], plugins.classes("data"), framing, tell)
     if wish.prompt is not None:
         return [prompt_sample(wish.prompt, framing, wish.images)]
     return [prompt_sample(read_standard_input(), framing, wish.images, "standard input")]
+
+
+def tell(text: str) -> None:
+    """Say what the user should know before any progress is shown."""
+    sys.stderr.write(f"{text}\n")
 
 
 def read_standard_input() -> str:

@@ -56,7 +56,7 @@ class DataSummary:
             f"{self.records:,} {what} read as {self.format}{how}; {self.train:,} train, {self.heldout:,} are held out"
         )
         if self.skipped:
-            text += f"\n  {self.skipped:,} that cannot be used skipped, such as {self.problems[0]}"
+            text += f"\n  {_skipped(self.skipped, self.problems[0])}"
         return text
 
 
@@ -73,6 +73,11 @@ class Pool:
     fields: tuple[str, ...] = ()
     shown: int | None = SHOWN
     """How many problems are kept; None for all."""
+
+
+def _skipped(count: int, problem: str) -> str:
+    """That records were left out, and why one of them was."""
+    return f"{count:,} that cannot be used skipped, such as {problem}"
 
 
 def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
@@ -156,14 +161,18 @@ def _summary(data: DataFormat, pools: Sequence[Pool], held: Pool | None, train: 
     )
 
 
-def read_samples(data: DataFormat, formats: Sequence[type[DataFormat]]) -> Sequence[Sample]:
+def read_samples(
+    data: DataFormat, formats: Sequence[type[DataFormat]], note: Callable[[str], None] | None = None
+) -> Sequence[Sample]:
     """Every record `data` describes, none held out; without a path, the held-out part of what the format brings.
 
-    Raises DataError with the first malformed records.
+    `note` is told of records that `data.on_bad_record` says to skip. Raises DataError with the first malformed records.
     """
     if data.path is None and not data.mix:
         return _embedded(data)[1][: data.limit]
     pools = read_pools(data, formats)
+    if note is not None and (skipped := sum(pool.skipped for pool in pools)):
+        note(_skipped(skipped, next(pool.problems[0] for pool in pools if pool.problems)))
     return pools[0].samples if len(pools) == 1 else Concatenated([pool.samples for pool in pools])
 
 
