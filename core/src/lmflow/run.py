@@ -232,7 +232,7 @@ class Run:
                 lambda: load_dataset(self.recipe.data, formats, self.recipe.training.seed)
             )
         self.record["data"] = asdict(summary)
-        if summary.recognised or summary.skipped:
+        if summary.recognised or summary.skipped or summary.unread:
             self.journal.note(summary.describe())
         return data
 

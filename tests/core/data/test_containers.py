@@ -133,6 +133,18 @@ def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
         load_dataset(Auto(path=str(tmp_path / "b.jsonl"), on_bad_record="skip"), FORMATS, 0)
 
 
+def test_folders_in_a_folder_are_told_of(tmp_path: Path):
+    write = "".join(json.dumps({"prompt": str(n), "completion": "yes"}) + "\n" for n in range(3))
+    (tmp_path / "all" / "eval").mkdir(parents=True)
+    (tmp_path / "all" / "pictures").mkdir()
+    (tmp_path / "all" / "pictures" / "1.jpg").write_bytes(b"")
+    for place in ("all/train.jsonl", "all/eval/eval.jsonl"):
+        (tmp_path / place).write_text(write)
+    _, summary = load_dataset(Auto(path=str(tmp_path / "all"), validation=0.0), FORMATS, seed=0)
+    assert (summary.records, summary.unread) == (3, ("eval",))
+    assert summary.describe().endswith("not read: eval/; folders in a folder never are")
+
+
 def test_what_is_left_out_of_a_validation_file_is_counted(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(as_lines([{"prompt": "a"}, {"prompt": "b"}]))
     (tmp_path / "held.jsonl").write_bytes(as_lines([{"prompt": "c"}, {"prompt": 3}]))

@@ -18,7 +18,7 @@ from lmflow.components import DataFormat
 from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
 from lmflow.data.keys import key_of
 from lmflow.data.record_index import RecordIndex, SamplesOnDisk
-from lmflow.data.records import Record, files_of, fingerprint, iterate_records, size_of
+from lmflow.data.records import Record, files_of, fingerprint, iterate_records, size_of, unread_folders
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.errors import DataError
 
@@ -46,6 +46,8 @@ class DataSummary:
     """Fields of the first record."""
     recognised: bool = False
     """Whether the format was found by looking at the records."""
+    unread: tuple[str, ...] = ()
+    """Folders in the directory that hold data too, and were not looked into."""
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
@@ -57,6 +59,8 @@ class DataSummary:
         )
         if self.skipped:
             text += f"\n  {_skipped(self.skipped, self.problems[0])}"
+        if self.unread:
+            text += f"\n  not read: {', '.join(f'{name}/' for name in self.unread)}; folders in a folder never are"
         return text
 
 
@@ -158,6 +162,7 @@ def _summary(data: DataFormat, pools: Sequence[Pool], held: Pool | None, train: 
         problems=tuple(problem for pool in everything for problem in pool.problems)[:SHOWN],
         fields=pools[0].fields,
         recognised=isinstance(data, Auto) and len({pool.format.name for pool in pools}) == 1,
+        unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
 
 

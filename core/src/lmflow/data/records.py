@@ -109,6 +109,15 @@ def files_of(path: str | Path) -> list[Path]:
     return [] if on_hub else data_files(Path(path))
 
 
+def unread_folders(path: str | Path) -> list[str]:
+    """Names of the folders directly in the directory at `path` that hold data files too: they are not looked into."""
+    place = Path(path)
+    if not place.is_dir() or (place / "dataset_dict.json").is_file():
+        return []
+    folders = sorted(each for each in place.iterdir() if each.is_dir() and not each.name.startswith("."))
+    return [folder.name for folder in folders if any(ending(each) in ENDINGS for each in folder.glob("*.*"))]
+
+
 def is_hub_name(path: str) -> bool:
     """Whether `path` looks like OWNER/NAME on the hub rather than a place on this machine."""
     owner, slash, name = path.partition("/")
