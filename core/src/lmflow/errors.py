@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Mapping, Sequence
+
+DISK_FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
+NO_MEMORY = {errno.ENOMEM: "Cannot allocate memory"}
+MEMORY_WORDS = ("DefaultCPUAllocator", "can't start new thread")
+"""What plain RuntimeErrors of too little main memory speak of: torch's, and Python's, which has no room for a stack."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a file could not be written for want of space; safetensors says it in words alone."""
+    return _says(error, DISK_FULL)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, that of the machine or of a GPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in MEMORY_WORDS) or _says(error, NO_MEMORY)
+
+
+def _says(error: BaseException, reasons: Mapping[int, str]) -> bool:
+    """Whether an error has one of these numbers, or the words for it."""
+    if isinstance(error, OSError):
+        return error.errno in reasons
+    return any(words in str(error) for words in reasons.values())
 
 
 class LmflowError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import resource
 import time
@@ -15,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmflow import __version__
-from lmflow.errors import Interrupted, LmflowError, LostContact, RunDirectoryError, TrainingError, UnforeseeableError
+from lmflow.errors import (
+    Interrupted,
+    LmflowError,
+    LostContact,
+    RunDirectoryError,
+    TrainingError,
+    UnforeseeableError,
+    is_disk_full,
+)
 from lmflow.journal import Journal
 from lmflow.journal_display import Display
 from lmflow.launching.group import Group
@@ -138,9 +145,9 @@ class Run:
             raise Interrupted(2, self.how_to_resume()) from error
         except BaseException as error:
             self.finish("failed", f"{type(error).__name__}: {error}")
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if is_disk_full(error):
                 raise LmflowError(
-                    f"The disk is full: {error.filename or self.directory.path} could not be written. What was "
+                    f"The disk is full: {getattr(error, 'filename', None) or self.directory.path} could not be written. What was "
                     f"finished before is kept; free some space and continue with {self.resume_command()}"
                 ) from error
             if is_lost_contact(error):

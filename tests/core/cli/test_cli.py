@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 LMFLOW = str(Path(sys.executable).with_name("lmflow"))
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy")
@@ -171,7 +172,20 @@ def test_unexpected_errors_are_short_and_debug_shows_all(
 
 @pytest.mark.parametrize(
     ("error", "code", "expected"),
-    [(MemoryError(), 1, "micro_batch_size"), (OSError(28, "No space left", "x.bin"), 1, "disk is full: x.bin")],
+    [
+        (MemoryError(), 1, "micro_batch_size"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate"),
+            1,
+            "micro_batch_size",
+        ),
+        (RuntimeError("can't start new thread"), 1, "not enough memory"),
+        (OSError(12, "Cannot allocate memory"), 1, "not enough memory"),
+        (OSError(28, "No space left", "x.bin"), 1, "disk is full: x.bin"),
+        (OSError(122, "Disk quota exceeded", "x.bin"), 1, "disk is full: x.bin"),
+        # Seen on a full tmpfs: safetensors tells of it in words alone.
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "disk is full: a file"),
+    ],
 )
 def test_memory_and_disk(error: Exception, code: int, expected: str, capsys: pytest.CaptureFixture[str]):
     from lmflow.cli import report_error

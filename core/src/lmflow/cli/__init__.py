@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import logging
 import os
 import sys
@@ -131,15 +130,15 @@ def report_error(error: Exception, *, debug: bool = False) -> int:
 
 def describe_error(error: Exception) -> tuple[int, list[str]]:
     """The exit code, and the lines that say what went wrong."""
-    from lmflow.errors import Interrupted, LmflowError
+    from lmflow.errors import Interrupted, LmflowError, is_disk_full, is_out_of_memory
 
     if isinstance(error, Interrupted):
         return error.exit_code, [str(error)]
     if isinstance(error, LmflowError):
         return error.exit_code, [f"error: {line}" for line in str(error).splitlines() or ["unknown error"]]
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return 1, [f"error: the disk is full: {error.filename or 'a file'} could not be written"]
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_disk_full(error):
+        return 1, [f"error: the disk is full: {getattr(error, 'filename', None) or 'a file'} could not be written"]
+    if is_out_of_memory(error):
         return 1, [
             "error: not enough memory. Lower --training.micro_batch_size, --data.max_length or "
             "--inferencer.batch_tokens, or set --training.gradient_checkpointing."
