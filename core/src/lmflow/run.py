@@ -146,9 +146,10 @@ class Run:
         except BaseException as error:
             self.finish("failed", f"{type(error).__name__}: {error}")
             if is_disk_full(error):
+                place = getattr(error, "filename", None) or self.directory.path
                 raise LmflowError(
-                    f"The disk is full: {getattr(error, 'filename', None) or self.directory.path} could not be written. What was "
-                    f"finished before is kept; free some space and continue with {self.resume_command()}"
+                    f"The disk is full: {place} could not be written. What was finished before is kept; "
+                    f"free some space and continue with {self.resume_command()}"
                 ) from error
             if is_lost_contact(error):
                 raise LostContact(

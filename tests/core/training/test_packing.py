@@ -15,7 +15,7 @@ from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
 from lmflow.models import LanguageModel
 from lmflow.training.loss import model_inputs, negative_log_likelihood
-from lmflow.training.selftest import check_batching
+from lmflow.training.selftest import check_batching, check_isolation
 
 VOCABULARY = 420
 COMMON = {
@@ -105,3 +105,18 @@ def test_models_that_would_let_samples_see_each_other_are_refused(
     kind = model.module.config.model_type
     with pytest.raises(TrainingError, match=rf"packed into one row.*{kind}.*--data\.packing false"):
         check_batching(model, samples[:3], packing=True)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*PACKED, *REFUSED])
+def test_what_stands_before_a_sample_changes_nothing_or_is_refused(
+    name: str, precision: torch.dtype, samples: list[TokenSequence], make_tokenizer: Any
+):
+    """In bfloat16, where the comparison with each sample alone is coarse, BLOOM and Mamba passed it."""
+    module = build(name, (PACKED | REFUSED)[name]).to(precision)
+    model = LanguageModel(module, make_tokenizer(), "made here")
+    if name in PACKED:
+        check_isolation(model, samples[:3])
+        return
+    with pytest.raises(TrainingError, match=r"packed into one row before it.*--data\.packing false"):
+        check_isolation(model, samples[:3])
