@@ -25,9 +25,17 @@ def test_truncation_is_counted_and_what_lost_its_answer_is_named():
     assert (report.tokens, report.trained_tokens) == (5 + 6, 3 + 3)
     assert report.describe().splitlines() == [
         "2 sequences, 11 tokens, 55% of them trained",
-        "  1 of 3 cut at the end (limit 6, longest 12; 6 tokens lost)",
-        "  1 of 3 skipped: nothing to train on (c)",
+        "  of 3 with a limit of 6 tokens (the longest has 12):",
+        "    1  kept whole",
+        "    1  cut at the end                 6 tokens lost",
+        "    1  skipped: nothing to train on  12 tokens lost (c)",
     ]
+
+
+def test_where_all_is_kept_whole_there_is_no_table():
+    _, report = fit_lengths([sequence(2, 3)], None, "auto")
+    assert report.table() == []
+    assert report.describe() == "1 sequence, 5 tokens, 60% of them trained"
 
 
 def test_skip_and_error():

@@ -213,7 +213,7 @@ class Checker:
         if self._fitter is not None and self._fitter.kept:
             lengths = self._fitter.report()
             self.report.rules = lengths.as_dict()
-            self.report.touched = lengths.describe().split("\n  ")[1:]
+            self.report.touched = lengths.table()
         return self.report
 
     def _look(self, sample: Sample) -> None:

@@ -21,6 +21,7 @@ RULES = {
     "untrained": "skipped: nothing to train on",
 }
 """What may become of a sequence, in the words the user is shown."""
+WIDEST = max(map(len, RULES.values()))
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,34 @@ class LengthReport:
         )
 
     def describe(self) -> str:
-        """What the user is told: a line of totals, then one for each rule that took something away or cut it."""
+        """What the user is told: a line of totals, then the `table`."""
         share = self.trained_tokens / self.tokens
-        lines = [f"{self.kept:,} sequences, {self.tokens:,} tokens, {share:.0%} of them trained"]
-        total = sum(self.sequences.values())
-        for rule, count in self.sequences.items():
-            if rule != "whole":
-                lines.append(f"{count:,} of {total:,} {RULES[rule]}{self._details(rule)}")
-        return "\n  ".join(lines)
+        kept = "1 sequence" if self.kept == 1 else f"{self.kept:,} sequences"
+        totals = f"{kept}, {self.tokens:,} tokens, {share:.0%} of them trained"
+        return "\n  ".join([totals, *self.table()])
 
-    def _details(self, rule: str) -> str:
-        if rule == "untrained":
-            return f" ({', '.join(self.untrained)}{', …' if self.sequences[rule] > len(self.untrained) else ''})"
-        lost = self.lost_tokens.get(rule, 0)
-        return f" (limit {self.limit:,}, longest {self.longest:,}; {lost:,} tokens lost)"
+    def table(self) -> list[str]:
+        """How many sequences each rule touched, and tokens it cost: a line each, none where all were kept whole."""
+        if self.sequences.keys() <= {"whole"}:
+            return []
+        limit = "" if self.limit is None else f" with a limit of {self.limit:,} tokens"
+        rows = [f"of {sum(self.sequences.values()):,}{limit} (the longest has {self.longest:,}):"]
+        width, lost_width = (
+            max(len(f"{count:,}") for count in (0, *counts.values())) for counts in (self.sequences, self.lost_tokens)
+        )
+        for rule in RULES:
+            if count := self.sequences.get(rule):
+                row = f"  {count:>{width},}  {RULES[rule]}"
+                if rule != "whole":
+                    lost = f"{self.lost_tokens.get(rule, 0):>{lost_width},}"
+                    row = f"{row:<{WIDEST + width + 4}}  {lost} tokens lost{self._named(rule)}"
+                rows.append(row)
+        return rows
+
+    def _named(self, rule: str) -> str:
+        if rule != "untrained":
+            return ""
+        return f" ({', '.join(self.untrained)}{', …' if self.sequences[rule] > len(self.untrained) else ''})"
 
     def as_dict(self) -> dict[str, Any]:
         """The report for run.json."""
