@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,30 @@ def test_fingerprint_follows_the_bytes(tmp_path: Path):
     assert len(first) == 64
     (tmp_path / "a.jsonl").write_text(LINES + " ")
     assert fingerprint(tmp_path / "a.jsonl") != first
+
+
+def test_where_one_file_ends_and_the_next_begins_is_part_of_a_fingerprint(tmp_path: Path):
+    found = set()
+    for first, second in (("ab", "c"), ("a", "bc")):
+        (tmp_path / "1.txt").write_text(first)
+        (tmp_path / "2.txt").write_text(second)
+        found.add(fingerprint(tmp_path))
+    (tmp_path / "2.txt").rename(tmp_path / "3.txt")
+    assert len({*found, fingerprint(tmp_path)}) == 3
+
+
+def test_a_data_set_on_the_hub_is_known_by_its_revision(monkeypatch: pytest.MonkeyPatch):
+    def at(sha: str | None) -> str:
+        def info(name: str) -> SimpleNamespace:
+            if sha is None:
+                raise OSError("no network")
+            return SimpleNamespace(sha=sha)
+
+        monkeypatch.setattr("huggingface_hub.dataset_info", info)
+        return fingerprint("owner/set")
+
+    assert at("1") == at("1") != at("2")
+    assert at(None) != at(None)
 
 
 def test_what_is_no_file_of_data_is_named(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ PACKED = (".bz2", ".xz", ".lz4", ".zip", ".7z")
 """Compressions that are not read."""
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 """Files that tell of data and hold none."""
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,29 @@ def data_files(path: Path) -> list[Path]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of the bytes of all files at `path`, in hexadecimal; of a data set on the hub, of its name."""
-    digest = hashlib.sha256()
+    """SHA-256 of the file at `path`, in hexadecimal; of several, of their names and sums; of a hub's, of its revision."""
     if not Path(path).exists() and is_hub_name(str(path)):
-        return hashlib.sha256(str(path).encode()).hexdigest()
-    for file in data_files(Path(path)):
-        with file.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+        return hashlib.sha256(f"{path} {hub_revision(str(path))}".encode()).hexdigest()
+    files = data_files(Path(path))
+    sums = [_sum(file) for file in files]
+    if len(sums) == 1:
+        return sums[0]
+    return hashlib.sha256(json.dumps([[file.name, each] for file, each in zip(files, sums)]).encode()).hexdigest()
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hub_revision(name: str) -> str:
+    """The commit that a data set on the hub is at; where that cannot be told, what no other call returns."""
+    try:
+        from huggingface_hub import dataset_info
+
+        return str(dataset_info(name).sha)
+    except Exception:  # whatever keeps the hub from answering: the records then count as not seen before
+        return uuid.uuid4().hex
 
 
 def size_of(path: str | Path) -> int:
