@@ -87,7 +87,7 @@ def data_files(path: Path) -> list[Path]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of the file at `path`, in hexadecimal; of several, of their names and sums; of a hub's, of its revision."""
+    """SHA-256 of the file at `path`, in hexadecimal; of several, of names and sums; of a hub's, of its revision."""
     if not Path(path).exists() and is_hub_name(str(path)):
         return hashlib.sha256(f"{path} {hub_revision(str(path))}".encode()).hexdigest()
     files = data_files(Path(path))
