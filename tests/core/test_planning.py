@@ -85,6 +85,12 @@ def test_a_run_takes_the_steps_that_were_foreseen(options, plugins, plan_of, tmp
     assert record["plan"]["steps"] == plan.as_dict()["steps"]
 
 
+def test_packing_leaves_hardly_any_padding(plan_of):
+    padded, packed = (plan_of(aligner="sft", data__packing=packing).steps.real for packing in ("false", "true"))
+    assert padded < 0.9
+    assert packed >= 0.97
+
+
 def test_what_does_not_fit_has_its_remedies(plan_of, only):
     options = {"aligner": "sft", "tuner": "full", "training__batch_size": 64, "training__micro_batch_size": 64}
     roomy = plan_of(**options)

@@ -53,6 +53,8 @@ class Steps:
     """Rows of the largest forward pass."""
     length: int
     """Tokens of each of its rows, padding included."""
+    real: float
+    """Share of all rows' positions that are tokens, not padding."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     options, items = recipe.training, workload.items
     limit = length_limit(model, recipe.data)
     seen, tokens, trained, passes, largest = 0, 0, 0, 0, None
+    real, positions = 0, 0
     looked_at = min(STEPS_LOOKED_AT, workload.steps or STEPS_LOOKED_AT)
     for chosen in islice(plan_epoch(len(items), options.batch_size, options.seed, 0), looked_at):
         groups = [as_group(items[index]) for index in chosen]
@@ -217,11 +220,13 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
         batches = micro_batches(share, options, recipe.data.packing, limit, model.pad_id)
         passes = max(passes, len(batches))
         for batch in batches:
+            real += batch.tokens
+            positions += batch.input_ids.numel()
             if largest is None or weight_of(batch) > weight_of(largest):
                 largest = batch
     assert largest is not None  # there is always a sample: data without any is refused
     rows, length = largest.input_ids.shape
-    steps = Steps(workload.steps, len(items), tokens / seen, trained / seen, passes, rows, length)
+    steps = Steps(workload.steps, len(items), tokens / seen, trained / seen, passes, rows, length, real / positions)
     return steps, largest
 
 

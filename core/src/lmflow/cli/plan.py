@@ -107,4 +107,5 @@ def steps_lines(steps: Steps) -> Iterator[str]:
     tokens = f"{number(round(steps.tokens))} tokens each, {number(round(steps.trained_tokens))} of them trained"
     yield f"steps       {count} over {number(steps.samples)} samples; {tokens}"
     passes = "1 forward pass" if steps.passes == 1 else f"up to {steps.passes} forward passes"
-    yield f"            {passes} a step; the largest has {steps.rows} x {number(steps.length)} tokens"
+    largest = f"the largest has {steps.rows} x {number(steps.length)} tokens"
+    yield f"            {passes} a step; {largest}; of all positions {1 - steps.real:.1%} are padding"
