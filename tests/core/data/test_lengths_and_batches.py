@@ -38,6 +38,14 @@ def test_where_all_is_kept_whole_there_is_no_table():
     assert report.describe() == "1 sequence, 5 tokens, 60% of them trained"
 
 
+@pytest.mark.gpu
+def test_a_pinned_batch_is_the_same_batch():
+    for batch in (collate([sequence(2, 3), sequence(1, 1)], 0), collate_packed([[sequence(2, 3), sequence(1, 1)]], 0)):
+        pinned = batch.pinned()
+        assert pinned.input_ids.is_pinned()
+        assert torch.equal(pinned.to(torch.device("cuda")).predictors.cpu(), batch.predictors)
+
+
 def test_skip_and_error():
     kept, report = fit_lengths([sequence(2, 3), sequence(3, 9)], 6, "skip")
     assert (len(kept), report.sequences, report.lost_tokens) == (1, {"whole": 1, "skipped": 1}, {"skipped": 12})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -54,19 +54,22 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+        return self._with(lambda value: value.to(device, non_blocking=True))
 
-        def moved(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU fetches from by itself, while the process goes on."""
+        return self._with(Tensor.pin_memory)
 
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=moved(self.input_ids),
-            position_ids=moved(self.position_ids),
-            attention_mask=None if self.attention_mask is None else moved(self.attention_mask),
-            trained=moved(self.trained),
-            predictors=moved(self.predictors),
-            segments=moved(self.segments),
-            extras={name: moved(value) for name, value in self.extras.items()},
+            input_ids=change(self.input_ids),
+            position_ids=change(self.position_ids),
+            attention_mask=None if self.attention_mask is None else change(self.attention_mask),
+            trained=change(self.trained),
+            predictors=change(self.predictors),
+            segments=change(self.segments),
+            extras={name: change(value) for name, value in self.extras.items()},
         )
 
 

@@ -200,7 +200,8 @@ class Trainer:
     def _read_step(self, items: Sequence[Item], chosen: Sequence[int]) -> tuple[list[Group], list[Batch]]:
         """The items of a step and this process's batches of them."""
         groups = [as_group(items[i]) for i in chosen]
-        return groups, self._micro_batches(groups)
+        batches = self._micro_batches(groups)
+        return groups, [each.pinned() for each in batches] if self.model.device.type == "cuda" else batches
 
     def _train_step(
         self,
@@ -233,9 +234,13 @@ class Trainer:
                 # Data-parallel wrappers average over processes; the sum is what is wanted.
                 self._parallel.backward(loss * (self._group.size / share_of))
             total += loss.detach()
+        # The norm first: a GPU that still goes back finds what scales its gradient waiting when it is done.
+        steps_when_clipping = self._parallel.steps_when_clipping
+        gradient_norm = math.nan if steps_when_clipping else self._parallel.clip()
         mean = self._group.sum(total.item()) / share_of
-        gradient_norm = self._parallel.clip() if math.isfinite(mean) else math.nan
-        if not math.isfinite(gradient_norm):
+        if steps_when_clipping and math.isfinite(mean):
+            gradient_norm = self._parallel.clip()
+        if not (math.isfinite(mean) and math.isfinite(gradient_norm)):
             self._refuse_non_finite(mean, gradient_norm, groups, checkpoints)
         self._parallel.step()
         self.step += 1
