@@ -22,8 +22,8 @@ SMALL = [
 ]
 
 
-def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
-    done = lmflow("run", "--tuner", "lora", "--aligner", "raft", "--output", "out", "--json", *SMALL)
+def test_the_run_and_everything_it_leaves(installed_lmflow, tmp_path: Path, metrics):
+    done = installed_lmflow("run", "--tuner", "lora", "--aligner", "raft", "--output", "out", "--json", *SMALL)
     assert done.code == 0, done.err
     record = done.record
     assert record["status"] == "completed"
@@ -62,7 +62,7 @@ def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
     adapted = AutoPeftModelForCausalLM.from_pretrained(out / "adapter", dtype=torch.float32)
     with torch.no_grad():
         expected = adapted(ids).logits
-    merged = lmflow("export", "merge", "out", "--output", "merged")
+    merged = installed_lmflow("export", "merge", "out", "--output", "merged")
     assert merged.code == 0, merged.err
     with torch.no_grad():
         got = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")(ids).logits
@@ -70,21 +70,21 @@ def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
     # The recipe written repeats the run: the same file, the same losses.
-    again = lmflow("run", "out/recipe.yaml", "--output", "again", "--json")
+    again = installed_lmflow("run", "out/recipe.yaml", "--output", "again", "--json")
     assert again.code == 0, again.err
     assert (tmp_path / "again" / "recipe.yaml").read_text() == (out / "recipe.yaml").read_text()
     pick = [[m["loss"] for m in metrics(d) if "loss" in m] for d in (out, tmp_path / "again")]
     assert pick[0] == pick[1]
 
     # The result is a model like any other: training goes on from it.
-    chained = lmflow(
+    chained = installed_lmflow(
         "run", "--model", "out", "--training.max_steps", "1", "--tuner", "lora", "--output", "next", "--json"
     )
     assert chained.code == 0, chained.err
 
 
-def test_what_the_user_sees(lmflow):
-    done = lmflow("run", "--tuner", "lora", "--aligner", "raft", "--output", "out", *SMALL)
+def test_what_the_user_sees(installed_lmflow):
+    done = installed_lmflow("run", "--tuner", "lora", "--aligner", "raft", "--output", "out", *SMALL)
     assert done.code == 0, done.err
     shown = done.out + done.err
     for expected in ("reward", "accuracy", "memory", "out/report.html", "out/adapter", "lmflow export merge"):

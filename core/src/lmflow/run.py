@@ -206,7 +206,7 @@ class Run:
         if outline is None:
             return
         try:
-            with self.journal.phase("planning"):
+            with self.journal.phase("tokenising and planning"):
                 plan = make_plan(self.recipe, outline, data, self.plugins)
         except UnforeseeableError as error:
             self.journal.note(str(error))

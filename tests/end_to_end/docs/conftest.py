@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from .stand_ins import WARM
 from .terminal import Terminal
 
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-WARM_LMFLOW = Path(__file__).with_name("warm_lmflow.py")
 REWARD = "def polite(prompts, completions, records):\n    return [float(len(c)) for c in completions]\n"
 
 
@@ -54,17 +51,6 @@ def write_pictures(place: Path) -> None:
     Image.new("RGB", (16, 16), "red").save(place / "red.png")
     turns = [{"from": "human", "value": "<image>\nwhat color is it?"}, {"from": "gpt", "value": "red"}]
     (place / "pictures.json").write_text(json.dumps([{"image": "red.png", "conversations": turns}] * 40))
-
-
-@pytest.fixture(scope="session")
-def warm_lmflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a warm lmflow; see warm_lmflow.py."""
-    address = str(tmp_path_factory.mktemp("warm") / "socket")
-    command, environment = [sys.executable, WARM_LMFLOW, address], {**os.environ, **QUIET}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        yield address
 
 
 @pytest.fixture

@@ -23,9 +23,8 @@ def lmflow(arguments: list[str]) -> int:
     words = shortened(arguments)
     if WARM not in os.environ:
         os.execvp("lmflow", ["lmflow", *words])
-    from warm_lmflow import ask  # beside this script
-
-    return ask(os.environ[WARM], words)
+    client = str(Path(__file__).parents[1] / "warm_lmflow.py")
+    os.execv(sys.executable, [sys.executable, client, "ask", os.environ[WARM], *words])
 
 
 def shortened(arguments: list[str]) -> list[str]:

@@ -1,6 +1,9 @@
 """The command `lmflow` from a process that has imported the heavy libraries: each call is a fork of it.
 
-Importing them takes longer than most commands of the documentation, and happens once here instead of at each.
+Importing them takes longer than most commands of the tests, and happens once here instead of at each.
+
+    python warm_lmflow.py serve SOCKET          until standard input ends
+    python warm_lmflow.py ask SOCKET ARGUMENTS  does what `lmflow ARGUMENTS` does
 """
 
 from __future__ import annotations
@@ -77,4 +80,5 @@ def carry_out(main: Callable[[], None], connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    what, where, *rest = sys.argv[1:]
+    sys.exit(serve(where) if what == "serve" else ask(where, rest))
