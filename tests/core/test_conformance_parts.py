@@ -173,7 +173,7 @@ CASES = (
             ({"prompt": "q", "completion": "a", "label": False}, ASKED[:1]),
             ({"messages": [USER, ANSWER], "label": True}, ASKED),
         ],
-        [({"prompt": "q", "completion": "a", "label": 1}, "label"), ({"prompt": "q", "label": True}, "completion")],
+        [({"prompt": "q", "completion": "a", "label": 2}, "label"), ({"prompt": "q", "label": True}, "completion")],
     ),
 )
 
