@@ -67,10 +67,12 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
+    foresee: bool = True,
 ) -> RunResult:
     """Carry out a recipe in its own directory.
 
-    In one of several processes the main one alone opens the directory, writes, shows and tells plugins of events.
+    With `foresee` the run first says what it will take, as `lmflow plan` does. In one of several processes the main one
+    alone opens the directory, writes, shows and tells plugins of events.
     Raises LmflowError after recording in run.json why the run ended; finished work stays in the directory.
     """
     recipe = resolved.recipe
@@ -90,7 +92,7 @@ def run(
         assert directory is not None
         journal = Journal(directory, plugins.emit, display, group)
         with plugins.telling(recipe.trackers), journal.listening():
-            return Run(recipe, plugins, directory, journal, resume).carry_out()
+            return Run(recipe, plugins, directory, journal, resume, foresee=foresee).carry_out()
     finally:
         if directory is not None:
             directory.close()
@@ -108,7 +110,14 @@ class Run:
     """One run under way: what is recorded about it beside the work itself."""
 
     def __init__(
-        self, recipe: Recipe, plugins: Plugins, directory: RunDirectory, journal: Journal, resume: bool
+        self,
+        recipe: Recipe,
+        plugins: Plugins,
+        directory: RunDirectory,
+        journal: Journal,
+        resume: bool,
+        *,
+        foresee: bool = True,
     ) -> None:
         self.recipe = recipe
         self.plugins = plugins
@@ -116,6 +125,7 @@ class Run:
         self.journal = journal
         previous = directory.read_record() if resume else {}
         self.resume = resume
+        self.foresees = foresee
         self.earlier_seconds = float(previous.get("wall_seconds", 0.0))
         self.started = time.time()
         self.peak_memory = 0
@@ -192,12 +202,12 @@ class Run:
         self.peak_memory = int(journal.group.max(peak_memory()))
 
     def outline(self) -> LanguageModel | None:
-        """The model without its weights, for the process that says what it will take; None where there is no such."""
+        """The model without its weights, for the process that says what the run will take; None where none does."""
         from lmflow.components import Model
         from lmflow.planning import outline
 
         whole = type(self.recipe.model).outline is Model.outline
-        return None if whole or not self.journal.group.is_main else outline(self.recipe)
+        return outline(self.recipe) if self.foresees and self.journal.group.is_main and not whole else None
 
     def foresee(self, outline: LanguageModel | None, data: Dataset) -> None:
         """Say so before anything is loaded where the run will not fit into memory."""

@@ -147,9 +147,9 @@ class AlignerSuite(RunSuite):
 
     def test_foretells_the_steps_it_takes(self, bench: Bench) -> None:
         """What `workload` tells `lmflow plan` is what a run does, where it tells anything."""
-        record = self._whole(bench).record
-        told = record.get("plan", {}).get("steps", {}).get("count")
-        taken = record["metrics"]["steps"]
+        workload = bench.workload(self._small({}))
+        told = workload and workload.steps
+        taken = self._whole(bench).record["metrics"]["steps"]
         assert told in (None, taken), (
             f"expected the run to take the {told} steps that workload() told; it took {taken}. Usual cause: workload() "
             "counts samples otherwise than align(), or leaves options.max_steps out."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import pytest
 from pydantic import PrivateAttr
 
-from lmflow.components import Component, Model, Tracker
+from lmflow.components import Component, Model, Tracker, Workload
 from lmflow.errors import Interrupted, RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
@@ -201,7 +201,7 @@ def interrupt(resolved: ResolvedRecipe, plugins: Plugins, output: Path, *, after
     """Begin (or resume) the run and interrupt it after so many lines of metrics; fails unless it stops then."""
     with plugins.telling([StopAfter(lines=after)]):
         try:
-            run(resolved, plugins, output=output, resume=resume)
+            run(resolved, plugins, output=output, resume=resume, foresee=False)
         except Interrupted:
             return
     pytest.fail(f"expected {output.name} to be interrupted {after} lines into {METRICS}; it ran to its end", False)
@@ -278,7 +278,16 @@ class Bench:
 
     def run(self, name: str, changes: Mapping[str, Any]) -> RunResult:
         """The whole run of that name, carried out at the first call; where it failed, every call fails alike."""
-        return self._once(name, lambda output: run(self.recipe(changes), self.plugins, output=output))
+        return self._once(name, lambda output: run(self.recipe(changes), self.plugins, output=output, foresee=False))
+
+    def workload(self, changes: Mapping[str, Any]) -> Workload | None:
+        """What the aligner tells `lmflow plan` of the run."""
+        from lmflow.data.reading import load_dataset
+        from lmflow.planning import outline
+
+        recipe = self.recipe(changes).recipe
+        data, _ = load_dataset(recipe.data, self.plugins.classes("data"), recipe.training.seed)
+        return recipe.aligner.workload(outline(recipe), data, recipe.training)
 
     def run_in_pieces(self, name: str, changes: Mapping[str, Any]) -> RunResult:
         """The run of that name again, interrupted past its half, resumed, interrupted again and resumed again."""
@@ -289,7 +298,7 @@ class Bench:
             interrupt(self.recipe(changes), self.plugins, output, after=lines // 2 + 1)
             check_left_checkpoint(output, f"interrupted {lines // 2 + 1} lines into the {lines} of {METRICS}")
             interrupt(stored_recipe(self.plugins, output), self.plugins, output, after=lines // 4, resume=True)
-            return run(stored_recipe(self.plugins, output), self.plugins, output=output, resume=True)
+            return run(stored_recipe(self.plugins, output), self.plugins, output=output, resume=True, foresee=False)
 
         return self._once(f"{name}-in-pieces", carry_out)
 
