@@ -71,6 +71,14 @@ def test_raft_with_own_reward(lmflow, model_directory: Path, tmp_path: Path):
     assert "heldout_accuracy_after" not in done.record["metrics"]
 
 
+def test_a_length_beyond_the_model_s_context_is_told(lmflow, alpaca: str, model_directory: Path):
+    few = ("--data.limit", "8", "--training.max_steps", "1", "--data.max_length")
+    call = ("run", "--model.path", str(model_directory), "--data.path", alpaca, *few)
+    told = "data.max_length 2,048 is more than the model's context, which is the limit: 256"
+    assert told in lmflow(*call, "2048", "--output", "long").err
+    assert "the limit" not in lmflow(*call, "200", "--output", "short").err
+
+
 def test_full_tuner_writes_a_whole_model(lmflow, alpaca: str, model_directory: Path, tmp_path: Path):
     from transformers import AutoModelForCausalLM
 

@@ -255,11 +255,18 @@ class Run:
         return data
 
     def compare_context(self, model: LanguageModel, data: Dataset) -> None:
-        """Say so where a longer context was asked for and no sample reaches its end."""
+        """Say so where longer samples are let in than the model reads, or a longer context than any sample needs."""
         from lmflow.data.encoding import length_limit, longest_sequence
 
         reach = model.context_length
-        if self.recipe.context is None or reach is None:
+        if reach is None:
+            return
+        asked = data.options.max_length
+        if asked is not None and asked > reach:
+            self.journal.note(
+                f"data.max_length {asked:,} is more than the model's context, which is the limit: {reach:,}"
+            )
+        if self.recipe.context is None:
             return
         longest = min(longest_sequence(model, data.train), length_limit(model, data.options) or reach)
         if longest < reach:
