@@ -172,7 +172,7 @@ def test_sft_on_real_alpaca_records(lmflow, shared_data: Path, tmp_path: Path, m
             "--data.path",
             str(shared_data / "alpaca_en_demo.json"),
             "--data.limit",
-            "200",
+            "80",
             "--training.learning_rate",
             "1e-3",
             "--output",
