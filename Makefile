@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 UV := .bootstrap/bin/uv
 # Alpaca's records beside the checkout, for benchmarks that generate their own where these are not.
 DATA := $(addprefix --data ,$(wildcard ../shared/data/alpaca_en_demo.json))
-# Many tests wait for a process they started: half as many workers again as there are cores keep the cores busy.
-WORKERS = $(shell $(BIN)/python -c "import os; print((3 * os.cpu_count() + 1) // 2)")
 PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
 PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
@@ -20,7 +18,7 @@ demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
 
 test: setup  ## the whole suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 setup: $(SETUP)  ## .venv with everything, and nothing else
 
