@@ -94,4 +94,7 @@ def test_what_was_fetched_before_is_used(network: Network, monkeypatch: pytest.M
     assert not is_kept_from_hub("owner/other", "config.json")
     assert not is_kept_from_hub("owner/no such name", "config.json")
     check_path("owner/model")
+    check_path("owner/model", "abc")
+    with pytest.raises(RecipeError, match="out of reach"):
+        check_path("owner/model", "another")
     assert Pretrained(path="owner/model")._settings["local_files_only"]

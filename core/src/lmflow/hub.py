@@ -29,11 +29,11 @@ def hub_is_out_of_reach() -> bool:
     return False
 
 
-def is_kept_from_hub(name: str, file: str) -> bool:
-    """Whether `file` of the model called `name` was fetched from the hub before."""
+def is_kept_from_hub(name: str, file: str, revision: str | None = None) -> bool:
+    """Whether `file` of the model called `name` was fetched from the hub before, in that revision or the newest."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        return isinstance(try_to_load_from_cache(name, file), str)
+        return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
     except ValueError:  # no name that a model on the hub can have
         return False

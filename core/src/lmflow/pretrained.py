@@ -47,7 +47,7 @@ class Pretrained(Model):
 
     def outline(self, context: Context | None = None) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
-        check_path(self.path)
+        check_path(self.path, self.revision)
         from transformers import AutoTokenizer, GenerationConfig
 
         try:
@@ -62,7 +62,7 @@ class Pretrained(Model):
 
     def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
         """Load configuration, weights and tokenizer with the same revision and trust."""
-        check_path(self.path)
+        check_path(self.path, self.revision)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         settings = self._settings
@@ -118,7 +118,7 @@ def asks_hub(path: str) -> bool:
     return not there and not path.startswith((".", "/", "~")) and path.count("/") == 1
 
 
-def check_path(path: str) -> None:
+def check_path(path: str, revision: str | None = None) -> None:
     """Raise RecipeError when `path` looks like a place on this machine and nothing is there.
 
     A name on the hub is refused where the hub is out of reach and the model was not fetched before.
@@ -129,7 +129,7 @@ def check_path(path: str) -> None:
             raise RecipeError([f"model.path: {path} is a directory without config.json, so it holds no model"])
         return
     if asks_hub(path):
-        if hub_is_out_of_reach() and not is_kept_from_hub(path, "config.json"):
+        if hub_is_out_of_reach() and not is_kept_from_hub(path, "config.json", revision):
             raise RecipeError([f"model.path: {path} does not exist here, and the model hub is out of reach"])
         return
     siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []

@@ -9,11 +9,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
@@ -232,15 +234,10 @@ def gather(parts: dict[str, Any], plugins: Plugins, wish: Wish) -> list[Sample]:
     if parts["data"] is not None:
         if wish.prompt is not None:
             raise RecipeError(["--prompt: given beside --data; give one of them"])
-        return read_prompts(parts["data"], plugins.classes("data"), framing, tell)
+        return read_prompts(parts["data"], plugins.classes("data"), framing, partial(print_error, label=""))
     if wish.prompt is not None:
         return [prompt_sample(wish.prompt, framing, wish.images)]
     return [prompt_sample(read_standard_input(), framing, wish.images, "standard input")]
-
-
-def tell(text: str) -> None:
-    """Say what the user should know before any progress is shown."""
-    sys.stderr.write(f"{text}\n")
 
 
 def read_standard_input() -> str:

@@ -39,11 +39,10 @@ def iterate_records(path: str | Path) -> Iterator[Record | DataError]:
     """
     from lmflow.data.containers import iterate_file, iterate_hub
 
-    place = Path(path)
-    if not place.exists() and is_hub_name(str(path)):
+    if on_hub(path):
         yield from iterate_hub(str(path))
         return
-    for file in data_files(place):
+    for file in data_files(Path(path)):
         yield from iterate_file(file)
 
 
@@ -88,7 +87,7 @@ def data_files(path: Path) -> list[Path]:
 
 def fingerprint(path: str | Path) -> str:
     """SHA-256 of the file at `path`, in hexadecimal; of several, of names and sums; of a hub's, of its revision."""
-    if not Path(path).exists() and is_hub_name(str(path)):
+    if on_hub(path):
         return hashlib.sha256(f"{path} {hub_revision(str(path))}".encode()).hexdigest()
     files = data_files(Path(path))
     sums = [_sum(file) for file in files]
@@ -119,8 +118,12 @@ def size_of(path: str | Path) -> int:
 
 def files_of(path: str | Path) -> list[Path]:
     """The files at `path`; none for a data set on the hub."""
-    on_hub = not Path(path).exists() and is_hub_name(str(path))
-    return [] if on_hub else data_files(Path(path))
+    return [] if on_hub(path) else data_files(Path(path))
+
+
+def on_hub(path: str | Path) -> bool:
+    """Whether `path` means a data set on the hub, as nothing of that name is on this machine."""
+    return not Path(path).exists() and is_hub_name(str(path))
 
 
 def unread_folders(path: str | Path) -> list[str]:
