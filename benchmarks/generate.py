@@ -26,8 +26,9 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmflow.inference.completion import Prompt, Sampling
+from lmflow.data.sample import Prompt
 from lmflow.inference.hf import HuggingFace
+from lmflow.inference.types import Sampling
 
 END, PAD = 1, 2
 SAMPLES, PEER_PROMPTS, ROUNDS = 8, 8, 3

@@ -94,12 +94,12 @@ def make_tokenizer() -> Any:
 
 def lmflow(given: dict[str, Any], module: Any, ids: list[list[int]], step_ended: Any) -> int:
     """lmflow's trainer; returns how many weights train."""
+    from lmflow.builtin.full import Full
     from lmflow.data.sample import TokenSequence
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
-    from lmflow.training.options import TrainingOptions
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.recipe.sections.training import TrainingOptions
+    from lmflow.run.log import Journal
     from lmflow.training.trainer import Trainer
-    from lmflow.tuners import Full
     from lmflow_lora.lora import Lora
 
     tuner = Lora(rank=LORA["r"], alpha=LORA["lora_alpha"]) if given["lora"] else Full()

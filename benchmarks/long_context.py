@@ -31,15 +31,15 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lmflow.builtin.full import Full
 from lmflow.components import Tuner
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
-from lmflow.models import LanguageModel
-from lmflow.pretrained import Pretrained
-from lmflow.training.options import TrainingOptions
+from lmflow.models.language_model import LanguageModel
+from lmflow.models.pretrained import Pretrained
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.log import Journal
 from lmflow.training.trainer import Trainer
-from lmflow.tuners import Full
 from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, RopeScaling, Yarn
 from lmflow_longctx.perplexity import PerplexityByLength
 from lmflow_lora.lora import Lora

@@ -36,10 +36,11 @@ import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lmflow.components import Inferencer
-from lmflow.inference.completion import Prompt, Sampling
+from lmflow.data.sample import Prompt
 from lmflow.inference.hf import HuggingFace
-from lmflow.models import LanguageModel
-from lmflow.pretrained import Pretrained
+from lmflow.inference.types import Sampling
+from lmflow.models.language_model import LanguageModel
+from lmflow.models.pretrained import Pretrained
 from lmflow_speculative.speculative import Speculative
 
 ROOT = Path(__file__).parent.parent

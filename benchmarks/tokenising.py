@@ -48,9 +48,9 @@ def prepare(data: Path, place: Path) -> int:
     from transformers import PreTrainedTokenizerFast
 
     from lmflow.data.chat_templates import chat_template
+    from lmflow.data.dataset import read_samples
     from lmflow.data.formats import FORMATS, Auto
     from lmflow.data.formats.dialogues import as_message
-    from lmflow.data.reading import read_samples
 
     samples = read_samples(Auto(path=str(data)), FORMATS)
     with (place / "dialogues.jsonl").open("w", encoding="utf-8") as file:

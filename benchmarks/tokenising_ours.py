@@ -10,10 +10,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lmflow.data.encoding import encode
+from lmflow.data.dataset import load_dataset
 from lmflow.data.formats import FORMATS, Auto
-from lmflow.data.reading import load_dataset
-from lmflow.models import LanguageModel
+from lmflow.models.encoding import encode
+from lmflow.models.language_model import LanguageModel
 
 place = Path(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(place / "tokenizer")

@@ -104,9 +104,9 @@ def install(name: str) -> None:
 
 def write_tokens(model: Path, dialogues: Path, tokens: Path) -> None:
     """What all sides train on: token ids, and which of them are targets."""
+    from lmflow.data.dataset import read_samples
     from lmflow.data.formats import FORMATS, Auto
-    from lmflow.data.reading import read_samples
-    from lmflow.pretrained import Pretrained
+    from lmflow.models.pretrained import Pretrained
 
     outline = Pretrained(path=str(model)).outline()
     samples = list(

@@ -44,12 +44,12 @@ def main() -> None:
 
 def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, float]:
     """lmflow's trainer."""
+    from lmflow.builtin.full import Full
     from lmflow.data.sample import TokenSequence
-    from lmflow.journal import Journal
-    from lmflow.pretrained import Pretrained
-    from lmflow.training.options import TrainingOptions
+    from lmflow.models.pretrained import Pretrained
+    from lmflow.recipe.sections.training import TrainingOptions
+    from lmflow.run.log import Journal
     from lmflow.training.trainer import Trainer
-    from lmflow.tuners import Full
     from lmflow_lora.lora import Lora
 
     model = Pretrained(path=given["model"]).load("float32", "cpu")

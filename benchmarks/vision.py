@@ -168,7 +168,7 @@ def lmflow_run(output: Path, options: dict[str, Any]) -> None:
 
 def measure(work: Path, train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
     from lmflow.plugins import load_plugins
-    from lmflow.recipe import model_from_reference
+    from lmflow.recipe.resolve import model_from_reference
 
     plugins = load_plugins()
     images = [each.image for each in test]
@@ -185,8 +185,8 @@ def measure(work: Path, train: Sequence[Question], test: Sequence[Question]) -> 
 
 def accuracy(model: Any, test: Sequence[Question], images: Sequence[str]) -> float:
     from lmflow.data.sample import Message, Sample
-    from lmflow.inference.completion import Sampling
     from lmflow.inference.hf import HuggingFace
+    from lmflow.inference.types import Sampling
 
     prompts = [
         model.encode_prompt(Sample((Message("user", f"<image>\n{q.text}", (image,)),)))

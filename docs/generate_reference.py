@@ -40,7 +40,7 @@ import lmflow
 import lmflow.testing
 from lmflow import cli, components, errors, hookspecs, plugins
 from lmflow.plugins import EVENTS, GROUP, SLOTS, Plugins, Slot, load_plugins
-from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, Scope
+from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Scope
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "plugins" / "reference.md"
@@ -55,28 +55,28 @@ OBJECTS = (
     "lmflow.data.sample:Sample",
     "lmflow.data.sample:Dataset",
     "lmflow.data.sample:TokenSequence",
-    "lmflow.models:LanguageModel",
+    "lmflow.models.language_model:LanguageModel",
     "lmflow.training.trainer:Trainer",
     "lmflow.training.trainer:Item",
     "lmflow.training.trainer:Objective",
-    "lmflow.training.options:TrainingOptions",
-    "lmflow.launching.options:LaunchOptions",
-    "lmflow.data.batches:Batch",
+    "lmflow.recipe.sections.training:TrainingOptions",
+    "lmflow.recipe.sections.launch:LaunchOptions",
+    "lmflow.data.collate:Batch",
     "lmflow.data.lengths:LengthReport",
-    "lmflow.journal:Journal",
-    "lmflow.launching.group:Group",
-    "lmflow.inference.completion:Sampling",
-    "lmflow.inference.completion:Prompt",
-    "lmflow.inference.completion:Completion",
+    "lmflow.run.log:Journal",
+    "lmflow.distributed.processes:Group",
+    "lmflow.inference.types:Sampling",
+    "lmflow.inference.types:Prompt",
+    "lmflow.inference.types:Completion",
     "lmflow.components:Evaluation",
-    "lmflow.recipe:Recipe",
+    "lmflow.recipe.resolve:Recipe",
 )
 """What hooks and components are given or return."""
 PARTS = (
-    "lmflow.data.batches:collate",
-    "lmflow.data.batches:collate_packed",
-    "lmflow.data.encoding:encode",
-    "lmflow.data.encoding:encode_answered",
+    "lmflow.data.collate:collate",
+    "lmflow.data.collate:collate_packed",
+    "lmflow.models.encoding:encode",
+    "lmflow.models.encoding:encode_answered",
     "lmflow.training.loss:negative_log_likelihood",
     "lmflow.training.loss:target_logits",
     "lmflow.training.loss:target_logprobs",
@@ -85,14 +85,14 @@ PARTS = (
     "lmflow.data.formats.fields:text_of",
     "lmflow.data.formats.fields:turns_of",
     "lmflow.data.formats.fields:bad",
-    "lmflow.rewards:score_completions",
-    "lmflow.inference.sharing:draw_shared",
-    "lmflow.inference.passes:PassInferencer",
+    "lmflow.builtin.rewards:score_completions",
+    "lmflow.inference.shard:draw_shared",
+    "lmflow.inference.engine:PassInferencer",
     "lmflow.inference.sampling:filtered_logprobs",
     "lmflow.inference.sampling:draw",
     "lmflow.plugins:load_plugins",
-    "lmflow.recipe:model_from_reference",
-    "lmflow.opening:open_model",
+    "lmflow.recipe.resolve:model_from_reference",
+    "lmflow.models.load:open_model",
 )
 """What the core's own components are made of, and others may be."""
 

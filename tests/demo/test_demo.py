@@ -9,10 +9,10 @@ import pytest
 
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
-from lmflow.evaluation import generic_sequences
-from lmflow.inference.completion import Sampling
 from lmflow.inference.hf import HuggingFace
-from lmflow.models import LanguageModel
+from lmflow.inference.types import Sampling
+from lmflow.models.language_model import LanguageModel
+from lmflow.run.before_after import generic_sequences
 from lmflow_demo.demo import Demo, DemoReward, DemoTasks
 from lmflow_demo.tasks import FAMILIES, make_tasks
 

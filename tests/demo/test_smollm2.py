@@ -8,8 +8,8 @@ import pytest
 
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import LmflowError
-from lmflow.inference.completion import Sampling
 from lmflow.inference.hf import HuggingFace
+from lmflow.inference.types import Sampling
 from lmflow_demo import smollm2
 from lmflow_demo.smollm2 import SmolLM2, cache_directory
 

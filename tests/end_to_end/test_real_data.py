@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lmflow.data.batches import group_rows, pack_rows
-from lmflow.data.encoding import encode
+from lmflow.data.dataset import read_samples
 from lmflow.data.formats import FORMATS, Auto
-from lmflow.data.reading import read_samples
-from lmflow.models import LanguageModel
+from lmflow.data.packing import group_rows, pack_rows
+from lmflow.models.encoding import encode
+from lmflow.models.language_model import LanguageModel
 
 FILES = {
     "alpaca_en_demo.json": ("alpaca", 999, "messages"),

@@ -101,9 +101,9 @@ def test_full_tuner_writes_a_whole_model(lmflow, alpaca: str, model_directory: P
 def test_a_learnt_answer_ends(lmflow, model_directory: Path, tmp_path: Path):
     """The end of the answer is trained too: a model that has learnt one record says it and stops."""
     from lmflow.data.sample import Message, Sample
-    from lmflow.inference.completion import Sampling
     from lmflow.inference.hf import HuggingFace
-    from lmflow.pretrained import Pretrained
+    from lmflow.inference.types import Sampling
+    from lmflow.models.pretrained import Pretrained
 
     (tmp_path / "one.json").write_text('[{"instruction": "Who?", "input": "", "output": "the lazy dog"}]')
     done = lmflow(

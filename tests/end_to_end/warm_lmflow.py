@@ -38,7 +38,7 @@ def serve(address: str) -> None:
     import peft  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
-    import lmflow.run
+    import lmflow.run.run
     import lmflow.training.trainer  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that have ended leave nothing behind

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmflow.errors import LmflowError, RecipeError
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
+from lmflow.models.pretrained import Pretrained
 from lmflow.plugins import load_plugins
-from lmflow.pretrained import Pretrained
-from lmflow.recipe import resolve
-from lmflow.recipe_settings import Origin, Setting
+from lmflow.recipe.resolve import resolve
+from lmflow.recipe.settings import Origin, Setting
 from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, RopeScaling, Yarn
 
 ORIGINAL = 32

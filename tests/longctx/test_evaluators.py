@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lmflow.components import Evaluation
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
-from lmflow.inference.completion import Completion
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
-from lmflow.models import LanguageModel
+from lmflow.inference.types import Completion
+from lmflow.models.language_model import LanguageModel
+from lmflow.run.log import Journal
 from lmflow_longctx import pictures
 from lmflow_longctx.contexts import Dynamic
 from lmflow_longctx.passkey import Passkey

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lmflow.export import merge
+from lmflow.models.export import merge
 from lmflow.plugins import load_plugins
-from lmflow.recipe import model_from_reference, resolve
-from lmflow.recipe_settings import Origin, Setting
-from lmflow.run import RunResult, run
+from lmflow.recipe.resolve import model_from_reference, resolve
+from lmflow.recipe.settings import Origin, Setting
+from lmflow.run.run import RunResult, run
 
 IDS = torch.arange(5, 205)[None]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmflow.components import Model, Tuner
-from lmflow.pretrained import Pretrained
+from lmflow.models.pretrained import Pretrained
 from lmflow.testing import ModelSuite, TunerSuite
 from lmflow_lora.adapter import Adapter
 from lmflow_lora.lora import Lora

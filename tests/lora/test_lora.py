@@ -9,7 +9,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from lmflow.errors import RecipeError
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 from lmflow_lora.adapter import Adapter
 from lmflow_lora.lora import Lora
 

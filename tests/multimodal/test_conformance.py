@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lmflow.builtin.full import Full
 from lmflow.components import DataFormat, Model, Tuner
 from lmflow.testing import DataFormatSuite, ModelSuite, TunerSuite
 from lmflow.testing.data_format import BadRecord, Dialogue
-from lmflow.tuners import Full
 from lmflow_lora.lora import Lora
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.formats import ImageMessages, ImageText, Llava

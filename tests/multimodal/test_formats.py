@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lmflow.components import DataFormat
+from lmflow.data.dataset import load_dataset
 from lmflow.data.formats import FORMATS, Auto, resolve_format
-from lmflow.data.reading import load_dataset
-from lmflow.data.records import Record
+from lmflow.data.record import Record
 from lmflow.errors import DataError
 from lmflow_multimodal.formats import ImageMessages, ImageText, Llava
 

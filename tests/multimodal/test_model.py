@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from lmflow.data.batches import collate, collate_packed
+from lmflow.builtin.full import Full
+from lmflow.data.collate import collate, collate_packed
 from lmflow.data.lengths import fit_lengths
-from lmflow.data.sample import Message, Sample
+from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, LmflowError, RecipeError
-from lmflow.inference.completion import Prompt, Sampling
 from lmflow.inference.hf import HuggingFace
-from lmflow.models import LanguageModel
-from lmflow.pretrained import Pretrained
+from lmflow.inference.types import Sampling
+from lmflow.models.language_model import LanguageModel
+from lmflow.models.pretrained import Pretrained
 from lmflow.training.loss import model_inputs, negative_log_likelihood
-from lmflow.tuners import Full
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.model import spread
 from lmflow_multimodal.tuner import Projector
@@ -227,8 +227,8 @@ def test_gradient_only_where_it_should_be(vision: Load, pictures: dict[str, str]
 
 
 def test_a_learning_rate_for_the_projector(vision: Load):
-    from lmflow.training.options import TrainingOptions
-    from lmflow.training.parallel import trainable_parameters
+    from lmflow.distributed.strategies.base import trainable_parameters
+    from lmflow.recipe.sections.training import TrainingOptions
     from lmflow.training.trainer import parameter_groups
 
     model = vision(projector_learning_rate=0.5).prepare(Full())
@@ -325,7 +325,7 @@ def test_without_open_clip_the_command_is_named(monkeypatch: pytest.MonkeyPatch)
     import sys
 
     from lmflow.plugins import load_plugins
-    from lmflow.recipe import model_from_reference
+    from lmflow.recipe.resolve import model_from_reference
 
     monkeypatch.setitem(sys.modules, "open_clip", None)
     expected = r"vision-language needs open_clip, which is not installed: pip install 'lmflow-multimodal\[clip\]'"

@@ -11,20 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+from lmflow.builtin.full import Full
 from lmflow.cli import main
 from lmflow.components import Reward
-from lmflow.data.encoding import encode
 from lmflow.data.sample import Dataset, Message, Sample
-from lmflow.inference.completion import Sampling
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
+from lmflow.inference.types import Sampling
+from lmflow.models.encoding import encode
 from lmflow.plugins import load_plugins
-from lmflow.recipe import model_from_reference, resolve
-from lmflow.run_directory import RunDirectory
-from lmflow.training.options import TrainingOptions
+from lmflow.recipe.resolve import model_from_reference, resolve
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.directory import RunDirectory
+from lmflow.run.log import Journal
 from lmflow.training.selftest import check_model
 from lmflow.training.trainer import Trainer
-from lmflow.tuners import Full
 from lmflow_multimodal.formats import Llava
 from lmflow_multimodal.pictures import open_picture
 from lmflow_multimodal.tuner import Projector

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from lmflow.chat import Dialogue, obey
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.evaluators.perplexity import Nll
-from lmflow.generation import Framing, complete, prompt_sample
-from lmflow.inference.completion import Sampling
+from lmflow.inference.chat import Dialogue, obey
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
+from lmflow.inference.prompts import Framing, complete, prompt_sample
+from lmflow.inference.types import Sampling
+from lmflow.run.log import Journal
 
 GREEDY = Sampling(temperature=0, max_new_tokens=6)
 

@@ -12,13 +12,13 @@ import torch
 
 from lmflow.components import Reward
 from lmflow.data.formats import Prompts
-from lmflow.data.sample import Dataset, Message, Sample
+from lmflow.data.sample import Dataset, Message, Prompt, Sample
 from lmflow.errors import DataError, Interrupted
-from lmflow.inference.completion import Completion, Prompt
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
-from lmflow.run_directory import RunDirectory
-from lmflow.training.options import TrainingOptions
+from lmflow.inference.types import Completion
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.directory import RunDirectory
+from lmflow.run.log import Journal
 from lmflow.training.trainer import Trainer
 from lmflow_raft.raft import Drawn, Raft, Work, training_sequence, with_room
 
@@ -167,7 +167,7 @@ def test_resume_continues_from_the_last_finished_iteration(make_setting, tmp_pat
 
 def test_kl_against_enumeration(make_llama, make_tokenizer, tmp_path: Path):
     """Completions of two tokens over a vocabulary of 8: the estimate approaches the enumerated KL."""
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
     module = make_llama(8, eos_token_id=7, pad_token_id=0)
     model = LanguageModel(module, make_tokenizer(), "tiny")

@@ -35,7 +35,7 @@ def prompts(make_tokenizer: Callable[..., Any]) -> list[Any]:
     """200 prompts of mixed length, the same words in many of them."""
     import random
 
-    from lmflow.inference.completion import Prompt
+    from lmflow.data.sample import Prompt
 
     words = [
         "the",

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.completion import Prompt
 from lmflow_speculative.blocks import BlockDecoder
 from lmflow_speculative.statistics import Passes
 

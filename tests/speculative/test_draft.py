@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lmflow.cli.app import run_app
-from lmflow.data.batches import collate
+from lmflow.data.collate import collate
+from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
-from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow.inference.types import Completion, Sampling
 from lmflow_speculative.distilling import as_sequences, build_draft, distillation_from, divergence
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative

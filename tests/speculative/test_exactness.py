@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.completion import Prompt, Sampling
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.sampling import filtered_logprobs
+from lmflow.inference.types import Sampling
 from lmflow_speculative import acceptance
 from lmflow_speculative.speculative import Speculative
 

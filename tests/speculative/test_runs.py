@@ -7,9 +7,9 @@ import json
 import pytest
 
 from lmflow.plugins import load_plugins
-from lmflow.recipe import resolve
-from lmflow.recipe_settings import Origin, Setting
-from lmflow.run import run
+from lmflow.recipe.resolve import resolve
+from lmflow.recipe.settings import Origin, Setting
+from lmflow.run.run import run
 
 SMALL = {
     "model": "demo",

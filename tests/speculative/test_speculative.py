@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError
-from lmflow.inference.completion import Prompt, Sampling
 from lmflow.inference.hf import HuggingFace
+from lmflow.inference.types import Sampling
 from lmflow_speculative.speculative import Speculative
 
 
@@ -212,7 +213,7 @@ def test_adaptation_proposes_less_to_a_bad_draft(make_model, prompts):
 
 def test_spare_rows_of_either_vocabulary_are_never_drawn(make_model, make_llama, prompts):
     """Weights may have more rows than the tokenizer has tokens, and not the same number in both models."""
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
     target = make_model()
     for rows in (len(target.tokenizer), len(target.tokenizer) + 64):
@@ -236,7 +237,7 @@ def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_mod
 
 
 def test_another_vocabulary_is_refused_by_its_first_token(make_model, make_tokenizer, make_llama, prompts):
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
     tokenizer = make_tokenizer(vocab_size=300)
     draft = LanguageModel(make_llama(len(tokenizer)), tokenizer, "small-draft")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lmflow.new import KINDS, make_plugin
 from lmflow.plugins import Plugins
+from lmflow.plugins.scaffold import KINDS, make_plugin
 
 TEMPLATE = Path(__file__).parents[2] / "templates" / "plugin"
 

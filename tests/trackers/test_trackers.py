@@ -13,9 +13,9 @@ import pytest
 
 from lmflow.errors import LmflowError
 from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe import resolve
-from lmflow.recipe_settings import Origin, Setting
-from lmflow.run import run
+from lmflow.recipe.resolve import resolve
+from lmflow.recipe.settings import Origin, Setting
+from lmflow.run.run import run
 from lmflow.testing.runs import RECORDS, SETTINGS, SMALL, TIME, interrupt, stored_recipe, write_records
 
 Points = dict[tuple[str, int], float]
@@ -162,7 +162,7 @@ def test_a_failed_run_is_marked_so(plugins, store, model_directory, tmp_path, mo
     def fail(*_: Any) -> None:
         raise LmflowError("no more")
 
-    monkeypatch.setattr("lmflow.run.Run.compare", fail)
+    monkeypatch.setattr("lmflow.run.run.Run.compare", fail)
     with pytest.raises(LmflowError, match="no more"):
         run(recipe(plugins, model_directory, tmp_path), plugins, output=tmp_path / "out")
     assert mlflow_runs(store)[1][0].info.status == "FAILED"

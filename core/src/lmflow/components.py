@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmflow.data.sample import Sample
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lmflow.data.sample import Dataset, TokenSequence
-    from lmflow.inference.completion import Completion, Prompt, Sampling
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.data.sample import Dataset, Prompt, Sample, TokenSequence
+    from lmflow.inference.types import Completion, Sampling
+    from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
-    from lmflow.training.options import TrainingOptions
+    from lmflow.recipe.sections.training import TrainingOptions
+    from lmflow.run.log import Journal
     from lmflow.training.trainer import Trainer
 
 

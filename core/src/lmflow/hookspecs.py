@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Tracker,
         Tuner,
     )
-    from lmflow.recipe import Recipe
+    from lmflow.recipe.resolve import Recipe
 
 PROJECT = "lmflow"
 hookspec = pluggy.HookspecMarker(PROJECT)

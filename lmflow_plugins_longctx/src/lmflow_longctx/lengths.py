@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 
 def chosen_lengths(model: LanguageModel, asked: Sequence[int] | None, *, option: str) -> list[int]:

@@ -12,8 +12,8 @@ from lmflow.components import Evaluation, Evaluator, Inferencer
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 
 class Passkey(Evaluator):

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmflow.data.sample import Message, Sample
+from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError
-from lmflow.inference.completion import Prompt, Sampling
+from lmflow.inference.types import Sampling
 from lmflow_longctx.scoring import begin_anew, last_token_losses
 
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 INTRODUCTION = "A pass key is hidden in a lot of irrelevant text. Find it and memorize it.\n"
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"

@@ -14,8 +14,8 @@ from lmflow.errors import DataError
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 
 class PerplexityByLength(Evaluator):

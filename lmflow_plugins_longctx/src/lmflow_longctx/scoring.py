@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from lmflow.journal import Journal
+    from lmflow.run.log import Journal
 
 
 def ends_of_windows(lengths: Sequence[int], longest: int, stretch: int, most: int) -> list[tuple[int, int]]:

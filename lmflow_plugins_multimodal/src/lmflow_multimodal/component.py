@@ -13,7 +13,7 @@ from lmflow.errors import LmflowError, RecipeError
 
 if TYPE_CHECKING:
     from lmflow.components import Context
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
     from lmflow_multimodal.tower import Tower
 
 CONFIG = "vision_language.json"
@@ -129,7 +129,7 @@ class VisionLanguage(Model):
 def load_language_model(reference: str, dtype: str, device: str, context: Context | None) -> LanguageModel:
     """The language model that `--model REFERENCE` would load."""
     from lmflow.plugins import load_plugins
-    from lmflow.recipe import model_from_reference
+    from lmflow.recipe.resolve import model_from_reference
 
     return model_from_reference(load_plugins(), reference).load(dtype, device, context)
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmflow.data.sample import Sample, TokenSequence
-from lmflow.data.tokens import encode_prompt, encode_samples
+from lmflow.data.sample import Prompt, Sample, TokenSequence
+from lmflow.data.tokenize import encode_prompt, encode_samples
 from lmflow.errors import DataError
-from lmflow.inference.completion import Prompt
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 from lmflow_multimodal.features import FEATURES, FeatureStore
 from lmflow_multimodal.module import VisionLanguageNetwork
 from lmflow_multimodal.pictures import MARK, check_marks

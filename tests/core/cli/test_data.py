@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from lmflow.cli.data import coloured
-from lmflow.data.checking import Checker, end_faults
-from lmflow.data.converting import convert
+from lmflow.data.dataset import read_samples
 from lmflow.data.formats import FORMATS, Auto
-from lmflow.data.reading import read_samples
 from lmflow.data.sample import Message, Sample
-from lmflow.data.showing import packed_layout, pieces_of, plain
-from lmflow.data.tokens import encode_sample
-from lmflow.models import LanguageModel
+from lmflow.data.tokenize import encode_sample
+from lmflow.data.tools.check import Checker, end_faults
+from lmflow.data.tools.convert import convert
+from lmflow.data.tools.show import packed_layout, pieces_of, plain
+from lmflow.models.language_model import LanguageModel
 
 Call = Callable[..., Any]
 BY_NAME = {each.name: each for each in FORMATS}

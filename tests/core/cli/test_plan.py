@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lmflow import planning
-from lmflow.machine_memory import MachineMemory
+from lmflow.planning import plan as planning
+from lmflow.planning.machine_memory import MachineMemory
 
 
 def test_the_embedded_default_is_foreseen(lmflow):
@@ -33,7 +33,7 @@ def test_a_command_line_of_run_can_be_planned_as_it_is(lmflow, tmp_path):
 
 
 def test_what_libraries_print_is_not_among_the_results(lmflow, monkeypatch: pytest.MonkeyPatch, tmp_path):
-    from lmflow.tuners import Full
+    from lmflow.builtin.full import Full
 
     prepare = Full.prepare
 

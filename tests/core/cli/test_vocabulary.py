@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmflow.pretrained import Pretrained
+from lmflow.models.pretrained import Pretrained
 
 
 def test_extended_trained_saved_and_loaded(lmflow: Callable[..., Any], model_directory: Path, tmp_path: Path):

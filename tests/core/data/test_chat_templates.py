@@ -11,7 +11,7 @@ import pytest
 from lmflow.data.chat_templates import PRESETS, chat_template, use_template
 from lmflow.data.rendering import as_dict, render
 from lmflow.data.sample import Message, Sample
-from lmflow.data.tokens import encode_prompt, encode_sample
+from lmflow.data.tokenize import encode_prompt, encode_sample
 from lmflow.errors import DataError, RecipeError
 
 SPECIAL = [

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmflow.components import DataFormat
-from lmflow.data.checking import check_data
-from lmflow.data.converting import convert
+from lmflow.data.containers import iterate_records, read_records
+from lmflow.data.dataset import load_dataset, read_samples
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.data.json_array import iterate_array
-from lmflow.data.reading import load_dataset, read_samples
-from lmflow.data.records import iterate_records, read_records
+from lmflow.data.tools.check import check_data
+from lmflow.data.tools.convert import convert
 from lmflow.errors import DataError
 
 ROWS = [{"instruction": f"Say {i}, 数据", "input": None, "output": f'"{i}"\nyes\u2028no'} for i in range(7)]

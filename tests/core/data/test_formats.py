@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from lmflow.components import DataFormat
+from lmflow.data.containers import read_records
+from lmflow.data.dataset import load_dataset
 from lmflow.data.formats import FORMATS, Auto, resolve_format
-from lmflow.data.reading import load_dataset
-from lmflow.data.records import Record, read_records
+from lmflow.data.record import Record
 from lmflow.data.sample import Message
 from lmflow.errors import DataError
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from lmflow.data.batches import collate, collate_packed, group_rows, pack_rows, plan_epoch, split_micro
+from lmflow.data.collate import collate, collate_packed
 from lmflow.data.lengths import fit_lengths
+from lmflow.data.packing import group_rows, pack_rows, plan_epoch, split_micro
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import DataError
 

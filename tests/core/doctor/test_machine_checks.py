@@ -12,7 +12,7 @@ import pytest
 
 from lmflow.doctor.finding import Finding
 from lmflow.doctor.machine_checks import Place, check_disk, check_memory, places
-from lmflow.machine_memory import memory_limit
+from lmflow.planning.machine_memory import memory_limit
 
 PLENTY = SimpleNamespace(f_bavail=10**7, f_frsize=4096, f_files=10**7, f_favail=10**6)
 

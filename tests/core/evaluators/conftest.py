@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lmflow.components import Inferencer
-from lmflow.inference.completion import Completion
-from lmflow.journal import Journal
+from lmflow.inference.types import Completion
+from lmflow.run.log import Journal
 
 
 class Parrot(Inferencer):

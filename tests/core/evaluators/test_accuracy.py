@@ -13,7 +13,7 @@ from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.evaluators.accuracy import Accuracy, ExactMatch
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
+from lmflow.run.log import Journal
 
 
 def record(question: str, answer: str | None, number: int = 1) -> Sample:
@@ -71,7 +71,7 @@ def test_exact_match(tiny_model: Any, journal: Journal, parrot: Callable[..., An
 
 def test_the_models_own_answers_are_right(tiny_model: Any, journal: Journal) -> None:
     """Records whose answers are what the model says greedily: accuracy 1."""
-    from lmflow.inference.completion import Sampling
+    from lmflow.inference.types import Sampling
 
     questions = [record(text, None) for text in ("the fox", "a model", "to stop", "quick brown")]
     prompts = [tiny_model.encode_prompt(each) for each in questions]

@@ -13,7 +13,7 @@ from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.evaluators.perplexity import Nll, Perplexity
 from lmflow.inference.hf import HuggingFace
-from lmflow.journal import Journal
+from lmflow.run.log import Journal
 
 TEXTS = ("the quick brown fox jumps over the lazy dog", "a model learns to answer and then to stop " * 5)
 

@@ -11,7 +11,7 @@ import torch
 
 from lmflow.data.sample import TokenSequence
 from lmflow.evaluators.scoring import Window, token_losses, windows_of
-from lmflow.journal import Journal
+from lmflow.run.log import Journal
 
 
 def test_windows_by_hand() -> None:

@@ -24,7 +24,7 @@ def model(make_model: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def prompts(make_tokenizer: Callable[..., Any]) -> list[Any]:
-    from lmflow.inference.completion import Prompt
+    from lmflow.data.sample import Prompt
 
     texts = [
         "the quick brown fox jumps over",
@@ -45,7 +45,7 @@ def scripted(make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
         from transformers import DynamicCache
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        from lmflow.models import LanguageModel
+        from lmflow.models.language_model import LanguageModel
 
         class Scripted(nn.Module):
             def __init__(self) -> None:

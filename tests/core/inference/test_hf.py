@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError
-from lmflow.inference.completion import Completion, Prompt, Sampling
 from lmflow.inference.hf import HuggingFace
+from lmflow.inference.types import Completion, Sampling
 
 hf = HuggingFace()
 

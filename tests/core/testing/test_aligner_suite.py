@@ -9,17 +9,17 @@ import pytest
 import torch
 from pydantic import field_serializer
 
+from lmflow.builtin.sft import Sft
 from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
-from lmflow.data.encoding import encode
 from lmflow.data.sample import Dataset, TokenSequence
 from lmflow.errors import DataError, RecipeError
-from lmflow.journal import Journal
-from lmflow.models import LanguageModel
+from lmflow.models.encoding import encode
+from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import load_plugins
-from lmflow.sft import Sft
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.log import Journal
 from lmflow.testing import AlignerSuite
 from lmflow.training.loss import negative_log_likelihood
-from lmflow.training.options import TrainingOptions
 from lmflow.training.trainer import Trainer
 
 
@@ -286,7 +286,7 @@ def test_a_broken_aligner_fails(examine, aligner: Aligner, check: str, also: set
 
 def test_an_unenforced_need_fails(examine, monkeypatch):
     """A recipe that leaves a need unmet must be refused; here the check of recipes is taken out."""
-    monkeypatch.setattr("lmflow.recipe._incompatibilities", lambda *_: [])
+    monkeypatch.setattr("lmflow.recipe.resolve._incompatibilities", lambda *_: [])
     reports = examine(AlignerSuite, aligner=NeedsAReward(), only="needs")
     assert failed(reports) == {NEEDS}
     assert "the recipe was accepted" in reports[NEEDS].message

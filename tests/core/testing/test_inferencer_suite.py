@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from lmflow.components import Inferencer
+from lmflow.data.sample import Prompt
 from lmflow.errors import DataError
-from lmflow.inference.completion import Completion, Prompt, Sampling
 from lmflow.inference.decoder import eval_mode
-from lmflow.inference.drawing import completion_rooms
+from lmflow.inference.generate import completion_rooms
 from lmflow.inference.sampling import draw, filtered_logprobs, stream_key, uniforms
+from lmflow.inference.types import Completion, Sampling
 from lmflow.testing import InferencerSuite
 
 CALLS = itertools.count()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lmflow.components import Model
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 from lmflow.testing import ModelSuite
 from lmflow.testing.tiny import CHATML, tiny_model
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from lmflow.components import Context, Model, Need, Tuner
 from lmflow.errors import LmflowError
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
+from lmflow.models.pretrained import Pretrained
 from lmflow.plugins import load_plugins
-from lmflow.pretrained import Pretrained
 from lmflow.testing import TunerSuite
 from lmflow.testing.runs import plugins_with
 
@@ -337,7 +337,7 @@ def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
         points = [point for point in entry_points(group="lmflow") if point.dist.name != "lmflow-raft"]
         return load_plugins(points)
 
-    from lmflow.tuners import Full
+    from lmflow.builtin.full import Full
 
     reports = examine(TunerSuite, tuner=Full(), plugins=without_raft)
     assert failed(reports) == {RAFT}

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, PhiConfig
 
-from lmflow.data.batches import Batch, collate
+from lmflow.data.collate import Batch, collate
 from lmflow.data.sample import TokenSequence
 from lmflow.training.chunked_loss import (
     IDENTITY,

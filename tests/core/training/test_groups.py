@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.batches import Batch, collate, collate_packed
+from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
-from lmflow.journal import Journal
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.log import Journal
 from lmflow.training.loss import sums_by_sequence, target_logprobs
-from lmflow.training.options import TrainingOptions
 from lmflow.training.trainer import Trainer
 
 Pair = tuple[TokenSequence, TokenSequence]

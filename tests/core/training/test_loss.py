@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
-from lmflow.data.batches import collate, collate_packed
+from lmflow.data.collate import collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.training.loss import head_restricted_to, negative_log_likelihood, sequence_logprobs, target_mask
 

@@ -10,10 +10,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lmflow.data.batches import collate, collate_packed
+from lmflow.data.collate import collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 from lmflow.training.loss import model_inputs, negative_log_likelihood
 from lmflow.training.selftest import check_batching, check_isolation
 

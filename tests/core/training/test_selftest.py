@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmflow.data.batches import collate
+from lmflow.data.collate import collate
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
 from lmflow.training.selftest import check_gradients, check_model, check_movement, choose_probes

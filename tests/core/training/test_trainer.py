@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from lmflow.data.batches import plan_epoch
+from lmflow.data.packing import plan_epoch
 from lmflow.data.sample import TokenSequence
+from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import Interrupted, RecipeError, TrainingError
-from lmflow.journal import Journal
-from lmflow.run_directory import RunDirectory
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.directory import RunDirectory
+from lmflow.run.log import Journal
 from lmflow.training.compiling import CompiledLayers
-from lmflow.training.options import TrainingOptions
-from lmflow.training.parallel import trainable_parameters
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 from lmflow.training.trainer import Trainer, parameter_groups
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmflow.launching.worker import Ending
+    from lmflow.distributed.worker import Ending
 
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -57,7 +57,7 @@ def prepare_ending() -> Ending | None:
     """What ends this process, if it is one of a run's: as the first of its exit handlers it runs last."""
     if not as_worker():
         return None
-    from lmflow.launching.worker import Ending
+    from lmflow.distributed.worker import Ending
 
     ending = Ending()
     atexit.register(ending)
@@ -116,7 +116,7 @@ def report_error(error: Exception, *, debug: bool = False) -> int:
     """Print what went wrong without a traceback, and return the exit code."""
     code, lines = describe_error(error)
     if as_worker():
-        from lmflow.launching.worker import report_end
+        from lmflow.distributed.worker import report_end
 
         if debug:
             import traceback

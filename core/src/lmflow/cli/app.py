@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lmflow import __version__
+from lmflow.versions import __version__
 
 HELP = "Fine-tune, align, extend and run large language models."
 CONTEXT = {"help_option_names": ["--help", "-h"]}
@@ -56,9 +56,9 @@ def run_app(arguments: Sequence[str]) -> int:
 
 def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
     """Like `build_app`, for a command of a plugin. Raises PluginError when there is none of that name."""
-    from lmflow.catalogue import home_of
     from lmflow.cli.installed import installed_plugins
     from lmflow.errors import PluginError
+    from lmflow.plugins.known import home_of
 
     plugins = installed_plugins(quiet="--quiet" in arguments)
     command = plugins.find_command(name)

@@ -10,16 +10,16 @@ from typing import Annotated
 
 import typer
 
-from lmflow.chat import Dialogue, Leave, hidden_note, obey
 from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, SAMPLING_SECTIONS, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
 from lmflow.errors import LmflowError
-from lmflow.journal import Journal
-from lmflow.opening import open_model
+from lmflow.inference.chat import Dialogue, Leave, hidden_note, obey
+from lmflow.models.load import open_model
 from lmflow.plugins import Plugins
-from lmflow.recipe_settings import Scope
+from lmflow.recipe.settings import Scope
+from lmflow.run.log import Journal
 
 FIXED = {"--system": True, "--quiet": False}
 SCOPE = Scope(

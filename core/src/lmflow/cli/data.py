@@ -15,16 +15,16 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import DataFormat
 from lmflow.errors import DataError, RecipeError
-from lmflow.human_formats import number
+from lmflow.formatting import number
 from lmflow.plugins import Plugins
-from lmflow.recipe import resolve_parts
-from lmflow.recipe_settings import Origin, Scope, Setting
+from lmflow.recipe.resolve import resolve_parts
+from lmflow.recipe.settings import Origin, Scope, Setting
 
 if TYPE_CHECKING:
-    from lmflow.data.checking import CheckReport
-    from lmflow.data.converting import Converted
-    from lmflow.data.showing import Piece, Place
-    from lmflow.models import LanguageModel
+    from lmflow.data.tools.check import CheckReport
+    from lmflow.data.tools.convert import Converted
+    from lmflow.data.tools.show import Piece, Place
+    from lmflow.models.language_model import LanguageModel
 
 FIXED: Mapping[str, Mapping[str, bool]] = {
     "show": {"--count": True, "--table": False, "--json": False},
@@ -83,8 +83,8 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         table: Annotated[bool, typer.Option("--table")] = False,
         as_json: Annotated[bool, typer.Option("--json")] = False,
     ) -> None:
-        from lmflow.data.reading import load_dataset
-        from lmflow.data.showing import shown_as_data
+        from lmflow.data.dataset import load_dataset
+        from lmflow.data.tools.show import shown_as_data
 
         parts = resolve_data(plugins, scanned, scope, path)
         dataset, summary = load_dataset(parts["data"].model_copy(update={"limit": count}), plugins.classes("data"), 0)
@@ -110,7 +110,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
     """`lmflow data check`."""
 
     def check(path: Where = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-        from lmflow.data.checking import check_data
+        from lmflow.data.tools.check import check_data
 
         parts = resolve_data(plugins, scanned, scope, path)
         data: DataFormat = parts["data"]
@@ -139,8 +139,8 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
         as_lmflow: Annotated[bool, typer.Option("--lmflow")] = False,
     ) -> None:
-        from lmflow.data.converting import check_output, convert, write_records
-        from lmflow.data.reading import read_pools
+        from lmflow.data.source import read_pools
+        from lmflow.data.tools.convert import check_output, convert, write_records
 
         if not to or output is None:
             raise RecipeError(["--to and --output: both are needed: which format to write, and where"])
@@ -207,7 +207,7 @@ def outline(parts: Mapping[str, Any]) -> LanguageModel:
 
 def show_sequence(model: LanguageModel, sequence: Any, *, as_table: bool) -> str:
     """A sequence for the terminal: in colour where there is any, else with marks."""
-    from lmflow.data.showing import pieces_of, plain, table
+    from lmflow.data.tools.show import pieces_of, plain, table
 
     pieces = list(pieces_of(model.tokenizer, sequence))
     head = f"{sequence.source}  {len(sequence):,} tokens, {sequence.trained_tokens:,} trained"
@@ -218,7 +218,7 @@ def show_sequence(model: LanguageModel, sequence: Any, *, as_table: bool) -> str
 
 def coloured(pieces: Sequence[Piece]) -> str:
     """Trained tokens green, others grey, every second one underlined, so that one sees where they end."""
-    from lmflow.data.showing import visible
+    from lmflow.data.tools.show import visible
 
     parts = []
     for index, piece in enumerate(pieces):
@@ -230,9 +230,9 @@ def coloured(pieces: Sequence[Piece]) -> str:
 
 def packed_rows(model: LanguageModel, sequences: Sequence[Any], data: DataFormat) -> tuple[list[list[Place]], int]:
     """The rows these sequences are packed into, and how long a row may be."""
-    from lmflow.data.encoding import length_limit
     from lmflow.data.lengths import fit_lengths
-    from lmflow.data.showing import packed_layout
+    from lmflow.data.tools.show import packed_layout
+    from lmflow.models.encoding import length_limit
 
     limit = length_limit(model, data) or max(map(len, sequences))
     sequences, _ = fit_lengths(sequences, limit, data.too_long)
@@ -252,7 +252,7 @@ def row_lines(layout: Sequence[Sequence[Place]], limit: int) -> Iterator[str]:
 
 def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[str]:
     """What was found, for people."""
-    from lmflow.data.checking import KINDS
+    from lmflow.data.tools.check import KINDS
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
     where = report.path or report.format

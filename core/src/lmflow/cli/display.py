@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmflow.human_formats import change, duration, size
-from lmflow.journal_display import Display, Silent
+from lmflow.formatting import change, duration, size
 from lmflow.report.next_steps import next_commands
-from lmflow.run_directory import REPORT
+from lmflow.run.display import Display, Silent
+from lmflow.run_files import REPORT
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -81,7 +81,7 @@ def as_dict(findings: Sequence[Finding], plugins: dict[str, str]) -> dict[str, A
     from dataclasses import asdict
 
     from lmflow.doctor.examination import optional_versions
-    from lmflow.run import versions
+    from lmflow.plugins.installed import versions
 
     return {
         "status": verdict(findings),

@@ -15,17 +15,18 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import Evaluator
-from lmflow.data.reading import read_samples
-from lmflow.human_formats import number
-from lmflow.journal import Journal
-from lmflow.measuring import check_directory, measure, to_json, write_evaluation
-from lmflow.opening import Compute, open_model
+from lmflow.data.dataset import read_samples
+from lmflow.evaluators.measure import measure
+from lmflow.formatting import number
+from lmflow.models.load import Compute, open_model
 from lmflow.plugins import Plugins
-from lmflow.recipe import chosen_components
-from lmflow.recipe_settings import Scope
+from lmflow.recipe.resolve import chosen_components
+from lmflow.recipe.settings import Scope
+from lmflow.report.evaluation import check_directory, to_json, write_evaluation
+from lmflow.run.log import Journal
 
 if TYPE_CHECKING:
-    from lmflow.journal_display import Display
+    from lmflow.run.display import Display
 
 FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": False}
 SCOPE = Scope(

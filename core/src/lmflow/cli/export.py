@@ -27,7 +27,7 @@ def _keep_subcommands() -> None:
 @group.command("merge")
 def merge(run: Source, output: Output, dtype: Dtype = None) -> None:
     """Write one model directory that plain Transformers loads, adapters merged in."""
-    from lmflow.export import merge as write
+    from lmflow.models.export import merge as write
 
     written = write(run, output, installed_plugins(), dtype)
     sys.stdout.write(f"{written}\n")

@@ -26,9 +26,10 @@ from lmflow.cli.inference import (
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
-from lmflow.completion_file import CompletionFile, fingerprint
 from lmflow.errors import DataError, Interrupted, RecipeError
-from lmflow.generation import (
+from lmflow.formatting import duration, number
+from lmflow.inference.completion_file import CompletionFile, fingerprint
+from lmflow.inference.prompts import (
     Framing,
     complete,
     complete_to_file,
@@ -38,18 +39,17 @@ from lmflow.generation import (
     report_refused,
     stream,
 )
-from lmflow.human_formats import duration, number
-from lmflow.journal import Journal
-from lmflow.opening import open_model
+from lmflow.models.load import open_model
 from lmflow.plugins import Plugins
-from lmflow.recipe_settings import Scope
+from lmflow.recipe.settings import Scope
+from lmflow.run.log import Journal
 
 if TYPE_CHECKING:
     from lmflow.components import DataFormat, Inferencer
     from lmflow.data.sample import Sample
-    from lmflow.inference.completion import Sampling
-    from lmflow.journal_display import Display
-    from lmflow.models import LanguageModel
+    from lmflow.inference.types import Sampling
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.display import Display
 
 FIXED = {
     "--prompt": True,

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
 from lmflow.plugins import Plugins
-from lmflow.recipe import chosen_components
-from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, TRAINING, Scope
-from lmflow.recipe_values import is_flag, option_type
+from lmflow.recipe.resolve import chosen_components
+from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, TRAINING, Scope
+from lmflow.recipe.values import is_flag, option_type
 
 Row = tuple[str, str]
 """An option with what it takes, and what it means."""

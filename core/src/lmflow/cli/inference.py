@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
 from lmflow.errors import RecipeError
-from lmflow.inference.completion import Sampling
-from lmflow.journal_display import Display, Silent
-from lmflow.opening import Compute
+from lmflow.inference.types import Sampling
+from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
-from lmflow.recipe import resolve_parts
-from lmflow.recipe_settings import Origin, Scope, Setting
+from lmflow.recipe.resolve import resolve_parts
+from lmflow.recipe.settings import Origin, Scope, Setting
+from lmflow.run.display import Display, Silent
 
 COMPUTE_ALIASES = {"--device": "compute.device", "--precision": "compute.precision"}
 COMPUTE_HELP = (

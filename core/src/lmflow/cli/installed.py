@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from lmflow.cli import print_error
-from lmflow.launching.environment import report_file
+from lmflow.distributed.environment import report_file
 from lmflow.plugins import Plugins, disabled_by_environment, load_plugins, same_name
 
 

@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """Start a plugin of your own: a whole distribution with a working component, tests and a CI file."""
     from lmflow.cli.installed import installed_plugins
-    from lmflow.new import known_kind, make_plugin, next_commands
+    from lmflow.plugins.scaffold import known_kind, make_plugin, next_commands
 
     made = make_plugin(kind, name, output, installed_plugins(), author=author, description=description)
     written = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())

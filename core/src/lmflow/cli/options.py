@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
-from lmflow.recipe import ResolvedRecipe, resolve
-from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, Origin, Scope, Setting
-from lmflow.recipe_values import is_flag
+from lmflow.recipe.resolve import ResolvedRecipe, resolve
+from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Origin, Scope, Setting
+from lmflow.recipe.values import is_flag
 
 NUMBER = re.compile(r"^-\d|^-\.\d")
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")

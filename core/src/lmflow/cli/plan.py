@@ -14,11 +14,11 @@ import typer
 from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import resolve_scanned, scan
-from lmflow.human_formats import number, size
+from lmflow.formatting import number, size
 from lmflow.plugins import Plugins
 
 if TYPE_CHECKING:
-    from lmflow.planning import Plan, Steps
+    from lmflow.planning.plan import Plan, Steps
 
 FIXED = {"--json": False, "--output": True, "--overwrite": False, "--quiet": False}
 """Options and whether they take a value; all but the first mean nothing here, and are there for `lmflow run`'s sake."""
@@ -58,8 +58,8 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     ) -> None:
         """Foresee one recipe."""
         resolved = resolve_scanned(scanned, plugins, recipe).recipe
-        from lmflow.data.reading import load_dataset
-        from lmflow.planning import make_plan, outline
+        from lmflow.data.dataset import load_dataset
+        from lmflow.planning.plan import make_plan, outline
 
         with warnings.catch_warnings(action="ignore"), stdout_for_results():
             model = outline(resolved)

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lmflow import INTERFACE_VERSION
 from lmflow.components import Component
 from lmflow.errors import PluginError
 from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name
-from lmflow.recipe_values import option_type
+from lmflow.recipe.values import option_type
+from lmflow.versions import INTERFACE_VERSION
 
 group = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False)
 

@@ -15,12 +15,12 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, resolve_scanned, scan
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
-from lmflow.recipe_settings import LAUNCH, Setting
+from lmflow.recipe.settings import LAUNCH, Setting
 
 if TYPE_CHECKING:
-    from lmflow.journal_display import Display
-    from lmflow.launching.environment import Worker
-    from lmflow.recipe import Recipe, ResolvedRecipe
+    from lmflow.distributed.environment import Worker
+    from lmflow.recipe.resolve import Recipe, ResolvedRecipe
+    from lmflow.run.display import Display
 
 FIXED = {"--output": True, "--resume": False, "--overwrite": False, "--quiet": False, "--json": False}
 HELP = (
@@ -74,12 +74,13 @@ def start(
     if resume and output is None:
         raise RunDirectoryError("--resume needs --output DIR, the directory of the run to continue.")
     if resume and output and recipe is None and all(of_launch(each) for each in scanned.settings):
-        from lmflow.run_directory import RECIPE, check_usable
+        from lmflow.run.directory import check_usable
+        from lmflow.run_files import RECIPE
 
         check_usable(output, resume=True, overwrite=False)
         recipe = output / RECIPE
     resolved = resolve_scanned(scanned, plugins, recipe)
-    from lmflow.launching.environment import this_worker
+    from lmflow.distributed.environment import this_worker
 
     worker = this_worker()
     if worker is None and resolved.recipe.launch.total > 1:
@@ -96,9 +97,9 @@ def of_launch(setting: Setting) -> bool:
 
 def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> None:
     """Carry the recipe out in several processes, each this command again; exits as they do."""
-    from lmflow.launching.launcher import launch
-    from lmflow.recipe import dump
-    from lmflow.run import default_output
+    from lmflow.distributed.launcher import launch
+    from lmflow.recipe.resolve import dump
+    from lmflow.run.run import default_output
 
     debug = "--debug" in sys.argv
     place = output or default_output(recipe)
@@ -123,8 +124,8 @@ def carry_out(
     as_json: bool,
 ) -> None:
     """Run in this process, alone or as one of several, of which the main one shows the result."""
-    from lmflow.launching.worker import follow_launcher
-    from lmflow.run import run
+    from lmflow.distributed.worker import follow_launcher
+    from lmflow.run.run import run
 
     follow_launcher()
     shows = worker is None or worker.is_main
@@ -148,7 +149,7 @@ def carry_out(
 def make_display(*, silent: bool) -> Display:
     """Where the run is shown."""
     if silent:
-        from lmflow.journal_display import Silent
+        from lmflow.run.display import Silent
 
         return Silent()
     from lmflow.cli.display import make_terminal_display

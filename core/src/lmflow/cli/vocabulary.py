@@ -32,10 +32,10 @@ def command(
         raise RecipeError("--add and --corpus: give one of them, tokens or a corpus to learn them on")
     if output.exists():
         raise RunDirectoryError(f"{output} exists; choose another directory with --output")
+    from lmflow.data.dataset import read_samples
     from lmflow.data.formats import Auto
-    from lmflow.data.reading import read_samples
-    from lmflow.recipe import model_from_reference
-    from lmflow.vocabulary import add_tokens, learn_pieces
+    from lmflow.models.vocabulary import add_tokens, learn_pieces
+    from lmflow.recipe.resolve import model_from_reference
 
     plugins = installed_plugins()
     texts: list[str] = []

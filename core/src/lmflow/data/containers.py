@@ -14,10 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from lmflow.data.files import data_files, ending, on_hub
+from lmflow.data.hub import hub_is_out_of_reach
 from lmflow.data.json_array import iterate_array
-from lmflow.data.records import Record, describe, ending
+from lmflow.data.record import Record, describe
 from lmflow.errors import DataError
-from lmflow.hub import hub_is_out_of_reach
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 def iterate_file(file: Path) -> Found:
-    """The records of one file; see `lmflow.data.records.iterate_records`."""
+    """The records of one file; see `lmflow.data.files.iterate_records`."""
     kind = ending(file)
     with explained(file):
         if kind in (".parquet", ".arrow") or _begins_with(file, PARQUET):
@@ -308,3 +309,32 @@ def iterate_hub(name: str) -> Found:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def iterate_records(path: str | Path) -> Iterator[Record | DataError]:
+    """The records of a file, of the files directly in a directory, or of a data set on the hub, one after the other.
+
+    A record that cannot be used comes as a DataError that says where it stands and why; what spoils a file as a whole
+    (a broken archive, a cut-off array) is raised. Memory holds one record at a time, but for a file in LMFlow's own
+    container, which is one JSON object.
+    """
+    if on_hub(path):
+        yield from iterate_hub(str(path))
+        return
+    for file in data_files(Path(path)):
+        yield from iterate_file(file)
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """All records at `path`, as `iterate_records` finds them.
+
+    Raises DataError naming file and line for the first that cannot be used, and where there is none.
+    """
+    records = []
+    for record in iterate_records(path):
+        if isinstance(record, DataError):
+            raise record
+        records.append(record)
+    if not records:
+        raise DataError(f"{path} holds no record.")
+    return records

@@ -208,3 +208,8 @@ def _lost(sequence: TokenSequence, fitted: Sequence[TokenSequence], kept: Sequen
     """Tokens of `sequence` that are in none of what is kept of it; pieces share one token with their neighbours."""
     shared = max(0, len(fitted) - 1)
     return len(sequence) + shared - sum(len(each) for each in kept) if kept else len(sequence)
+
+
+def length_limit(context_length: int | None, max_length: int | None) -> int | None:
+    """The longest sequence allowed, in tokens: the shorter of the model's context and what the options say."""
+    return min((limit for limit in (context_length, max_length) if limit is not None), default=None)

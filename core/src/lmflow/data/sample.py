@@ -109,6 +109,14 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenised prompt. `extras` are further inputs of the model, as in `TokenSequence`."""
+
+    ids: Sequence[int]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """The samples of a run: what is trained on, what is held out, and the options they are to be encoded with."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from lmflow.distributed.environment import this_worker
 from lmflow.doctor.finding import Finding
 from lmflow.errors import RecipeError
-from lmflow.launching.environment import this_worker
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

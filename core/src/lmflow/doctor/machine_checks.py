@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmflow.doctor.finding import Finding, Status
-from lmflow.human_formats import size
-from lmflow.machine_memory import GROUPS, PROCESSES, machine_memory
+from lmflow.formatting import size
+from lmflow.planning.machine_memory import GROUPS, PROCESSES, machine_memory
 
 NAME = "disk"
 ROOMY = 5_000_000_000

@@ -11,7 +11,7 @@ from typing import Any
 from lmflow.doctor.finding import Finding
 from lmflow.doctor.installer import pip
 from lmflow.doctor.probes import Answers, ask
-from lmflow.human_formats import size
+from lmflow.formatting import size
 from lmflow.plugins import normal_name
 
 PAIR = ("torch", "torchvision")

@@ -11,12 +11,12 @@ from pydantic import Field, field_validator
 from lmflow.components import Evaluation, Evaluator, Inferencer
 from lmflow.errors import DataError
 from lmflow.evaluators.extraction import NAMES, plain, same
-from lmflow.inference.completion import Sampling
+from lmflow.inference.types import Sampling
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 
 class Answering(Evaluator):

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
-from lmflow.generation import WINDOW, encode_prompt
-from lmflow.inference.completion import Completion, Sampling
+from lmflow.inference.prompts import WINDOW, encode_prompt
+from lmflow.inference.types import Completion, Sampling
 
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 SLOT = "{input}"
 

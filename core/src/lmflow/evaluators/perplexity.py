@@ -13,8 +13,8 @@ from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
 
 WINDOW_WITHOUT_LIMIT = 2048
 """Tokens per window for a model whose configuration names no limit."""

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmflow.data.sample import TokenSequence
-from lmflow.inference.completion import Prompt
+from lmflow.data.sample import Prompt, TokenSequence
 from lmflow.inference.decoder import concatenate_extras, eval_mode
-from lmflow.journal import Journal
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
+from lmflow.run.log import Journal
 
 IGNORED = -100
 """What cross_entropy takes for no target."""

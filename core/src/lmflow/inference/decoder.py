@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.cache import drop_left, growing_cache, is_flexible, join
-from lmflow.inference.completion import Prompt
+from lmflow.inference.kv_cache import drop_left, growing_cache, is_flexible, join
 
 
 class Decoder:

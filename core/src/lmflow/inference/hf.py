@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lmflow.inference.completion import Prompt, Sampling
-from lmflow.inference.passes import PassInferencer
+from lmflow.data.sample import Prompt
+from lmflow.inference.engine import PassInferencer
+from lmflow.inference.types import Sampling
 
 if TYPE_CHECKING:
-    from lmflow.inference.drawing import Drawn
-    from lmflow.inference.stopping import TextStream
-    from lmflow.models import LanguageModel
+    from lmflow.inference.generate import Drawn
+    from lmflow.inference.text_stream import TextStream
+    from lmflow.models.language_model import LanguageModel
 
 
 class HuggingFace(PassInferencer):
@@ -36,6 +37,6 @@ class HuggingFace(PassInferencer):
         new_text: Callable[[], TextStream] | None = None,
     ) -> Generator[Drawn, None, None]:
         """See `draw_completions`."""
-        from lmflow.inference.drawing import draw_completions
+        from lmflow.inference.generate import draw_completions
 
         return draw_completions(model, prompts, sampling, self.batch_tokens, new_text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmflow.report.content import read_content
 from lmflow.report.page import render_page
-from lmflow.run_directory import REPORT, write_atomically
+from lmflow.run_files import REPORT, write_atomically
 
 __all__ = ["write_report"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from html import escape
 
-from lmflow.human_formats import number
+from lmflow.formatting import number
 from lmflow.report.content import Comparisons, Row, finite
 
 OPEN = 8

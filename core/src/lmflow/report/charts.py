@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lmflow.human_formats import number
+from lmflow.formatting import number
 from lmflow.report.content import Point
 
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 36

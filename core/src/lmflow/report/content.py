@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lmflow import run_directory as place
+from lmflow import run_files as place
 
 SHOWN_COMPARISONS = 20
 SAMPLES_READ = 2000

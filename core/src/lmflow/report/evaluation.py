@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from lmflow.components import Evaluation, Evaluator
+from lmflow.errors import RunDirectoryError
 from lmflow.report.page import wrap_page
 from lmflow.report.sections import section, shown, table
+from lmflow.run_files import REPORT, write_atomically
+
+RESULTS = "results.json"
+ROWS = "rows.jsonl"
 
 WIDTH = 520
 """Widest a picture is shown, in pixels."""
@@ -35,3 +43,42 @@ def render_evaluation(record: Mapping[str, Any], pictures: Sequence[Path]) -> st
 def rows_of(values: Mapping[str, Any]) -> str:
     """Names and values, empty without any."""
     return table([(name, shown(value)) for name, value in values.items()]) if values else ""
+
+
+def check_directory(directory: Path, *, overwrite: bool) -> None:
+    """Raise RunDirectoryError where results stand already, or a file is in the way."""
+    if directory.exists() and not directory.is_dir():
+        raise RunDirectoryError(f"{directory} is a file; --output takes a directory")
+    if (directory / RESULTS).exists() and not overwrite:
+        raise RunDirectoryError(f"{directory} holds results already; replace them with --overwrite")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / RESULTS).exists():
+        raise RunDirectoryError(f"{directory} holds other files; name a new or empty directory")
+
+
+def write_evaluation(
+    directory: Path, record: Mapping[str, Any], evaluation: Evaluation, evaluator: Evaluator
+) -> list[Path]:
+    """Write results.json, rows.jsonl, the evaluator's pictures, and report.html around them; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows, results = directory / ROWS, directory / RESULTS
+    rows.write_text("".join(f"{to_json(row)}\n" for row in evaluation.rows), encoding="utf-8")
+    pictures = evaluator.draw(evaluation, directory)
+    results.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+    report = directory / REPORT
+    write_atomically(report, render_evaluation(record, pictures))
+    return [results, rows, report, *pictures]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are not finite are null."""
+    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lmflow.human_formats import change, duration, number, size
+from lmflow.formatting import change, duration, number, size
 from lmflow.report.answers import answers as compare_answers
 from lmflow.report.answers import clip
 from lmflow.report.charts import SMALL, bar_chart, line_chart

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmflow.data.sample import TokenSequence
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
-    from lmflow.recipe import Recipe
+    from lmflow.recipe.resolve import Recipe
 
 
 def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def read_logits(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Ten
     """The logits of every position of `sequences`, (tokens, vocabulary), in eval mode."""
     import torch
 
-    from lmflow.data.batches import collate
+    from lmflow.data.collate import collate
     from lmflow.training.loss import model_inputs
 
     model.module.eval()
@@ -65,8 +65,8 @@ def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float
 
 def heldout_loss(plugins: Plugins, model: LanguageModel, recipe: Recipe) -> float:
     """Loss of `model` on what a run of `recipe` holds out: its `eval_loss`."""
-    from lmflow.data.encoding import encode_answered
-    from lmflow.data.reading import load_dataset
+    from lmflow.data.dataset import load_dataset
+    from lmflow.models.encoding import encode_answered
 
     data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
     return mean_loss(model, encode_answered(model, data.heldout, data.options))

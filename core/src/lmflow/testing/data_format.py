@@ -10,7 +10,7 @@ import pytest
 
 from lmflow.components import DataFormat
 from lmflow.data.formats import Auto, resolve_format
-from lmflow.data.records import Record
+from lmflow.data.record import Record
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
 from lmflow.plugins import Plugins

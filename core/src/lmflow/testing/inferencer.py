@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from lmflow.components import Inferencer
+from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow.inference.types import Completion, Sampling
 from lmflow.testing.comparing import all_tensors, different, some
 from lmflow.testing.runs import supply
 from lmflow.testing.statistics import chance, reference_probabilities
@@ -17,7 +18,7 @@ from lmflow.testing.statistics import chance, reference_probabilities
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 TEXTS = ("the quick brown fox jumps over", "lazy", "a model learns to answer and then to stop, and more: ä€", "user")
 DISTRIBUTIONS: Mapping[str, Mapping[str, Any]] = {

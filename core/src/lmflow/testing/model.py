@@ -9,9 +9,9 @@ import pytest
 
 from lmflow.components import Model
 from lmflow.data.sample import Message, Sample
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import Plugins
-from lmflow.recipe import model_from_reference
+from lmflow.recipe.resolve import model_from_reference
 from lmflow.testing.comparing import all_tensors, different, read_logits, some
 from lmflow.testing.runs import plugins_with, supply
 
@@ -172,7 +172,7 @@ class ModelSuite:
         """The logits of a text are the same when padding follows it in a batch."""
         import torch
 
-        from lmflow.data.batches import collate
+        from lmflow.data.collate import collate
         from lmflow.training.loss import model_inputs
 
         short, long = (loaded.encode(Sample(DIALOGUE[:count], source="d"))[0] for count in (2, 4))

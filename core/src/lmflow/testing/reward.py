@@ -131,7 +131,7 @@ class RewardSuite:
         self, reward: Reward, samples: Sequence[Sample], completions: Sequence[str]
     ) -> None:
         """`score_completions`, through which every run scores, takes what the reward returns."""
-        from lmflow.rewards import score_completions
+        from lmflow.inference.rewards import score_completions
 
         try:
             score_completions(reward, samples, completions)

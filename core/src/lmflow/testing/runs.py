@@ -19,16 +19,17 @@ from lmflow.components import Component, Model, Tracker, Workload
 from lmflow.errors import Interrupted, RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
-from lmflow.recipe import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
-from lmflow.recipe_settings import Origin, Setting
-from lmflow.run import Run, RunResult, run
-from lmflow.run_directory import CHECKPOINTS, METRICS, RECIPE, RunDirectory
+from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
+from lmflow.recipe.settings import Origin, Setting
+from lmflow.run.directory import RunDirectory
+from lmflow.run.run import Run, RunResult, run
+from lmflow.run_files import CHECKPOINTS, METRICS, RECIPE
 from lmflow.testing.comparing import all_tensors, different, file_hashes, heldout_loss, some
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset, TokenSequence
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import Journal
     from lmflow.training.trainer import Trainer
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -142,7 +143,7 @@ class Prepared:
 
     def sequences(self) -> list[TokenSequence]:
         """The training samples, tokenised."""
-        from lmflow.data.encoding import encode
+        from lmflow.models.encoding import encode
 
         return list(encode(self.model, self.data.train, self.data.options)[0])
 
@@ -168,7 +169,7 @@ class Prepared:
 
 def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepared:
     """Begin a run as `lmflow run` does, up to where the aligner takes over."""
-    from lmflow.journal import Journal
+    from lmflow.run.log import Journal
 
     directory = RunDirectory(output)
     journal = Journal(directory, plugins.emit)
@@ -282,8 +283,8 @@ class Bench:
 
     def workload(self, changes: Mapping[str, Any]) -> Workload | None:
         """What the aligner tells `lmflow plan` of the run."""
-        from lmflow.data.reading import load_dataset
-        from lmflow.planning import outline
+        from lmflow.data.dataset import load_dataset
+        from lmflow.planning.plan import outline
 
         recipe = self.recipe(changes).recipe
         data, _ = load_dataset(recipe.data, self.plugins.classes("data"), recipe.training.seed)
@@ -379,7 +380,7 @@ class RunSuite:
     @pytest.fixture
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
         """The model component to start from: a tiny one of random weights in a directory of its own."""
-        from lmflow.pretrained import Pretrained
+        from lmflow.models.pretrained import Pretrained
         from lmflow.testing.tiny import tiny_model
 
         directory = tmp_path_factory.mktemp("model")

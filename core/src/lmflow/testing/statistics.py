@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from lmflow.inference.completion import Sampling
+from lmflow.inference.types import Sampling
 
 Outcome = TypeVar("Outcome", bound=Hashable)
 

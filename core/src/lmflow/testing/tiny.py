@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -82,7 +82,7 @@ def tiny_model(
     out, as in a trained model. With `noise_seed` a little noise is added, so that models of one `seed` are alike but
     not the same, as a draft and its target are.
     """
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
     tokenizer = tiny_tokenizer()
     module = tiny_module(architecture, len(tokenizer), seed=seed, **options)
@@ -93,7 +93,7 @@ def tiny_model(
 
 def tiny_letters(seed: int = 0, count: int = 6, *, sharpness: float = 4.0) -> LanguageModel:
     """A LanguageModel over the first `count` letters, the first of which ends a text: few enough to enumerate."""
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
     module = tiny_module("llama", count, seed=seed, eos_token_id=0, pad_token_id=None)
     scale_matrices(module, sharpness)

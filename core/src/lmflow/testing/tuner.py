@@ -11,7 +11,7 @@ import pytest
 
 from lmflow.components import Component, Tuner
 from lmflow.errors import LmflowError
-from lmflow.export import merge
+from lmflow.models.export import merge
 from lmflow.testing.comparing import all_tensors, changed_files, different, file_hashes, mean_loss, read_logits, some
 from lmflow.testing.runs import SMALL, Bench, Prepared, RunSuite, over
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmflow.distributed.strategies.base import blocks
 from lmflow.errors import RecipeError
-from lmflow.training.parallel import blocks
 
 
 class CompiledLayers:

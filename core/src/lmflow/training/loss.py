@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.batches import Batch, collate
+from lmflow.data.collate import Batch, collate
 from lmflow.data.sample import TokenSequence
 from lmflow.training.chunked_loss import IDENTITY, checkpointed_logprobs, chunked_logprobs, chunked_nll
 from lmflow.training.output_head import in_place_of_logits, output_head

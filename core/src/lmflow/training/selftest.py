@@ -9,10 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.batches import Batch, collate, collate_packed
+from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
+from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
-from lmflow.models import LanguageModel
+from lmflow.models.language_model import LanguageModel
 from lmflow.training.loss import (
     head_restricted_to,
     model_inputs,
@@ -20,7 +21,6 @@ from lmflow.training.loss import (
     target_logprobs,
     target_mask,
 )
-from lmflow.training.parallel import trainable_parameters
 from lmflow.training.precision import replaced_weights
 from lmflow.training.trainer import Trainer
 

@@ -14,13 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.batches import Batch, collate, collate_packed, group_rows, pack_rows, plan_epoch, split_micro
+from lmflow.data.collate import Batch, collate, collate_packed
+from lmflow.data.packing import group_rows, pack_rows, plan_epoch, split_micro
+from lmflow.data.prefetch import made_ahead
 from lmflow.data.sample import TokenSequence
+from lmflow.distributed.processes import this_group
+from lmflow.distributed.strategies import arrange
+from lmflow.distributed.strategies.base import trainable_parameters
+from lmflow.distributed.strategies.ddp import Replicated
 from lmflow.errors import Interrupted, RecipeError, TrainingError
-from lmflow.journal import Journal
-from lmflow.launching.group import this_group
-from lmflow.models import LanguageModel
-from lmflow.prefetch import made_ahead
+from lmflow.models.language_model import LanguageModel
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.run.log import Journal
 from lmflow.training.checkpoint import (
     SCORE,
     Checkpoint,
@@ -33,8 +38,6 @@ from lmflow.training.checkpoint import (
 )
 from lmflow.training.compiling import CompiledLayers
 from lmflow.training.loss import negative_log_likelihood
-from lmflow.training.options import TrainingOptions
-from lmflow.training.parallel import Replicated, arrange, trainable_parameters
 from lmflow.training.precision import replaced_weights
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from lmflow.components import Context, DataFormat, Model, Reward
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
-from lmflow.pretrained import Pretrained
+from lmflow.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 
 class Demo(Model):

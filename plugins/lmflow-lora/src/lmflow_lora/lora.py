@@ -15,7 +15,7 @@ from lmflow.errors import RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 
 BASE_CONFIG = "base_config.json"

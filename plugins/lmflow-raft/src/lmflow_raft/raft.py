@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
-from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.sample import Prompt, Sample, TokenSequence
 from lmflow.errors import DataError
-from lmflow.inference.completion import Completion, Prompt, Sampling
+from lmflow.inference.types import Completion, Sampling
 from lmflow_raft.selection import distinct_n, draw_prompts, keep_best_of_all, keep_best_of_each
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
-    from lmflow.journal import Journal
-    from lmflow.models import LanguageModel
-    from lmflow.training.options import TrainingOptions
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.recipe.sections.training import TrainingOptions
+    from lmflow.run.log import Journal
     from lmflow.training.trainer import Trainer
 
 
@@ -130,7 +130,7 @@ class Raft(Aligner):
         Of several processes each samples for a share of the prompts, and the main one scores, as a reward that looks at
         a whole batch has to.
         """
-        from lmflow.inference.sharing import draw_shared
+        from lmflow.inference.shard import draw_shared
 
         journal = work.journal
         sampling = Sampling(
@@ -180,7 +180,7 @@ class Work:
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Rewards in the shape of `completions`; raises RewardError if the reward misbehaves."""
-        from lmflow.rewards import score_completions
+        from lmflow.inference.rewards import score_completions
 
         pairs = [(sample, each.text) for sample, row in zip(samples, completions) for each in row]
         scores = iter(score_completions(self.reward, [s for s, _ in pairs], [text for _, text in pairs]))

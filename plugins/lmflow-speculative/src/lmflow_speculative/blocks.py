@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.cache import drop_left, drop_right, join, take, whole_cache
-from lmflow.inference.completion import Prompt
 from lmflow.inference.decoder import beneath_adapter, check_decodable, concatenate_extras
+from lmflow.inference.kv_cache import drop_left, drop_right, join, take, whole_cache
 from lmflow_speculative.statistics import Passes
 
 HOLES = 0.25

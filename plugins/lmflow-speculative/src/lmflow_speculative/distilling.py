@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.batches import Batch
-from lmflow.data.sample import TokenSequence
+from lmflow.data.collate import Batch
+from lmflow.data.sample import Prompt, TokenSequence
 from lmflow.errors import LmflowError
-from lmflow.inference.completion import Completion, Prompt
-from lmflow.models import LanguageModel
+from lmflow.inference.types import Completion
+from lmflow.models.language_model import LanguageModel
 from lmflow.training.loss import head_restricted_to, model_inputs, target_mask
 from lmflow.training.trainer import Objective
 from lmflow_speculative.options import DraftOptions

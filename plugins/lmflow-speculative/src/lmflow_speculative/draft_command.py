@@ -18,22 +18,22 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
-from lmflow.data.reading import load_dataset
+from lmflow.data.dataset import load_dataset
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
-from lmflow.generation import Framing, frame, read_prompts
-from lmflow.inference.completion import Sampling
-from lmflow.journal import Journal
+from lmflow.inference.prompts import Framing, frame, read_prompts
+from lmflow.inference.types import Sampling
 from lmflow.plugins import Plugins
-from lmflow.recipe import model_from_reference
-from lmflow.recipe_settings import Scope
-from lmflow.training.options import TrainingOptions
+from lmflow.recipe.resolve import model_from_reference
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.recipe.settings import Scope
+from lmflow.run.log import Journal
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative
 
 if TYPE_CHECKING:
-    from lmflow.data.sample import Sample
-    from lmflow.inference.completion import Completion, Prompt
-    from lmflow.models import LanguageModel
+    from lmflow.data.sample import Prompt, Sample
+    from lmflow.inference.types import Completion
+    from lmflow.models.language_model import LanguageModel
 
 RECORD = "draft.json"
 FIXED = {"--output": True, "--from": True, "--raw": False, "--overwrite": False, "--quiet": False, "--json": False}
@@ -124,7 +124,7 @@ def carry_out(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
 
 def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, journal: Journal) -> dict[str, Any]:
     """Sample from the target, train the draft, measure and write it; returns what draft.json holds."""
-    from lmflow.training.precision import DTYPES, choose_device, choose_precision
+    from lmflow.models.device import DTYPES, choose_device, choose_precision
     from lmflow.training.trainer import Trainer
     from lmflow_speculative.distilling import as_sequences, distillation_from
     from lmflow_speculative.drafting import check_vocabularies

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError
-from lmflow.inference.completion import Prompt
-from lmflow.models import dynamic_factor
+from lmflow.models.language_model import dynamic_factor
 
 if TYPE_CHECKING:
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 LOOK = 0.05
 """What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
@@ -19,7 +19,7 @@ LOOK = 0.05
 def load_draft(reference: str, dtype: str, device: str) -> LanguageModel:
     """The model `reference` means, its weights in `dtype` on `device`; raises LmflowError when there is none."""
     from lmflow.plugins import load_plugins
-    from lmflow.recipe import model_from_reference
+    from lmflow.recipe.resolve import model_from_reference
 
     try:
         draft = model_from_reference(load_plugins(), reference).load(dtype, device)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from lmflow.inference.completion import Prompt, Sampling
-from lmflow.inference.drawing import Rules
+from lmflow.data.sample import Prompt
+from lmflow.inference.generate import Rules
 from lmflow.inference.sampling import draw, filtered_logprobs, uniforms
+from lmflow.inference.types import Sampling
 from lmflow_speculative.blocks import BlockDecoder
 from lmflow_speculative.lengths import PRIOR
 from lmflow_speculative.rows import Row
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.completion import Prompt
 from lmflow.inference.sampling import stream_key
-from lmflow.inference.stopping import TextStream
+from lmflow.inference.text_stream import TextStream
 from lmflow_speculative.lengths import DraftLength
 
 

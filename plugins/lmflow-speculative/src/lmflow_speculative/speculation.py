@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lmflow.inference.batching import admit, longest_first
-from lmflow.inference.completion import Prompt, Sampling
+from lmflow.data.sample import Prompt
 from lmflow.inference.decoder import eval_mode
-from lmflow.inference.drawing import LEAVE_SHARE, Drawn, Rules, completion_rooms, text_maker
+from lmflow.inference.generate import LEAVE_SHARE, Drawn, Rules, completion_rooms, text_maker
 from lmflow.inference.sampling import filtered_logprobs, uniforms
-from lmflow.inference.stopping import TextStream
+from lmflow.inference.scheduler import admit, longest_first
+from lmflow.inference.text_stream import TextStream
+from lmflow.inference.types import Sampling
 from lmflow_speculative import acceptance
 from lmflow_speculative.blocks import BlockDecoder
 from lmflow_speculative.lengths import DraftLength
@@ -23,7 +24,7 @@ from lmflow_speculative.rows import Keys, Row
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
-    from lmflow.models import LanguageModel
+    from lmflow.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

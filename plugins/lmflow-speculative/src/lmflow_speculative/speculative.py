@@ -10,14 +10,15 @@ from weakref import WeakSet
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from lmflow.inference.completion import Prompt, Sampling
-from lmflow.inference.passes import PassInferencer
+from lmflow.data.sample import Prompt
+from lmflow.inference.engine import PassInferencer
+from lmflow.inference.types import Sampling
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
-    from lmflow.inference.drawing import Drawn
-    from lmflow.inference.stopping import TextStream
-    from lmflow.models import LanguageModel
+    from lmflow.inference.generate import Drawn
+    from lmflow.inference.text_stream import TextStream
+    from lmflow.models.language_model import LanguageModel
     from lmflow_speculative.speculation import Plan
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmflow.recipe import Recipe, as_dict
-from lmflow.run_directory import METRICS, TRACKERS, read_record, write_atomically
+from lmflow.recipe.resolve import Recipe, as_dict
+from lmflow.run_files import METRICS, TRACKERS, read_record, write_atomically
 
 PLACES = ("step", "iteration")
 """Entries of a line of metrics that say where on the curves it stands."""

@@ -13,8 +13,8 @@ from pydantic import Field, PrivateAttr
 
 from lmflow.components import Requirement, Tracker
 from lmflow.hookspecs import hookimpl
-from lmflow.recipe import Recipe
-from lmflow.run_directory import RECIPE, RECORD, REPORT
+from lmflow.recipe.resolve import Recipe
+from lmflow.run_files import RECIPE, RECORD, REPORT
 from lmflow_trackers.curves import Curves, numeric, points, recall, remember, settings, versions, written_lines
 
 STATUSES = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lmflow.data.records import describe
+from lmflow.data.record import describe
 from lmflow.data.sample import Message
 from lmflow.errors import DataError
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmflow.components import DataFormat
-from lmflow.data.records import Record, describe
+from lmflow.data.record import Record, describe
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
 

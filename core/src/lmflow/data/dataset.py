@@ -1,0 +1,203 @@
+"""From a recipe's data section to the samples of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lmflow.components import DataFormat
+from lmflow.data.cache.key import key_of
+from lmflow.data.cache.record_index import SamplesOnDisk
+from lmflow.data.files import unread_folders
+from lmflow.data.formats.recognising import Auto
+from lmflow.data.sample import Dataset, Message, Sample
+from lmflow.data.source import SHOWN, Pool, _as_share, _embedded, _skipped, read_pool, read_pools, validation_pool
+from lmflow.errors import DataError
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What run.json says of the data."""
+
+    path: str | None
+    format: str
+    records: int
+    train: int
+    heldout: int
+    sha256: str
+    skipped: int = 0
+    """Records that could not be used, under `data.on_bad_record skip`."""
+    problems: tuple[str, ...] = ()
+    """The first of them, and why."""
+    fields: tuple[str, ...] = ()
+    """Fields of the first record."""
+    recognised: bool = False
+    """Whether the format was found by looking at the records."""
+    unread: tuple[str, ...] = ()
+    """Folders in the directory that hold data too, and were not looked into."""
+
+    def describe(self) -> str:
+        """What the user is told: what was read as what, and what was left out."""
+        noun = "record" if self.records == 1 else "records"
+        what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
+        how = f", recognised by {', '.join(self.fields)}" if self.recognised else ""
+        text = (
+            f"{self.records:,} {what} read as {self.format}{how}; {self.train:,} train, {self.heldout:,} are held out"
+        )
+        if self.skipped:
+            text += f"\n  {_skipped(self.skipped, self.problems[0])}"
+        if self.unread:
+            text += f"\n  not read: {', '.join(f'{name}/' for name in self.unread)}; folders in a folder never are"
+        return text
+
+
+def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
+    """Read, interpret and split the records `data` describes.
+
+    Raises DataError with the first malformed records, or when there is nothing to train on.
+    """
+    if data.mix:
+        return _load_mix(data, formats, seed)
+    held = None
+    if data.path is None:
+        pool, heldout = _embedded(data)
+        train: Sequence[Sample] = pool.samples
+    else:
+        pool, held = read_pool(data, formats), validation_pool(data, formats)
+        train, heldout = split(pool.samples, held, data, seed)
+    key = train_key([pool], data, seed)
+    return Dataset(train, heldout, pool.format, key), _summary(data, [pool], held, len(train), len(heldout))
+
+
+def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
+    """Several places, each as often as its weight says; what is held out is not weighted."""
+    pools = read_pools(data, formats)
+    held = validation_pool(data, formats)
+    parts = [split(pool.samples, held, data, seed) for pool in pools]
+    weights = data.mix.items()
+    train = [weighted(part, weight, f"{seed}/{path}") for (part, _), (path, weight) in zip(parts, weights, strict=True)]
+    heldout = [sample for _, part in parts for sample in part] if held is None else list(held.samples)
+    digest = hashlib.sha256(json.dumps([pool.digest for pool in pools]).encode()).hexdigest()
+    whole = Concatenated(train)
+    summary = replace(_summary(data, pools, held, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest)
+    return Dataset(whole, heldout, pools[0].format, train_key(pools, data, seed)), summary
+
+
+def train_key(pools: Sequence[Pool], data: DataFormat, seed: int) -> str:
+    """A digest of everything the samples that are trained on depend on: files, options, formats and their code."""
+    formats = dict.fromkeys(type(pool.format) for pool in pools)
+    code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in formats]
+    return key_of(*(pool.digest for pool in pools), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
+
+
+def _summary(data: DataFormat, pools: Sequence[Pool], held: Pool | None, train: int, heldout: int) -> DataSummary:
+    everything = [*pools, *([held] if held else [])]
+    return DataSummary(
+        path=data.path,
+        format=", ".join(dict.fromkeys(pool.format.name for pool in pools)),
+        records=sum(pool.records for pool in pools),
+        train=train,
+        heldout=heldout,
+        sha256=pools[0].digest,
+        skipped=sum(pool.skipped for pool in everything),
+        problems=tuple(problem for pool in everything for problem in pool.problems)[:SHOWN],
+        fields=pools[0].fields,
+        recognised=isinstance(data, Auto) and len({pool.format.name for pool in pools}) == 1,
+        unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
+    )
+
+
+def read_samples(
+    data: DataFormat, formats: Sequence[type[DataFormat]], note: Callable[[str], None] | None = None
+) -> Sequence[Sample]:
+    """Every record `data` describes, none held out; without a path, the held-out part of what the format brings.
+
+    `note` is told of records that `data.on_bad_record` says to skip. Raises DataError with the first malformed records.
+    """
+    if data.path is None and not data.mix:
+        return _embedded(data)[1][: data.limit]
+    pools = read_pools(data, formats)
+    if note is not None and (skipped := sum(pool.skipped for pool in pools)):
+        note(_skipped(skipped, next(pool.problems[0] for pool in pools if pool.problems)))
+    return pools[0].samples if len(pools) == 1 else Concatenated([pool.samples for pool in pools])
+
+
+def split(
+    samples: Sequence[Sample], held: Pool | None, data: DataFormat, seed: int
+) -> tuple[Sequence[Sample], list[Sample]]:
+    """Training and held-out samples: those of the pool `held`, or a seeded share."""
+    if held is not None:
+        return samples, list(held.samples)
+    share = _as_share(data.validation) or 0.0
+    if share > 0 and len(samples) == 1 and is_text(samples[0]):
+        return split_text(samples[0], share)
+    count = round(share * len(samples))
+    if share > 0 and len(samples) > 1:
+        count = min(max(count, 1), len(samples) - 1)
+    order = array("q", range(len(samples)))
+    random.Random(f"{seed}/split").shuffle(order)
+    taken = bytearray(len(samples))
+    for index in order[:count]:
+        taken[index] = True
+    train = array("q", (index for index in range(len(samples)) if not taken[index]))
+    return chosen_of(samples, train), [samples[index] for index in order[:count]]
+
+
+def weighted(samples: Sequence[Sample], weight: float, seed: str) -> Sequence[Sample]:
+    """Every sample as often as `weight` has whole parts, and a seeded share of them once more for the rest of it."""
+    if not 0 < weight < math.inf:
+        raise DataError(f"data.mix: a weight must be a number above 0, got {weight}")
+    times = int(weight)
+    further = random.Random(seed).sample(range(len(samples)), round((weight - times) * len(samples)))
+    return chosen_of(samples, array("q", [*list(range(len(samples))) * times, *sorted(further)]))
+
+
+def chosen_of(samples: Sequence[Sample], indices: array[int]) -> Sequence[Sample]:
+    """Those samples, in that order; of samples on disk, where they lie."""
+    return samples.chosen(indices) if isinstance(samples, SamplesOnDisk) else [samples[index] for index in indices]
+
+
+class Concatenated(Sequence[Sample]):
+    """Several sequences of samples, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]  # type: ignore[misc]
+        position = range(len(self))[index]
+        for part in self._parts:
+            if position < len(part):
+                return part[position]
+            position -= len(part)
+        raise IndexError(index)
+
+
+def is_text(sample: Sample) -> bool:
+    """Whether the sample is plain text rather than a dialogue."""
+    return not sample.templated and len(sample.messages) == 1
+
+
+def split_text(sample: Sample, share: float) -> tuple[list[Sample], list[Sample]]:
+    """One text as two: its last share, from the beginning of a line, is held out."""
+    text = sample.messages[0].content
+    at = text.rfind("\n", 0, round(len(text) * (1 - share))) + 1
+    if not at:
+        return [sample], []
+    parts = (text[:at], "training part"), (text[at:], "held-out part")
+    train, heldout = (
+        replace(sample, messages=(Message("assistant", part),), source=f"{sample.source} ({name})")
+        for part, name in parts
+    )
+    return [train], [heldout]

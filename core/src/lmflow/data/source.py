@@ -1,0 +1,251 @@
+"""The samples of one place: a file, a directory, a data set on the hub, or what a format brings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+
+from lmflow.components import DataFormat
+from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
+from lmflow.data.containers import iterate_records
+from lmflow.data.files import files_of, fingerprint, size_of
+from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
+from lmflow.data.record import Record
+from lmflow.data.sample import Sample
+from lmflow.errors import DataError
+
+SHOWN = 5
+"""Malformed records a message shows."""
+
+
+LARGE = 256 << 20
+"""Bytes of files from which on samples are read when they are needed, unless `data.streaming` says otherwise."""
+
+
+@dataclass
+class Pool:
+    """The samples of one place, and what was found wrong there."""
+
+    format: DataFormat
+    samples: Sequence[Sample]
+    digest: str
+    records: int
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+    fields: tuple[str, ...] = ()
+    shown: int | None = SHOWN
+    """How many problems are kept; None for all."""
+
+
+def _skipped(count: int, problem: str) -> str:
+    """That records were left out, and why one of them was."""
+    return f"{count:,} that cannot be used skipped, such as {problem}"
+
+
+def places(data: DataFormat) -> list[tuple[DataFormat, str]]:
+    """The data's options for each place that its samples come from, and the folder to name with its records.
+
+    A folder is named where places of a mix have files of one name. Raises DataError where two options name the data.
+    """
+    if not data.mix:
+        return [(data, "")]
+    if data.path is not None:
+        raise DataError("data.path and data.mix both name data; use one of them")
+    files = {path: {file.name for file in files_of(path)} for path in data.mix}
+    found = Counter(name for names in files.values() for name in names)
+    return [
+        (
+            data.model_copy(update={"path": path, "mix": {}}),
+            folder_of(path) if any(found[name] > 1 for name in names) else "",
+        )
+        for path, names in files.items()
+    ]
+
+
+def folder_of(path: str) -> str:
+    """The folder that the files at `path` are in, as it goes before their names."""
+    place = Path(path)
+    return f"{place if place.is_dir() else place.parent}/"
+
+
+def read_pools(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Pool]:
+    """All samples of each place `data` describes, and what was left out there.
+
+    Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
+    """
+    return [read_pool(place, formats, folder) for place, folder in places(data)]
+
+
+def validation_pool(
+    data: DataFormat, formats: Sequence[type[DataFormat]], read: Callable[..., Pool] | None = None
+) -> Pool | None:
+    """What is in the file that `data.validation` names, read by `read_pool`; None where that is a share."""
+    if _as_share(data.validation) is not None:
+        return None
+    return (read or read_pool)(
+        data.model_copy(update={"path": str(data.validation), "mix": {}, "limit": None}), formats
+    )
+
+
+def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "") -> Pool:
+    """The samples of `data.path`; from large files they are read again whenever they are asked for.
+
+    Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
+    """
+    pool = scan_pool(data, formats, folder)
+    if pool.skipped and (data.on_bad_record == "error" or not len(pool.samples)):
+        raise DataError(_bad_records(pool))
+    return pool
+
+
+def scan_pool(
+    data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "", shown: int | None = SHOWN
+) -> Pool:
+    """All samples there are, and what is wrong with the other records: the first `shown` of them, or all.
+
+    `folder` goes before the names of the files, which tells them from others of a mix. Raises DataError where the file
+    as a whole, or its format, cannot be read.
+    """
+    if data.path is None:
+        return _embedded(data)[0]
+    found = renamed(placed(iterate_records(data.path), folder), data.columns)
+    found = found if data.limit is None else islice(found, data.limit)
+    first, records = look_at(found)
+    if not first:
+        return _unusable(data, [str(each) for each in records if isinstance(each, DataError)], shown)
+    chosen = resolve_format(data, formats, first)
+    alike = likeness(chosen, formats) if isinstance(data, Auto) else None
+    large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
+    pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
+    kept = RecordIndex() if large else None
+    samples: list[Sample] = []
+    for sample, record in interpreted(records, pool, alike):
+        if kept is None:
+            samples.append(sample)
+        else:
+            kept.append(record)
+    pool.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
+    return pool
+
+
+def look_at(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:
+    """The first good records, none if there is none, and everything from the first on."""
+    seen: list[Record | DataError] = []
+    good: list[Record] = []
+    for each in found:
+        seen.append(each)
+        good += [each] if isinstance(each, Record) else []
+        if len(good) == LOOKED_AT:
+            break
+    return good, chain(seen, found)
+
+
+def _unusable(data: DataFormat, problems: list[str], shown: int | None) -> Pool:
+    """A pool without samples where all problems are wanted. Raises DataError with the first where they are not."""
+    if shown is not None or not problems:
+        raise DataError(problems[0] if problems else f"{data.path} holds no record.")
+    count = len(problems)
+    return Pool(data, [], fingerprint(str(data.path)), count, count, problems, shown=shown)
+
+
+def likeness(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:
+    """Whether a record is declared as the format that was recognised or one that it includes, or looks like that."""
+    names = {chosen.name, *chosen.includes}
+    kinds = [each for each in formats if each.name in names]
+    return lambda record: (
+        record.declared in names if record.declared else any(each.recognises(record.fields) for each in kinds)
+    )
+
+
+def interpreted(
+    records: Iterable[Record | DataError], pool: Pool, alike: Callable[[Record], bool] | None = None
+) -> Iterator[tuple[Sample, Record]]:
+    """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems.
+
+    With `alike`, records that do not look like the others are among these, though the format might read a part of them.
+    """
+    for record in records:
+        pool.records += 1
+        try:
+            if isinstance(record, DataError):
+                raise record
+            if alike is not None and not alike(record):
+                raise DataError(_unlike(record, pool.format.name))
+            yield pool.format.sample(record.fields, record.source), record
+        except DataError as error:
+            pool.skipped += 1
+            pool.problems += [str(error)] if pool.shown is None or len(pool.problems) < pool.shown else []
+
+
+def _unlike(record: Record, name: str) -> str:
+    """That a record is of another format than those before it."""
+    fields = ", ".join(record.fields) or "no field"
+    what = (
+        f"is declared as {record.declared}, which is not"
+        if record.declared
+        else f"has {fields}, which does not look like"
+    )
+    return f"{record.source}: {what} the {name} of the records before it; --data {name} reads it all the same"
+
+
+def _bad_records(pool: Pool) -> str:
+    more = f"\n… and {pool.skipped - SHOWN} more" if pool.skipped > SHOWN else ""
+    count = f"{pool.skipped} of {pool.records} records do not fit format {pool.format.name}:\n"
+    hint = "\nMend them (lmflow data check lists them all), or leave them out with --data.on_bad_record skip."
+    return count + "\n".join(pool.problems) + more + hint
+
+
+def placed(records: Iterable[Record | DataError], folder: str) -> Iterator[Record | DataError]:
+    """The records with their folder before the name of their file."""
+    for record in records:
+        if isinstance(record, DataError):
+            yield DataError(f"{folder}{record}")
+        else:
+            yield replace(record, source=f"{folder}{record.source}") if folder else record
+
+
+def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -> Iterator[Record | DataError]:
+    """The records with the fields that `columns` maps (ours to theirs) under our names."""
+    ours = {theirs: mine for mine, theirs in columns.items()}
+    for record in records:
+        if isinstance(record, DataError) or not ours:
+            yield record
+            continue
+        missing = [theirs for theirs in ours if theirs not in record.fields]
+        if missing:
+            fields = ", ".join(record.fields) or "no field"
+            yield DataError(f"{record.source}: {missing[0]}: data.columns names it; the record has {fields}")
+            continue
+        kept = {name: value for name, value in record.fields.items() if name not in columns or name in ours}
+        fields_of = {ours.get(name, name): value for name, value in kept.items()}
+        yield replace(record, fields=fields_of)
+
+
+def _as_share(validation: float | str) -> float | None:
+    """The fraction to hold out, None if `validation` is a path. Raises DataError for a fraction outside [0, 1)."""
+    try:
+        share = float(validation)
+    except ValueError:
+        return None
+    if not 0 <= share < 1:
+        raise DataError(f"data.validation: {validation} is neither a share of the records (0 to 1) nor a file")
+    return share
+
+
+def _embedded(data: DataFormat) -> tuple[Pool, list[Sample]]:
+    """What the format brings: the pool to train on, and the samples that are held out."""
+    brought = data.embedded()
+    if brought is None:
+        raise DataError(f"Format {data.name} brings no data of its own; give a file with --data.path.")
+    train, heldout = (
+        [Record(fields, f"{data.name}: record {number}") for number, fields in enumerate(part, 1)] for part in brought
+    )
+    digest = hashlib.sha256(json.dumps([[dict(r.fields) for r in part] for part in (train, heldout)]).encode())
+    pool = Pool(data, [], digest.hexdigest(), 0)
+    pool.samples = [sample for sample, _ in interpreted(train[: data.limit], pool)]
+    return pool, [sample for sample, _ in interpreted(heldout, Pool(data, [], "", 0))]

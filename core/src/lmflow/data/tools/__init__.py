@@ -1,0 +1,1 @@
+"""Looking at a data set, checking it, and writing it in another format."""

@@ -1,0 +1,107 @@
+"""Token sequences as people read them: the text of each token, whether it is trained, and where it lies in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmflow.data.packing import pack_rows
+from lmflow.data.sample import TokenSequence
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 8
+"""Tokens that may make up one character together; what is longer is no text."""
+NEWLINE = "↵"
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+"""Characters a terminal obeys instead of showing them, and their pictures: data must not repaint what is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The shortest run of tokens that is text: mostly one token, several where a character is split among them."""
+
+    text: str
+    ids: tuple[int, ...]
+    trained: bool
+    position: int
+    """Of its first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sequence lies in a packed row."""
+
+    source: str
+    start: int
+    length: int
+
+
+def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
+    """The text of a sequence token by token, special tokens by their names."""
+    start = 0
+    while start < len(sequence):
+        end = start + 1
+        while True:
+            text = tokenizer.decode(list(sequence.ids[start:end]), skip_special_tokens=False)
+            whole = not text.endswith(BROKEN)
+            same = end < len(sequence) and sequence.trained[end] == sequence.trained[start]
+            if whole or not same or end - start == LONGEST_CHARACTER:
+                break
+            end += 1
+        if not whole:  # not a part of a character that goes on: each byte is shown by itself
+            end = start + 1
+            text = tokenizer.convert_ids_to_tokens(int(sequence.ids[start]))
+        yield Piece(text, tuple(sequence.ids[start:end]), bool(sequence.trained[start]), start)
+        start = end
+
+
+def visible(text: str) -> str:
+    """The text with pictures of what a terminal would obey."""
+    return text.translate(CONTROLS)
+
+
+def plain(pieces: Sequence[Piece]) -> str:
+    """The text with « and » around what is trained, for where there is no colour."""
+    parts, inside = [], False
+    for piece in pieces:
+        if piece.trained != inside:
+            parts.append("«" if piece.trained else "»")
+            inside = piece.trained
+        parts.append(visible(piece.text))
+    return "".join(parts) + ("»" if inside else "")
+
+
+def table(pieces: Sequence[Piece]) -> Iterator[str]:
+    """A line for each piece: position, whether it is trained, ids, text."""
+    for piece in pieces:
+        ids = " ".join(map(str, piece.ids))
+        yield f"{piece.position:>6}  {'trained' if piece.trained else '':7}  {ids:<12}  {piece.text!r}"
+
+
+def packed_layout(sequences: Sequence[TokenSequence], max_length: int) -> list[list[Place]]:
+    """Where each of `sequences` lies when they are packed into rows of `max_length` tokens."""
+    layout = []
+    for row in pack_rows([len(sequence) for sequence in sequences], max_length):
+        places: list[Place] = []
+        for index in row:
+            start = places[-1].start + places[-1].length if places else 0
+            places.append(Place(sequences[index].source, start, len(sequences[index])))
+        layout.append(places)
+    return layout
+
+
+def shown_as_data(
+    tokenizer: Any, sequences: Sequence[TokenSequence], layout: Sequence[Sequence[Place]] | None
+) -> dict[str, Any]:
+    """What `lmflow data show` shows, as plain data: every token, and the rows if there are any."""
+    shown = [
+        {
+            "source": sequence.source,
+            "tokens": len(sequence),
+            "trained_tokens": sequence.trained_tokens,
+            "pieces": [asdict(piece) for piece in pieces_of(tokenizer, sequence)],
+        }
+        for sequence in sequences
+    ]
+    return {"sequences": shown, "rows": layout and [[asdict(place) for place in row] for row in layout]}

@@ -1,0 +1,56 @@
+"""Scoring completions: the checks that every reward's scores get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmflow.errors import LmflowError, RewardError
+
+if TYPE_CHECKING:
+    from lmflow.components import Reward
+    from lmflow.data.sample import Sample
+
+
+def score_completions(reward: Reward, samples: Sequence[Sample], completions: Sequence[str]) -> list[float]:
+    """Score with `reward` and insist on one finite number per completion.
+
+    Raises RewardError showing a sample when the reward raises, returns another number of scores, or a score that
+    is not finite.
+    """
+    if not completions:
+        return []
+    try:
+        scores = list(reward.score(samples, completions))
+    except LmflowError:
+        raise
+    except Exception as error:
+        shown = show_sample(samples[0], completions[0])
+        raise RewardError(
+            f"Reward {reward.name} raised {type(error).__name__}: {error}\n"
+            f"on a batch of {len(completions)} whose first is {shown}\n(--debug shows the traceback)"
+        ) from error
+    if len(scores) != len(completions):
+        raise RewardError(
+            f"Reward {reward.name} returned {len(scores)} scores for {len(completions)} completions, "
+            f"the first of which is {show_sample(samples[0], completions[0])}"
+        )
+    for score, sample, completion in zip(scores, samples, completions):
+        if not _is_finite(score):
+            raise RewardError(
+                f"Reward {reward.name} returned {score!r}, not a finite number, for {show_sample(sample, completion)}"
+            )
+    return [float(score) for score in scores]
+
+
+def show_sample(sample: Sample, completion: str) -> str:
+    """A prompt and a completion, shortened, with where they came from."""
+    return f"{sample.source or 'a sample'}\n  prompt: {sample.prompt_text[:200]!r}\n  completion: {completion[:200]!r}"
+
+
+def _is_finite(score: Any) -> bool:
+    try:
+        return math.isfinite(score)
+    except TypeError:
+        return False

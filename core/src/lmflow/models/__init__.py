@@ -1,0 +1,1 @@
+"""Loaded models: weights, tokenizer, and how they are found, changed and written."""

@@ -1,0 +1,121 @@
+"""A run's samples as token sequences that fit the model."""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmflow import data
+from lmflow.components import DataFormat
+from lmflow.data import lengths
+from lmflow.data.cache.key import key_of
+from lmflow.data.cache.tokens import cached
+from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
+from lmflow.data.prefetch import made_ahead
+from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
+
+if TYPE_CHECKING:
+    from lmflow.models.language_model import LanguageModel
+
+CHUNK = 1024
+"""Samples tokenised together."""
+LOOKED_AT = 10_000
+"""Samples among which one with pictures is looked for."""
+KEPT_FROM = 2_000_000
+"""Characters of text from which on tokens are kept on disk; below, tokenising takes less than a few seconds."""
+
+
+def encode(
+    model: LanguageModel, samples: Sequence[Sample], options: DataFormat, fingerprint: str | None = None
+) -> tuple[Sequence[TokenSequence], LengthReport]:
+    """Tokenise `samples` and fit them to `options.max_length` or the model's context, whichever is shorter.
+
+    Many samples are tokenised once and kept on disk, found again by everything their tokens depend on: the samples (or
+    `fingerprint`, where that stands for them), the tokenizer with its template, and the options.
+    Raises DataError when no trained token remains, naming the records, and where the disk cannot hold them.
+    """
+    limit = length_limit(model, options)
+    tokens = model.token_key
+    if tokens is None or not worth_keeping(samples):
+        return fit_lengths(encoded(model, samples, options.train_on), limit, options.too_long)
+    fitter = LengthFitter(limit, options.too_long)
+    what = fingerprint if fingerprint is not None else samples_key(samples)
+    key = key_of(what, tokens, options.train_on, str(limit), options.too_long, *code(type(model)))
+    stored = cached(
+        key,
+        lambda: (each for sequence in encoded(model, samples, options.train_on) for each in fitter.fit(sequence)),
+        lambda: {"lengths": fitter.report().as_dict()},
+    )
+    return stored, LengthReport.from_dict(stored.about["lengths"])
+
+
+def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[TokenSequence]:
+    """The sequences of all samples; a chunk of samples is tokenised while what the last one gave is used."""
+    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
+    for chunk in made_ahead(lambda some: model.encode_all(some, train_on), chunks):
+        for sequences in chunk:
+            yield from sequences
+
+
+def code(model: type[LanguageModel]) -> tuple[str, ...]:
+    """What makes tokens of records, to the letter: what another version of it made is not used."""
+    package = Path(data.__file__).parent  # whole, as records become samples and sequences are cut there too
+    files = [
+        *sorted(package.rglob("*.py")),
+        Path(__file__),
+        *(Path(inspect.getfile(each)) for each in model.__mro__[:-1]),
+    ]
+    libraries = [f"{name} {version(name)}" for name in ("transformers", "tokenizers")]
+    return (*(file.read_text(encoding="utf-8") for file in files), *libraries)
+
+
+def worth_keeping(samples: Sequence[Sample]) -> bool:
+    """Whether tokenising the samples takes long enough for the result to be kept."""
+    some = samples[:CHUNK]
+    characters = sum(len(turn.content) for sample in some for turn in sample.messages)
+    return characters * len(samples) >= KEPT_FROM * max(1, len(some))
+
+
+def samples_key(samples: Sequence[Sample]) -> str:
+    """A digest of everything that is tokenised of the samples, and of where they are from."""
+    parts = ((s.messages, s.templated, s.tools, s.source) for s in samples)
+    return key_of(*map(repr, parts))
+
+
+def length_limit(model: LanguageModel, options: DataFormat) -> int | None:
+    """The longest sequence allowed, in tokens; None if neither the model nor the options limit it."""
+    return lengths.length_limit(model.context_length, options.max_length)
+
+
+def longest_sequence(model: LanguageModel, samples: Sequence[Sample], candidates: int = 8) -> int:
+    """Tokens of the longest sample, taken from the few that are longest in characters."""
+    longest = heapq.nlargest(candidates, samples, key=lambda sample: sum(len(turn.content) for turn in sample.messages))
+    found = model.encode_all([sample if _answered(sample) else _with_answer(sample) for sample in longest])
+    return max((len(sequence) for sequences in found for sequence in sequences), default=0)
+
+
+def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> Sequence[TokenSequence]:
+    """Like `encode`, for those samples that end with an answer; empty when none does."""
+    answered = [sample for sample in samples if _answered(sample)]
+    return encode(model, answered, options)[0] if answered else []
+
+
+def probe_sequences(model: LanguageModel, data: Dataset, count: int = 8) -> Sequence[TokenSequence]:
+    """A few training sequences to test a model with; a prompt without an answer is given a short one."""
+    pictured = [sample for sample in data.train[:LOOKED_AT] if sample.images][:1]  # what is special must be among them
+    chosen = [*pictured, *data.train[:count]]
+    samples = [sample if _answered(sample) else _with_answer(sample) for sample in chosen]
+    return encode(model, samples, data.options)[0]
+
+
+def _answered(sample: Sample) -> bool:
+    return sample.messages[-1].role == "assistant"
+
+
+def _with_answer(sample: Sample) -> Sample:
+    return replace(sample, messages=(*sample.messages, Message("assistant", "Yes, of course.")))

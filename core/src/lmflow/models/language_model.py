@@ -1,0 +1,140 @@
+"""A loaded language model: weights, tokenizer, and how samples become its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lmflow.data.sample import Prompt, Sample, TokenSequence
+from lmflow.data.tokenize import encode_prompt, encode_samples
+from lmflow.errors import DataError
+
+if TYPE_CHECKING:
+    from lmflow.components import Tuner
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Weights and tokenizer, kept together because each is wrong without the other.
+
+    A plugin whose samples hold more than text subclasses this and overrides `encode_all`, `encode_prompt` and
+    `token_key`; one whose model has further parts also `prepare`, `save_tuned`, `learning_rate` and `save`.
+    """
+
+    module: nn.Module
+    """A causal language model as Transformers has them."""
+    tokenizer: Any
+    """A tokenizer of Transformers, with a chat template."""
+    source: str
+    """Directory or hub name the weights came from; adapters name it as their base."""
+
+    def with_module(self, module: nn.Module) -> LanguageModel:
+        """The same model around another module, as after a tuner has wrapped it."""
+        return replace(self, module=module)
+
+    def prepare(self, tuner: Tuner) -> LanguageModel:
+        """The model as `tuner` made it trainable; a model of several parts overrides this to say which one is tuned."""
+        return self.with_module(tuner.prepare(self.module))
+
+    def save_tuned(self, tuner: Tuner, directory: Path) -> Path:
+        """Write what `tuner` trained below the run's `directory`; return where. See `Tuner.save`."""
+        return tuner.save(self, directory)
+
+    def learning_rate(self, parameter: str) -> float | None:
+        """Highest learning rate of a parameter, by its name in `module`; None for that of the training options."""
+        return None
+
+    def encode(self, sample: Sample, train_on: str = "assistant") -> list[TokenSequence]:
+        """Tokenise a sample for training; see `encode_all`."""
+        return self.encode_all([sample], train_on)[0]
+
+    def encode_all(self, samples: Sequence[Sample], train_on: str = "assistant") -> list[list[TokenSequence]]:
+        """Tokenise samples for training, which is faster together; see `lmflow.data.tokenize.encode_samples`.
+
+        Raises DataError for a sample with images, as `encode_prompt` does: this model reads text alone.
+        """
+        for sample in samples:
+            refuse_images(sample)
+        return encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+
+    @property
+    def token_key(self) -> str | None:
+        """What tokens depend on beside the sample and how it is trained; None where they are not all a sequence has."""
+        tokenizer = self.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        special = sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens
+        return f"{backend.to_str()}{(tokenizer.chat_template, special, self.end_ids)!r}"
+
+    def encode_prompt(self, sample: Sample) -> Prompt:
+        """Tokenise what precedes a sample's last answer, up to where the answer begins."""
+        refuse_images(sample)
+        return Prompt(encode_prompt(self.tokenizer, sample))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's end-of-text first, then the generation configuration's."""
+        config = getattr(self.module, "generation_config", None)
+        declared = getattr(config, "eos_token_id", None)
+        also = declared if isinstance(declared, list) else [declared]
+        ids = [i for i in [self.tokenizer.eos_token_id, *also] if i is not None]
+        return tuple(dict.fromkeys(ids))
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Longest sequence the positions of the model allow, None if the configuration names no limit."""
+        config: Any = getattr(self.module, "config", None)
+        text_config = config.get_text_config() if config is not None else None
+        limit: int | None = getattr(text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit * dynamic_factor(text_config))
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows up; masks, never comparisons with it, tell padding from text."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_ids[0] if pad is None else pad
+
+    @property
+    def never_drawn(self) -> tuple[int, ...]:
+        """Tokens that no answer has: padding here, and what stands for other inputs in models that have such."""
+        pad = self.tokenizer.pad_token_id
+        return () if pad is None or pad in self.end_ids else (pad,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def save(self, directory: Path) -> None:
+        """Write weights and tokenizer as Transformers does."""
+        self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
+        self.tokenizer.save_pretrained(directory)
+
+
+def refuse_images(sample: Sample) -> None:
+    """Raise DataError for a sample with images, which a model of text alone would not see."""
+    if sample.images:
+        count = "1 image" if len(sample.images) == 1 else f"{len(sample.images)} images"
+        raise DataError(
+            f"{sample.source or 'the prompt'}: it has {count}, and this model reads text alone. Choose a "
+            "vision-language model with --model (lmflow plugins lists what is installed)."
+        )
+
+
+def dynamic_factor(text_config: Any) -> float:
+    """How many times `max_position_embeddings` a model reaches: with dynamic RoPE that is only where scaling begins."""
+    rope: Any = getattr(text_config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return max((kind["factor"] for kind in kinds if kind.get("rope_type") == "dynamic"), default=1.0)

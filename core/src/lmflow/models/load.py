@@ -1,0 +1,35 @@
+"""Opening a model to use it: on its device, in the number format that suits it there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lmflow.components import Context, Model
+
+if TYPE_CHECKING:
+    from lmflow.models.language_model import LanguageModel
+
+
+class Compute(BaseModel):
+    """Where and in which number format a model computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Number format of the weights; auto is bf16 on a GPU that has it, else fp32."
+    )
+
+
+def open_model(model: Model, context: Context | None = None, compute: Compute | None = None) -> LanguageModel:
+    """Load `model` to use it, changed by `context` if there is one.
+
+    Raises LmflowError with what is missing, and RecipeError where a GPU is asked for and there is none.
+    """
+    from lmflow.models.device import DTYPES, choose_device, choose_precision
+
+    compute = compute or Compute()
+    device = choose_device(compute.device)
+    return model.load(DTYPES[choose_precision(compute.precision, device)], device, context)

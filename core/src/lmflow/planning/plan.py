@@ -1,0 +1,294 @@
+"""What a run will take, before it takes it: steps, tokens, memory by part; and what to change if that is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+from lmflow.components import Tuner, Workload
+from lmflow.errors import LmflowError, UnforeseeableError
+from lmflow.formatting import size
+from lmflow.planning.machine_memory import machine_memory, resident_memory
+from lmflow.recipe.resolve import Recipe
+
+if TYPE_CHECKING:
+    from lmflow.data.collate import Batch
+    from lmflow.data.sample import Dataset
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.planning.footprint import Footprint
+    from lmflow.plugins import Plugins
+
+STEPS_LOOKED_AT = 1000
+"""Steps from the first on among whose micro-batches the largest is sought."""
+NOTABLE = 0.97
+"""Share of the memory, without libraries, to which a change has to lower it to be worth naming."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Options with which a run takes less memory, and how much it then takes."""
+
+    options: str
+    memory_total: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How the samples are gone through, in one process of those that share them."""
+
+    count: int | None
+    """Optimizer steps; None where the aligner does not say."""
+    samples: int
+    """Samples of an epoch (of an iteration, where they are made by the model)."""
+    tokens: float
+    """Tokens of a step in all processes, on average."""
+    trained_tokens: float
+    """Those of them that are targets."""
+    passes: int
+    """Forward passes of the step that has most."""
+    rows: int
+    """Rows of the largest forward pass."""
+    length: int
+    """Tokens of each of its rows, padding included."""
+    real: float
+    """Share of all rows' positions that are tokens, not padding."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. Memory is in bytes, that of one process."""
+
+    model: str
+    device: str
+    precision: str
+    processes: int
+    parameters: int
+    trainable_parameters: int
+    steps: Steps
+    memory: Footprint | None
+    """None where it cannot be foreseen, as for a model whose forward pass depends on values."""
+    unforeseen: str
+    """Why not, in one line."""
+    available: int | None
+    """What there is for each process; None where that is not known."""
+    remedies: Sequence[Remedy] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is known that speaks against the run."""
+        return self.memory is None or self.available is None or self.memory.total <= self.available
+
+    @property
+    def tight(self) -> bool:
+        """Whether the run fits only if what it frees goes back to the system at once.
+
+        The heap of the C library keeps freed memory, and was seen to grow to 2.4 times what was in use.
+        """
+        if self.memory is None or self.available is None or self.device != "cpu":
+            return False
+        return self.memory.total + 1.5 * (self.memory.activations + self.memory.logits) > self.available
+
+    def warning(self) -> str:
+        """What a run that does not fit says before it begins."""
+        assert self.memory is not None
+        assert self.available is not None
+        needed, there = size(self.memory.total), size(self.available)
+        text = f"this run is foreseen to take {needed} of memory, and {there} are available"
+        best = self.remedies[-1] if self.remedies else None
+        if best is None:
+            return f"{text}; lmflow plan says for what"
+        return f"{text}; with {best.options} it takes {size(best.memory_total)} (lmflow plan says for what)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in plain values."""
+        total = None if self.memory is None else self.memory.total
+        return {**asdict(self), "memory_total": total, "fits": self.fits}
+
+
+def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
+    """The plan of a recipe whose data is read; `model` is its `outline`, which the tuner changes.
+
+    Raises UnforeseeableError where the tuner cannot do with an outline.
+    """
+    device, precision = computing(recipe)
+    workload = recipe.aligner.workload(model, data, recipe.training) or told_by_data(model, data)
+    model = prepared(model, recipe.tuner)
+    parameters = list(model.module.parameters())
+    steps, memory, unforeseen = foresee(recipe, model, workload)
+    # Looked at only now, because going through a step has loaded what a run loads.
+    libraries = resident_memory() if device == "cpu" else 0
+    plan = Plan(
+        model=type(model.module).__name__,
+        device=device,
+        precision=precision,
+        processes=recipe.launch.total,
+        parameters=sum(p.numel() for p in parameters),
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        steps=steps,
+        memory=memory and replace(memory, libraries=libraries),
+        unforeseen=unforeseen,
+        available=available_memory(device, recipe.launch.processes),
+    )
+    if plan.fits:
+        return plan
+    return replace(plan, remedies=list(remedies(plan, recipe, model, workload, plugins)))
+
+
+def computing(recipe: Recipe) -> tuple[str, str]:
+    """Device and precision of a recipe."""
+    from lmflow.models.device import choose_device, choose_precision
+
+    device = choose_device(recipe.training.device)
+    return device, choose_precision(recipe.training.precision, device)
+
+
+def outline(recipe: Recipe) -> LanguageModel:
+    """The recipe's model before it is tuned, with weights that may have no values."""
+    import torch
+
+    from lmflow.data.chat_templates import use_template
+    from lmflow.models.device import DTYPES
+
+    model = recipe.model.outline(recipe.context)
+    use_template(model.tokenizer, recipe.data.template)
+    model.module.to(getattr(torch, DTYPES[computing(recipe)[1]]))
+    return model
+
+
+def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
+    """The outline as the tuner makes it trainable. Raises UnforeseeableError where that takes weights with values."""
+    try:
+        return model.prepare(tuner)
+    except LmflowError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UnforeseeableError(
+            f"tuner {tuner.name} prepares no model whose weights have no values ({why}), so what a run with it takes "
+            "cannot be foreseen"
+        ) from error
+
+
+def told_by_data(model: LanguageModel, data: Dataset) -> Workload:
+    """What is trained on where the aligner does not say: the samples, for a number of steps that is not known."""
+    from lmflow.models.encoding import encode_answered
+
+    return Workload(encode_answered(model, data.train, data.options), None)
+
+
+def foresee(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
+    """The steps of a prepared model, the memory they take, or else why that cannot be said."""
+    from lmflow.planning.footprint import Setting, predict_footprint
+
+    steps, batch = lay_out_steps(recipe, model, workload)
+    device, precision = computing(recipe)
+    setting = Setting(
+        passes=steps.passes,
+        precision=precision,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        keeps_start=recipe.aligner.compares_with_start,
+        strategy=recipe.launch.strategy,
+        processes=recipe.launch.total,
+        device=device,
+    )
+    try:
+        return steps, predict_footprint(model.module, batch, setting), ""
+    except Exception as error:  # of whatever kind: it is the model's own code, on tensors that it was not written for
+        return steps, None, f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:
+    """The steps of a workload, and the largest of the batches that the main process goes through."""
+    from lmflow.data.packing import plan_epoch
+    from lmflow.models.encoding import length_limit
+    from lmflow.training.trainer import as_group, micro_batches
+
+    options, items = recipe.training, workload.items
+    limit = length_limit(model, recipe.data)
+    seen, tokens, trained, passes, largest = 0, 0, 0, 0, None
+    real, positions = 0, 0
+    looked_at = min(STEPS_LOOKED_AT, workload.steps or STEPS_LOOKED_AT)
+    for chosen in islice(plan_epoch(len(items), options.batch_size, options.seed, 0), looked_at):
+        groups = [as_group(items[index]) for index in chosen]
+        seen += 1
+        tokens += sum(len(sequence) for group in groups for sequence in group)
+        trained += sum(sequence.trained_tokens for group in groups for sequence in group)
+        share = groups[:: recipe.launch.total]
+        batches = micro_batches(share, options, recipe.data.packing, limit, model.pad_id)
+        passes = max(passes, len(batches))
+        for batch in batches:
+            real += batch.tokens
+            positions += batch.input_ids.numel()
+            if largest is None or weight_of(batch) > weight_of(largest):
+                largest = batch
+    assert largest is not None  # there is always a sample: data without any is refused
+    rows, length = largest.input_ids.shape
+    steps = Steps(workload.steps, len(items), tokens / seen, trained / seen, passes, rows, length, real / positions)
+    return steps, largest
+
+
+def weight_of(batch: Batch) -> tuple[int, int]:
+    """What decides how much memory a batch takes: its tokens with padding, then its targets."""
+    return batch.input_ids.numel(), batch.trained_tokens
+
+
+# What there is, and what to do where it is too little
+
+
+def available_memory(device: str, processes: int) -> int | None:
+    """Bytes each of several processes on this machine may take; None where that is not known."""
+    if device == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return int(free) // -(-processes // torch.cuda.device_count())
+    memory = machine_memory()
+    return None if memory is None else memory.available // processes
+
+
+def remedies(
+    plan: Plan, recipe: Recipe, model: LanguageModel, workload: Workload, plugins: Plugins
+) -> Iterator[Remedy]:
+    """Options that lower the peak, each together with those before it, up to the first that is enough."""
+    assert plan.memory is not None
+    libraries = plan.memory.libraries
+    least, options = plan.memory.total - libraries, ""
+    for option, change in changes(plan, plugins):
+        changed = change(recipe)
+        if changed == recipe:
+            continue
+        if changed.tuner != recipe.tuner:
+            model = prepared(outline(changed), changed.tuner)
+        _, memory, _ = foresee(changed, model, workload)
+        if memory is None or memory.total > NOTABLE * least:
+            continue
+        recipe, least, options = changed, memory.total, f"{options} {option}".strip()
+        yield Remedy(options, least + libraries)
+        if plan.available is not None and least + libraries <= plan.available:
+            return
+
+
+def changes(plan: Plan, plugins: Plugins) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
+    """What makes a run smaller, those first that leave its result as it is."""
+    yield "--training.micro_batch_size 1", partial(with_training, micro_batch_size=1)
+    yield "--training.gradient_checkpointing", partial(with_training, gradient_checkpointing=True)
+    if plan.processes > 1:
+        yield "--launch.strategy fsdp", with_split_weights
+    if plan.device == "cuda" and plan.precision == "fp32":
+        yield "--training.precision bf16", partial(with_training, precision="bf16")
+    lora = plugins.offers("tuner").get("lora")
+    if lora and plan.trainable_parameters == plan.parameters:
+        yield "--tuner lora", lambda recipe: replace(recipe, tuner=cast(Tuner, lora[0].component()))
+
+
+def with_training(recipe: Recipe, **options: Any) -> Recipe:
+    """The recipe with other training options."""
+    return replace(recipe, training=recipe.training.model_copy(update=options))
+
+
+def with_split_weights(recipe: Recipe) -> Recipe:
+    """The recipe with weights split over its processes."""
+    return replace(recipe, launch=recipe.launch.model_copy(update={"strategy": "fsdp"}))

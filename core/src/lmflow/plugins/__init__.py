@@ -1,0 +1,374 @@
+"""Finding plugins: each loaded in isolation, every call attributed to its distribution, no global state."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
+
+import pluggy
+
+from lmflow import components, hookspecs
+from lmflow.components import Command, Component, Tracker
+from lmflow.errors import PluginError
+from lmflow.plugins.isolation import process_state_kept
+from lmflow.plugins.known import home_of
+from lmflow.versions import INTERFACE_VERSION
+
+GROUP = "lmflow"
+CORE = "lmflow-core"
+DISABLE = "LMFLOW_DISABLE_PLUGINS"
+EVENTS = ("lmflow_run_started", "lmflow_step_finished", "lmflow_checkpoint_saved", "lmflow_run_finished")
+"""Hooks that tell; all others offer."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A kind of part: the hook that offers its components, and the class they derive from."""
+
+    name: str
+    hook: str
+    base: type[Component]
+    in_recipe: bool = True
+    """Whether a recipe of a run has one part for it; evaluators belong to `lmflow eval`, of trackers there are many."""
+
+
+SLOTS: dict[str, Slot] = {
+    slot.name: slot
+    for slot in (
+        Slot("model", "lmflow_models", components.Model),
+        Slot("context", "lmflow_contexts", components.Context),
+        Slot("data", "lmflow_data_formats", components.DataFormat),
+        Slot("tuner", "lmflow_tuners", components.Tuner),
+        Slot("aligner", "lmflow_aligners", components.Aligner),
+        Slot("inferencer", "lmflow_inferencers", components.Inferencer),
+        Slot("reward", "lmflow_rewards", components.Reward),
+        Slot("evaluator", "lmflow_evaluators", components.Evaluator, in_recipe=False),
+        Slot("tracker", "lmflow_trackers", components.Tracker, in_recipe=False),
+    )
+}
+"""Every slot, in the order of a recipe. A new slot is one row here and one hook."""
+
+RECIPE_SLOTS: Sequence[str] = tuple(slot.name for slot in SLOTS.values() if slot.in_recipe)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A distribution's entry point that loaded, and the interface it declares (None: it does not say)."""
+
+    distribution: str
+    entry_point: str
+    version: str
+    interface: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """`distribution:entry point`, the name it is registered under."""
+        return f"{self.distribution}:{self.entry_point}"
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A distribution's entry point that cannot be used: why in a line, and the whole traceback."""
+
+    distribution: str
+    entry_point: str
+    version: str
+    reason: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class DisabledPlugin:
+    """A distribution's entry point that was not loaded because the user said so."""
+
+    distribution: str
+    entry_point: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A component, and the distribution that offers it."""
+
+    component: type[Component]
+    distribution: str
+
+
+@dataclass
+class Plugins:
+    """The plugins of one command. Made once by `load_plugins` and passed down; tests make their own."""
+
+    loaded: list[Plugin] = field(default_factory=list)
+    broken: list[BrokenPlugin] = field(default_factory=list)
+    disabled: list[DisabledPlugin] = field(default_factory=list)
+    manager: pluggy.PluginManager = field(default_factory=lambda: _new_manager())
+    _offers: dict[str, dict[str, list[Offer]]] = field(default_factory=dict)
+    commands: list[tuple[Command, str]] = field(default_factory=list)
+    """Commands of plugins, each with the distribution that offers it."""
+    _silenced: set[str] = field(default_factory=set)
+
+    def offers(self, slot: str) -> Mapping[str, Sequence[Offer]]:
+        """The slot's components by name; a name may be offered more than once."""
+        return self._offers.setdefault(slot, {})
+
+    def classes(self, slot: str) -> list[Any]:
+        """The slot's components, names offered once only."""
+        return [offers[0].component for offers in self.offers(slot).values() if len(offers) == 1]
+
+    def versions(self) -> Mapping[str, str]:
+        """Version of each distribution that holds a plugin."""
+        return {plugin.distribution: plugin.version for plugin in self.loaded}
+
+    def distributions(self) -> list[str]:
+        """Every distribution with a plugin, whether it works or not."""
+        every: list[Plugin | BrokenPlugin | DisabledPlugin] = [*self.loaded, *self.broken, *self.disabled]
+        return list(dict.fromkeys(each.distribution for each in every))
+
+    def conflicts(self) -> list[str]:
+        """What to say of every name that several distributions offer."""
+        return [
+            _explain_conflict(slot, name, offers)
+            for slot in SLOTS
+            for name, offers in self.offers(slot).items()
+            if len(offers) > 1
+        ]
+
+    def find(self, slot: str, reference: str) -> type[Component]:
+        """The component called `reference` ("lora", or "distribution:lora").
+
+        Raises PluginError when there is none (with the nearest name and what is installed) or more than one.
+        """
+        found = self.lookup(slot, reference)
+        if found is None:
+            raise PluginError(self._explain_unknown(slot, reference))
+        return found
+
+    def lookup(self, slot: str, reference: str) -> type[Component] | None:
+        """Like `find`, but None when no component has the name. Raises PluginError for an ambiguous one."""
+        distribution, _, name = reference.rpartition(":")
+        offers = self.offers(slot).get(name if distribution else reference, ())
+        if distribution:
+            offers = [offer for offer in offers if same_name(offer.distribution, distribution)]
+        if len(offers) > 1:
+            raise PluginError(_explain_conflict(slot, name, offers))
+        return offers[0].component if offers else None
+
+    def find_command(self, name: str) -> Command | None:
+        """The plugins' command of that name, None if there is none. Raises PluginError if several offer it."""
+        found = [(command, distribution) for command, distribution in self.commands if command.name == name]
+        if len(found) > 1:
+            who = " and ".join(distribution for _, distribution in found)
+            raise PluginError(
+                f"command {name} is offered by {who}; leave one of them out with --disable-plugin DISTRIBUTION"
+            )
+        return found[0][0] if found else None
+
+    @contextmanager
+    def telling(self, trackers: Iterable[Tracker]) -> Iterator[None]:
+        """Within the context events reach `trackers` too."""
+        names = [self.manager.register(tracker, name=f"tracker {tracker.name}") for tracker in trackers]
+        try:
+            yield
+        finally:
+            for name in names:
+                self.manager.unregister(name=name)
+                self._silenced.discard(name or "")
+
+    def emit(self, event: str, **values: Any) -> list[str]:
+        """Tell every plugin of an event. One that raises is told no more; returns what to say of those, if any.
+
+        What plugins print goes to standard error, mappings reach each as a copy that cannot be written to, and random
+        numbers, torch's modes and the working directory are afterwards as they were.
+        """
+        failures = []
+        for implementation in getattr(self.manager.hook, event).get_hookimpls():
+            name = implementation.plugin_name
+            if name in self._silenced:
+                continue
+            try:
+                with process_state_kept(), redirect_stdout(sys.stderr):
+                    implementation.function(*(_read_only(values[argument]) for argument in implementation.argnames))
+            except (Exception, SystemExit) as error:
+                self._silenced.add(name)
+                who = name if name.startswith("tracker ") else f"plugin {name.partition(':')[0]}"
+                failures.append(f"{who}: {event} raised {type(error).__name__}: {error}; the run goes on without it")
+        return failures
+
+    def why_missing(self) -> str:
+        """What to add when something is not found: plugins that are broken or disabled may have brought it."""
+        text = "".join(
+            f" Plugin {broken.distribution} is broken ({broken.reason}); see lmflow plugins show {broken.distribution}."
+            for broken in self.broken
+        )
+        return text + "".join(f" Plugin {each.distribution} is disabled." for each in self.disabled)
+
+    def _explain_unknown(self, slot: str, reference: str) -> str:
+        names = sorted(self.offers(slot))
+        near = difflib.get_close_matches(reference, names, n=1)
+        text = f"no {slot} is called {reference}"
+        text += f"; did you mean {near[0]}?" if near else "."
+        text += f" Installed: {', '.join(names) or 'none'}.{self.why_missing()}"
+        home = home_of(slot, reference)
+        present = home is None or home in self.distributions()
+        return text if present else f"{text} Install it with: pip install {home}"
+
+
+def load_plugins(points: Iterable[EntryPoint] | None = None, disabled: Collection[str] | None = None) -> Plugins:
+    """Load every installed plugin but the `disabled` distributions; one that fails is listed and harms no other.
+
+    If None, those that the environment variable LMFLOW_DISABLE_PLUGINS names are disabled. Raises PluginError for an
+    attempt to disable the core.
+    """
+    plugins = Plugins()
+    left_out = {normal_name(name) for name in (disabled_by_environment() if disabled is None else disabled)}
+    if CORE in left_out:
+        raise PluginError(f"{CORE} cannot be disabled: nothing works without it")
+    for point in sorted(entry_points(group=GROUP) if points is None else points, key=_identity):
+        identity = _identity(point)
+        if normal_name(identity[0]) in left_out:
+            plugins.disabled.append(DisabledPlugin(*identity))
+        else:
+            _load(plugins, point)
+    return plugins
+
+
+def disabled_by_environment() -> list[str]:
+    """The distributions that LMFLOW_DISABLE_PLUGINS names, between commas."""
+    return [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
+
+
+def _load(plugins: Plugins, point: EntryPoint) -> None:
+    distribution, name, version = _identity(point)
+    key = f"{distribution}:{name}"
+    try:
+        module = point.load()
+        interface = declared_interface(module)
+        check_interface(interface)
+        plugins.manager.register(module, name=key)
+        functions = _functions(plugins.manager, module, key)
+        offered = list(_collect(functions))
+        commands = list(_collect_commands(functions))
+    except (Exception, SystemExit) as error:
+        if plugins.manager.has_plugin(key):
+            plugins.manager.unregister(name=key)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        plugins.broken.append(BrokenPlugin(distribution, name, version, reason, traceback.format_exc()))
+        return
+    plugins.loaded.append(Plugin(distribution, name, version, interface))
+    plugins.commands += [(command, distribution) for command in commands]
+    for slot, component in offered:
+        plugins._offers.setdefault(slot, {}).setdefault(component.name, []).append(Offer(component, distribution))
+
+
+def _functions(manager: pluggy.PluginManager, module: Any, key: str) -> dict[str, Any]:
+    """The hooks the plugin just registered implements, by name. Raises PluginError for a misspelt one.
+
+    Only this plugin's hooks are looked at, so that the time to load plugins grows with their number and no faster.
+    """
+    functions = {}
+    for caller in manager.get_hookcallers(module) or ():
+        if not caller.has_spec():
+            raise PluginError(f"there is no hook {caller.name}{_nearest_hook(caller.name)}")
+        functions[caller.name] = next(i.function for i in caller.get_hookimpls() if i.plugin_name == key)
+    return functions
+
+
+def _nearest_hook(name: str) -> str:
+    hooks = [*(slot.hook for slot in SLOTS.values()), "lmflow_commands", *EVENTS]
+    near = difflib.get_close_matches(name, hooks, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _collect(functions: Mapping[str, Any]) -> Iterator[tuple[str, type[Component]]]:
+    """What a plugin offers, checked."""
+    for slot in SLOTS.values():
+        for component in functions[slot.hook]() if slot.hook in functions else ():
+            if not (isinstance(component, type) and issubclass(component, slot.base)):
+                raise TypeError(f"{slot.hook} offers {component!r}, which is no subclass of {slot.base.__name__}")
+            if not isinstance(getattr(component, "name", None), str):
+                raise TypeError(f"{slot.hook} offers {component.__name__}, which has no name")
+            if inspect.isabstract(component):
+                missing = ", ".join(sorted(component.__abstractmethods__))
+                raise TypeError(f"{slot.hook} offers {component.__name__}, which lacks {missing}")
+            if issubclass(component, Tracker):
+                _check_events(component)
+            yield slot.name, component
+
+
+def _check_events(tracker: type[Tracker]) -> None:
+    """Raise PluginError where a tracker's hook is no event."""
+    for name, function in inspect.getmembers_static(tracker, inspect.isfunction):
+        if hasattr(function, f"{hookspecs.PROJECT}_impl") and name not in EVENTS:
+            raise PluginError(f"there is no event {name}, which {tracker.__name__} listens to{_nearest_hook(name)}")
+
+
+def _collect_commands(functions: Mapping[str, Any]) -> Iterator[Command]:
+    """Commands a plugin offers, checked."""
+    for command in functions["lmflow_commands"]() if "lmflow_commands" in functions else ():
+        if not isinstance(command, Command):
+            raise TypeError(f"lmflow_commands offers {command!r}, which is no Command")
+        yield command
+
+
+def declared_interface(module: Any) -> tuple[int, int] | None:
+    """The oldest and newest interface a plugin says it works with (`LMFLOW_INTERFACE = 1` or `(1, 2)`)."""
+    declared = getattr(module, "LMFLOW_INTERFACE", None)
+    if declared is None:
+        return None
+    low, high = declared if isinstance(declared, tuple) else (declared, declared)
+    return int(low), int(high)
+
+
+def check_interface(declared: tuple[int, int] | None) -> None:
+    """Raise PluginError if a plugin was written for other versions of the interface than this one."""
+    low, high = declared or (INTERFACE_VERSION, INTERFACE_VERSION)
+    if not low <= INTERFACE_VERSION <= high:
+        wanted = str(low) if low == high else f"{low} to {high}"
+        what = "plugin" if high < INTERFACE_VERSION else "lmflow-core"
+        raise PluginError(
+            f"it was written for interface {wanted}, and this lmflow has {INTERFACE_VERSION}; upgrade the {what}"
+        )
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two spellings name one distribution."""
+    return normal_name(one) == normal_name(other)
+
+
+def normal_name(distribution: str) -> str:
+    """A distribution's name as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _explain_conflict(slot: str, name: str, offers: Sequence[Offer]) -> str:
+    option = "trackers" if slot == "tracker" else slot
+    names = " or ".join(f"--{option} {offer.distribution}:{name}" for offer in offers)
+    who = " and ".join(offer.distribution for offer in offers)
+    return f"{slot} {name} is offered by {who}; say which: {names}"
+
+
+def _read_only(value: Any) -> Any:
+    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _identity(point: EntryPoint) -> tuple[str, str, str]:
+    distribution = point.dist
+    if distribution is None:  # only entry points made by hand, in tests
+        return point.group, point.name, "0"
+    return distribution.name, point.name, distribution.version
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager

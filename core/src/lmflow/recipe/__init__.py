@@ -1,0 +1,1 @@
+"""The description of a run: read, resolved, written."""

@@ -1,0 +1,351 @@
+"""The recipe: the complete, validated description of one run, and where each of its values came from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+
+from lmflow.components import Aligner, Component, Context, DataFormat, Inferencer, Model, Reward, Tracker, Tuner
+from lmflow.errors import LmflowError, RecipeError
+from lmflow.plugins import RECIPE_SLOTS, Plugins
+from lmflow.recipe.choices import Choice, choose, choose_trackers, find_choice, missing_packages
+from lmflow.recipe.sections.launch import LaunchOptions
+from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.recipe.settings import (
+    LAUNCH,
+    PLAIN,
+    RUN_SCOPE,
+    TRACKERS,
+    TRAINING,
+    Origin,
+    Scope,
+    Setting,
+    gather,
+    of_section,
+)
+from lmflow.recipe.values import explain_error, parse_option
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, ready to be carried out: a component for each slot, None where an optional one is not filled."""
+
+    model: Model
+    context: Context | None
+    data: DataFormat
+    tuner: Tuner
+    aligner: Aligner
+    inferencer: Inferencer
+    reward: Reward | None
+    training: TrainingOptions
+    trackers: Sequence[Tracker] = ()
+    launch: LaunchOptions = field(default_factory=LaunchOptions)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """How each slot's component was named, where that is more than its own name (`distribution:name`)."""
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe, and the origin of every value by dotted path."""
+
+    recipe: Recipe
+    origins: Mapping[str, Origin]
+
+
+def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Setting] = ()) -> ResolvedRecipe:
+    """Defaults, then the file, then the options, all checked.
+
+    Raises RecipeError with every mistake at once, each with its place and, for a misspelt name, the nearest valid one.
+    """
+    problems: list[str] = []
+    settings = gather(file, options, RUN_SCOPE, problems)
+    chosen = {slot: choose(plugins, slot, settings, problems) for slot in RECIPE_SLOTS if slot != "reward"}
+    chosen["reward"] = choose(plugins, "reward", settings, problems, _default_reward(chosen["data"]))
+    trackers = choose_trackers(plugins, settings, problems)
+    parts, origins = _build_chosen({**chosen, **trackers}, settings, plugins, problems)
+    given = _training_section(settings, chosen, plugins, problems)
+    parts[TRAINING] = _build(TRAINING, TrainingOptions, given, origins, problems)
+    parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
+    problems += _incompatibilities(chosen, trackers)
+    if problems:
+        raise RecipeError(problems)
+    names = {section: choice.written for section, choice in chosen.items() if choice}
+    listening = [parts.pop(section) for section in trackers]
+    names |= {f"{TRACKERS}.{choice.component.name}": choice.written for choice in trackers.values()}
+    recipe = Recipe(names=names, trackers=cast(list[Tracker], listening), **parts)
+    return ResolvedRecipe(recipe, origins)
+
+
+def resolve_parts(plugins: Plugins, scope: Scope, options: Sequence[Setting]) -> dict[str, Any]:
+    """The components and sections of a command that is not a run, by name; a slot nothing fills has None.
+
+    Raises RecipeError with every mistake at once, as `resolve` does.
+    """
+    problems: list[str] = []
+    settings = gather(None, options, scope, problems)
+    for path in settings.keys() & set(scope.hidden):
+        problems.append(f"{settings.pop(path).place}: it means nothing to lmflow {scope.command}")
+    chosen = {slot: choose(plugins, slot, settings, problems) for slot in scope.slots}
+    parts, origins = _build_chosen(chosen, settings, plugins, problems)
+    for section, owner in scope.sections.items():
+        preferred = {
+            key: Setting(f"{section}.{key}", value, Origin("default"))
+            for key, value in scope.preferred_in(section).items()
+        }
+        given = _known_settings(settings, section, owner, plugins, problems)
+        parts[section] = _build(section, owner, preferred | given, origins, problems)
+    problems += _incompatibilities(chosen)
+    if problems:
+        raise RecipeError(problems)
+    return parts
+
+
+def chosen_components(
+    plugins: Plugins, file: Path | None, options: Sequence[Setting], scope: Scope = RUN_SCOPE
+) -> dict[str, type[Component]]:
+    """The components a recipe and options name, by section, as far as they can be found: what the help shows."""
+    ignored: list[str] = []
+    settings = gather(file, options, scope, ignored)
+    chosen = {slot: choose(plugins, slot, settings, ignored) for slot in scope.slots}
+    if scope.trackers:
+        chosen |= choose_trackers(plugins, settings, ignored)
+    return {section: choice.component for section, choice in chosen.items() if choice}
+
+
+def model_from_reference(plugins: Plugins, reference: str) -> Model:
+    """The model that `--model REFERENCE` means: a component, a run, an adapter or model directory, a hub name.
+
+    Raises RecipeError when it means nothing.
+    """
+    setting = Setting("model.name", reference, Origin("option", "--model"))
+    try:
+        choice = find_choice(plugins, "model", setting)
+    except LmflowError as error:
+        raise RecipeError([f"{setting.place}: {error}"]) from None
+    if missing := missing_packages(choice):
+        raise RecipeError(missing)
+    return cast(Model, choice.component.model_validate(dict(choice.implied)))
+
+
+def _default_reward(data: Choice | None) -> str | None:
+    """The reward that belongs to the data."""
+    return getattr(data.component, "reward", None) if data else None
+
+
+# Checking
+
+
+def _build_chosen(
+    chosen: Mapping[str, Choice | None], settings: Mapping[str, Setting], plugins: Plugins, problems: list[str]
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """The chosen components by section, None in those left empty, and the origin of each of their values."""
+    parts: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for section, choice in chosen.items():
+        parts[section] = None
+        if choice is not None:
+            origins[f"{section}.name"] = choice.origin
+            given = _section(settings, section, choice, plugins, problems)
+            parts[section] = _build(section, choice.component, given, origins, problems)
+    return parts, origins
+
+
+def _section(
+    settings: Mapping[str, Setting], section: str, choice: Choice, plugins: Plugins, problems: list[str]
+) -> dict[str, Setting]:
+    """A component's settings by field; unknown ones become problems."""
+    given = {key: Setting(f"{section}.{key}", value, choice.origin) for key, value in choice.implied.items()}
+    for key, setting in of_section(settings, section):
+        if key == "name":
+            continue
+        if key not in choice.component.model_fields:
+            problems.append(f"{setting.place}: {_unknown_key(key, section, choice.component, plugins)}")
+        elif key in given:
+            problems.append(
+                f"{setting.place}: given twice (--{section} {choice.written}:{given[key].value} sets it too)"
+            )
+        else:
+            given[key] = setting
+    return given
+
+
+def _training_section(
+    settings: Mapping[str, Setting], chosen: Mapping[str, Choice | None], plugins: Plugins, problems: list[str]
+) -> dict[str, Setting]:
+    """Training settings, over the defaults that tuner and aligner prefer (the aligner's last)."""
+    given: dict[str, Setting] = {}
+    for slot in ("tuner", "aligner"):
+        choice = chosen[slot]
+        if choice:
+            origin = Origin("plugin", f"{slot} {choice.component.name}")
+            preferred = choice.component.training_defaults
+            given |= {key: Setting(f"{TRAINING}.{key}", value, origin) for key, value in preferred.items()}
+    return given | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
+
+
+def _launch(
+    settings: Mapping[str, Setting],
+    chosen: Iterable[Choice | None],
+    plugins: Plugins,
+    origins: dict[str, Origin],
+    problems: list[str],
+) -> LaunchOptions | None:
+    """In how many processes the run is carried out; what the chosen components, or what is installed, forbid."""
+    given = _known_settings(settings, LAUNCH, LaunchOptions, plugins, problems)
+    options = cast(LaunchOptions | None, _build(LAUNCH, LaunchOptions, given, origins, problems))
+    if options is None:
+        return None
+    if options.total > 1:
+        place = given["processes"].place if "processes" in given else LAUNCH
+        problems += [f"{place}: {why}" for why in alone(choice.component for choice in chosen if choice)]
+    if missing := options.missing():
+        problems.append(f"{given['strategy'].place}: {missing}")
+    return options
+
+
+def _known_settings(
+    settings: Mapping[str, Setting], section: str, owner: type[BaseModel], plugins: Plugins, problems: list[str]
+) -> dict[str, Setting]:
+    """A plain section's settings by field; unknown ones become problems."""
+    given: dict[str, Setting] = {}
+    for key, setting in of_section(settings, section):
+        if key in owner.model_fields:
+            given[key] = setting
+        else:
+            problems.append(f"{setting.place}: {_unknown_key(key, section, owner, plugins)}")
+    return given
+
+
+def _unknown_key(key: str, section: str, owner: type[BaseModel], plugins: Plugins) -> str:
+    """What to say of an option that `owner` does not have: the nearest one, or whose option it is."""
+    near = difflib.get_close_matches(key, owner.model_fields, n=1)
+    if near:
+        return f"unknown option; did you mean {section}.{near[0]}?"
+    for slot in RECIPE_SLOTS:
+        for name, offers in plugins.offers(slot).items():
+            if key in offers[0].component.model_fields:
+                same = slot == section
+                return f"unknown option; {slot}.{key} is an option of {slot} {name}" + (", not chosen" if same else "")
+    if key in TrainingOptions.model_fields:
+        return f"unknown option; did you mean {TRAINING}.{key}?"
+    return f"unknown option; there are {', '.join(owner.model_fields) or 'none'}"
+
+
+def _build(
+    section: str,
+    owner: type[BaseModel],
+    given: Mapping[str, Setting],
+    origins: dict[str, Origin],
+    problems: list[str],
+) -> BaseModel | None:
+    """The section's validated options; what is wrong with them becomes problems."""
+    values = {}
+    for key, setting in given.items():
+        as_text = setting.origin.kind == "option" and isinstance(setting.value, str)
+        values[key] = parse_option(setting.value, owner.model_fields[key]) if as_text else setting.value
+    for key in owner.model_fields:
+        origins[f"{section}.{key}"] = given[key].origin if key in given else Origin("default")
+    try:
+        return owner.model_validate(values)
+    except ValidationError as error:
+        for each in error.errors():
+            key = str(each["loc"][0]) if each["loc"] else ""
+            place = given[key].place if key in given else f"{section}.{key}".rstrip(".")
+            line = f"{place}: {explain_error(each)}"
+            if line not in problems:
+                problems.append(line)
+        return None
+
+
+def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[str, Choice] | None = None) -> list[str]:
+    """Packages that are missing, needs that are not met, and conflicts that are."""
+    problems = []
+    for choice in [*chosen.values(), *(trackers or {}).values()]:
+        if choice is None:
+            continue
+        problems += missing_packages(choice)
+        who = f"{choice.slot} {choice.component.name}"
+        for need in choice.component.needs:
+            if need.slot not in chosen:
+                continue  # the command has no such slot
+            filled = chosen[need.slot]
+            if filled is None or (need.names and filled.component.name not in need.names):
+                wanted = f" ({' or '.join(need.names)})" if need.names else ""
+                problems.append(f"{who} needs a {need.slot}{wanted}: {need.because}")
+        for conflict in choice.component.conflicts:
+            other = chosen.get(conflict.slot)
+            if other is not None and (not conflict.names or other.component.name in conflict.names):
+                problems.append(f"{who} does not go with {conflict.slot} {other.component.name}: {conflict.because}")
+    return problems
+
+
+def alone(components: Iterable[type[Component] | Component]) -> Iterator[str]:
+    """Why a run with these components has to be one process, a line for each that cannot be in several."""
+    for component in components:
+        if component.one_process is not None:
+            yield f"{component.name} works in one process only: {component.one_process}"
+
+
+# Writing
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, every one of them explicit."""
+    sections: dict[str, Any] = {}
+    for slot in RECIPE_SLOTS:
+        part: Component | None = getattr(recipe, slot)
+        name = recipe.names.get(slot) or (part.name if part else None)
+        sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
+    listening = {
+        recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
+    }
+    plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN}
+    return sections | plain | {TRACKERS: listening}
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML. Resolving that text gives the same recipe, and dumping it the same text."""
+    import yaml
+
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def schema(plugins: Plugins) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a recipe file over all installed components, for editors."""
+    sections: dict[str, Any] = {slot: {"anyOf": list(_slot_schemas(plugins, slot))} for slot in RECIPE_SLOTS}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "lmflow recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": sections
+        | {name: owner.model_json_schema() for name, owner in PLAIN.items()}
+        | {TRACKERS: _trackers_schema(plugins)},
+    }
+
+
+def _slot_schemas(plugins: Plugins, slot: str) -> Iterator[dict[str, Any]]:
+    yield {"type": ["string", "null"], "description": f"Name of a {slot}: {', '.join(sorted(plugins.offers(slot)))}."}
+    for name, offers in sorted(plugins.offers(slot).items()):
+        described = offers[0].component.model_json_schema()
+        described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
+        yield described
+
+
+def _trackers_schema(plugins: Plugins) -> dict[str, Any]:
+    """Names, or a mapping from names to their options."""
+    offered = sorted(plugins.offers("tracker").items())
+    options = {name: {"anyOf": [{"type": "null"}, offers[0].component.model_json_schema()]} for name, offers in offered}
+    names = {"description": f"Names of trackers: {', '.join(options)}."}
+    return {
+        "anyOf": [
+            {"type": ["string", "null"], **names},
+            {"type": "array", "items": {"type": "string"}, **names},
+            {"type": "object", "properties": options, "additionalProperties": {"type": ["object", "null"]}},
+        ]
+    }

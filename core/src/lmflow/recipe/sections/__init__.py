@@ -1,0 +1,1 @@
+"""The sections of a recipe that hold options and no component."""

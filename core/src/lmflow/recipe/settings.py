@@ -1,0 +1,114 @@
+"""Settings: values somebody wrote for a command, in a file or as options, before any component has checked them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from lmflow.plugins import RECIPE_SLOTS
+from lmflow.recipe.sections.launch import LaunchOptions
+from lmflow.recipe.sections.training import TrainingOptions
+
+TRAINING = "training"
+LAUNCH = "launch"
+PLAIN: Mapping[str, type[BaseModel]] = {TRAINING: TrainingOptions, LAUNCH: LaunchOptions}
+"""The sections of a recipe that hold options and no component."""
+TRACKERS = "trackers"
+"""The section of a recipe that names any number of components, each with options of its own."""
+SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: `kind` is default, file, option or plugin; `place` is a file:line or an option."""
+
+    kind: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.place}".strip()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value somebody set, as it was written, at a dotted path ("tuner.rank")."""
+
+    path: str
+    value: Any
+    origin: Origin
+
+    @property
+    def place(self) -> str:
+        """What to call it in a message: the option, or file, line and path."""
+        if self.origin.kind == "option":
+            return self.origin.place
+        return f"{self.origin.place}: {self.path}" if self.origin.place else self.path
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a command's options can set: components in slots, and the fields of plain sections.
+
+    `preferred` are defaults, by dotted path, that the command puts before those of the classes; `aliases` are the
+    command's short options and the dotted path each sets ("--device": "compute.device"); `hidden` are dotted paths that
+    mean nothing to the command and are refused; `trackers` says that any number of trackers can be chosen.
+    """
+
+    command: str
+    slots: Sequence[str]
+    sections: Mapping[str, type[BaseModel]]
+    preferred: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    hidden: Sequence[str] = ()
+    trackers: bool = False
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Slots and sections alike."""
+        return (*self.slots, *self.sections, *([TRACKERS] if self.trackers else []))
+
+    def preferred_in(self, section: str) -> dict[str, Any]:
+        """The command's own defaults of a section, by field."""
+        parts = ((path.partition("."), value) for path, value in self.preferred.items())
+        return {key: value for (of, _, key), value in parts if of == section}
+
+
+RUN_SCOPE = Scope("run", RECIPE_SLOTS, PLAIN, trackers=True)
+
+
+def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems: list[str]) -> dict[str, Setting]:
+    """Settings by path; an option replaces what the file says, two options for one path are a mistake."""
+    settings: dict[str, Setting] = {}
+    if file is not None:
+        from lmflow.recipe.yaml import read_settings
+
+        settings = {setting.path: setting for setting in read_settings(file, problems)}
+    seen: dict[str, Setting] = {}
+    for option in options:
+        names_component = option.path in scope.slots or (scope.trackers and option.path == TRACKERS)
+        path = f"{option.path}.name" if names_component else option.path
+        if path in seen:
+            problems.append(f"{option.origin.place}: given twice ({seen[path].value!r} and {option.value!r})")
+        seen[path] = Setting(path, option.value, option.origin)
+    if "model.name" in seen:  # another model: the file's options of the one it names no longer apply
+        settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
+    for path, setting in [*settings.items(), *seen.items()]:
+        section = path.partition(".")[0]
+        if section not in scope.names:
+            near = difflib.get_close_matches(section, scope.names, n=1)
+            where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
+            hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
+            line = f"{where}: unknown section; {hint}"
+            problems += [] if line in problems else [line]
+    return settings | seen
+
+
+def of_section(settings: Mapping[str, Setting], section: str) -> Iterator[tuple[str, Setting]]:
+    """The settings of a section, each with the rest of its path."""
+    start = f"{section}."
+    return ((path.removeprefix(start), setting) for path, setting in settings.items() if path.startswith(start))

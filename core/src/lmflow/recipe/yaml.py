@@ -1,0 +1,104 @@
+"""Reading a recipe file, keeping the line of every value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmflow.errors import RecipeError
+from lmflow.recipe.settings import PLAIN, TRACKERS, Origin, Setting
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: `1e-4` is a number; `on`, `off`, `yes` and `no` are text."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
+    """Every value of the recipe with its place; mistakes of form are added to `problems`.
+
+    A section is a component's name, or a mapping with `name` and its options; `trackers` is names, or a mapping from
+    names to options. Raises RecipeError for a file that
+    cannot be read as YAML at all.
+    """
+    root = _compose(file)
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise RecipeError([f"{file}:1: expected sections such as `tuner: lora`, found something else"])
+    for section, node, line in _entries(root, file, problems):
+        if section == TRACKERS and isinstance(node, yaml.MappingNode):
+            names = [str(key.value) for key, _ in node.value]
+            yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
+            for name, options, at in _entries(node, file, problems, f"{section}."):
+                yield from _section(f"{section}.{name}", options, at, file, problems)
+        elif isinstance(node, yaml.MappingNode) or section in PLAIN:
+            yield from _section(section, node, line, file, problems)
+        else:
+            yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))
+
+
+def _section(section: str, node: yaml.Node, line: int, file: Path, problems: list[str]) -> Iterator[Setting]:
+    """The options in a section; a null has none, anything but a mapping is a problem."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value, at in _entries(node, file, problems, f"{section}."):
+            yield Setting(f"{section}.{key}", _construct(value), Origin("file", f"{file}:{at}"))
+    elif _construct(node) is not None:
+        problems.append(f"{file}:{line}: {section}: expected options, one per line")
+
+
+def _compose(file: Path) -> yaml.Node | None:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError([f"{file}: there is no such recipe file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{file}: cannot be read: {error}"]) from None
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RecipeError([f"{file}:{line}: not valid YAML: {error.problem}"]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError([f"{file}: not valid YAML: {error}"]) from None
+    return node
+
+
+def _entries(
+    node: yaml.MappingNode, file: Path, problems: list[str], prefix: str = ""
+) -> Iterator[tuple[str, yaml.Node, int]]:
+    """Keys, values and 1-based lines of a mapping; a key given twice is a problem."""
+    seen: dict[str, int] = {}
+    for key_node, value in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in seen:
+            problems.append(f"{file}:{line}: {prefix}{key}: given twice (first in line {seen[key]})")
+            continue
+        seen[key] = line
+        yield key, value, line
+
+
+def _construct(node: yaml.Node) -> Any:
+    constructor = Loader("")
+    try:
+        return constructor.construct_object(node, deep=True)
+    finally:
+        constructor.dispose()

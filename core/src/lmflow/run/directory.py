@@ -1,0 +1,184 @@
+"""The directory of one run: who may write to it, and what lies where."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lmflow.errors import RunDirectoryError
+from lmflow.run_files import (
+    CHECKPOINTS,
+    COMPARISON,
+    LOCK,
+    METRICS,
+    RECIPE,
+    RECORD,
+    REPORT,
+    SAMPLES,
+    TRACKERS,
+    read_record,
+    write_atomically,
+    write_lines,
+)
+
+CONTENTS = (RECIPE, RECORD, METRICS, COMPARISON, SAMPLES, CHECKPOINTS, REPORT, TRACKERS, LOCK, "adapter", "model")
+
+
+class RunDirectory:
+    """An opened run directory, locked against other processes until closed.
+
+    A directory that holds anything but a run is never touched. Raises RunDirectoryError when it cannot be used
+    as asked, saying which option would allow it.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = path
+        check_usable(path, resume=resume, overwrite=overwrite)
+        existed = path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(path)
+        if existed and overwrite:
+            remove_run(path)
+        (path / SAMPLES).mkdir(exist_ok=True)
+        (path / CHECKPOINTS).mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    @property
+    def recipe(self) -> Path:
+        """The fully resolved recipe."""
+        return self.path / RECIPE
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints stand."""
+        return self.path / CHECKPOINTS
+
+    def write_recipe(self, text: str) -> None:
+        """Replace the fully resolved recipe."""
+        write_atomically(self.recipe, text)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Replace run.json."""
+        write_atomically(self.path / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def read_record(self) -> dict[str, Any]:
+        """What run.json holds, empty if there is none."""
+        return read_record(self.path)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Remove the lines of steps that a resumed run will take again, and a line that a killed run left torn."""
+        path = self.path / METRICS
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write what an aligner generated in one iteration, with rewards and which were kept."""
+        path = self.path / SAMPLES / f"iteration-{iteration:04d}.jsonl"
+        write_lines(path, rows)
+        return path
+
+    def write_comparison(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write answers to the same held-out prompts before and after."""
+        write_lines(self.path / COMPARISON, rows)
+
+
+class FollowedDirectory(RunDirectory):
+    """The directory of a run that the main one of several processes has opened and writes: here it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def write_recipe(self, text: str) -> None:
+        """The main process does."""
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """The main process does."""
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """The main process does."""
+
+    def drop_metrics_after(self, step: int) -> None:
+        """The main process does."""
+
+    def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """The main process does; where it does."""
+        return self.path / SAMPLES / f"iteration-{iteration:04d}.jsonl"
+
+    def write_comparison(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The main process does."""
+
+
+def check_usable(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise RunDirectoryError unless a run may be started, resumed or overwritten at `path`."""
+    if resume and overwrite:
+        raise RunDirectoryError("--resume and --overwrite exclude each other.")
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"{path} is a file; --output takes a directory.")
+    holds_run = (path / RECORD).exists() or (path / RECIPE).exists()
+    if resume and not holds_run:
+        raise RunDirectoryError(f"{path} holds no run to resume.")
+    strangers = [entry.name for entry in path.iterdir() if entry.name not in CONTENTS] if path.exists() else []
+    if strangers and not holds_run:
+        raise RunDirectoryError(
+            f"{path} is not empty and holds no run ({', '.join(sorted(strangers)[:3])}); choose another --output."
+        )
+    if holds_run and not (resume or overwrite):
+        status = read_record(path).get("status", "unfinished")
+        raise RunDirectoryError(
+            f"{path} already holds a run ({status}); continue it with --resume, or replace it with --overwrite."
+        )
+
+
+def lock(path: Path) -> IO[str]:
+    """Take the directory's lock, or raise RunDirectoryError naming the process that has it."""
+    file = (path / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunDirectoryError(f"{path} is in use by another run (process {holder}).") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def remove_run(path: Path) -> None:
+    """Delete what runs write, and nothing else, from `path`."""
+    for name in CONTENTS:
+        entry = path / name
+        if name == LOCK:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; beyond every step if the line is torn."""
+    try:
+        step: int = json.loads(line).get("step", 0)
+    except ValueError:
+        return math.inf
+    return step

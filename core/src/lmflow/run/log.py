@@ -1,0 +1,158 @@
+"""What a run says while it runs: metrics, progress, samples, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lmflow.distributed.processes import Group
+from lmflow.errors import Interrupted
+from lmflow.run.directory import RunDirectory
+from lmflow.run.display import Display, Silent
+
+Emit = Callable[..., Iterable[str] | None]
+"""Tells plugins of an event; returns what to say of those that failed."""
+
+
+ALONE = Group()
+
+
+class Journal:
+    """Passed to whatever works on a run; the one place that writes metrics, shows progress and fires events.
+
+    `metrics` is the flat summary that ends in run.json, `tables` what belongs there and is not flat, `notes` what the
+    user was told, `seconds` the time spent in each phase. `group` are the processes that work on the run: each has a
+    journal, and that of the main one alone writes and shows.
+    """
+
+    def __init__(
+        self, directory: RunDirectory | None, emit: Emit, display: Display | None = None, group: Group = ALONE
+    ) -> None:
+        self.metrics: dict[str, Any] = {}
+        self.tables: dict[str, Mapping[str, Any]] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.notes: list[str] = []
+        self.stop_signal: int | None = None
+        self.group = group
+        self._asked: int | None = None
+        self._directory = directory
+        self._emit = emit
+        self._display = display or Silent()
+
+    def plan(self, total: int, unit: str) -> None:
+        """Say how much work the whole run is."""
+        self._display.plan(total, unit)
+
+    def advance_plan(self, amount: int = 1) -> None:
+        """So much of the planned work is done."""
+        self._display.advance_plan(amount)
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[None]:
+        """Show and time a phase; `total` is in the units given to `advance`."""
+        self._display.phase(name, total)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def advance(self, amount: int = 1) -> None:
+        """So much of the current phase is done."""
+        self._display.advance(amount)
+
+    def advance_or_stop(self, amount: int = 1) -> None:
+        """`advance`, then stop if asked to: for work that may end anywhere, such as sampling.
+
+        Of several processes each stops for itself, so that it belongs into `group.map_shares`, which tells the others.
+        """
+        self.advance(amount)
+        self.check_stop()
+        if self._asked is not None:
+            raise Interrupted(self._asked)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """Record the metrics of an optimizer step or an aligner's iteration; `step` is required.
+
+        Every process of a run calls it: here they agree on whether to stop (see `agree`).
+        """
+        self.agree()
+        if self._directory:
+            self._directory.append_metrics(metrics)
+        self._display.update(metrics)
+        self.tell("lmflow_step_finished", step=metrics["step"], metrics=metrics)
+
+    def note(self, text: str) -> None:
+        """Tell the user something they should know, such as how many samples were cut; said again, shown once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._display.note(text)
+
+    def samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep what was generated in an iteration."""
+        if self._directory:
+            self._directory.write_samples(iteration, rows)
+
+    def checkpoint_saved(self, path: Path) -> None:
+        """Tell plugins of a complete checkpoint."""
+        self.tell("lmflow_checkpoint_saved", path=path)
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Tell plugins of an event, and the user of those that could not take it."""
+        for failure in self._emit(event, **values) or ():
+            self.note(failure)
+
+    def forget_after(self, step: int) -> None:
+        """Drop recorded metrics of steps that will be taken again after a resume."""
+        if self._directory:
+            self._directory.drop_metrics_after(step)
+
+    def agree(self) -> None:
+        """Let all processes know whether one was asked to stop, so that they stop at the same place: all call it."""
+        asked = int(self.group.max(self._asked or 0))
+        if asked:
+            self.stop_signal = asked
+
+    def check_stop(self) -> None:
+        """Raise Interrupted if a signal asked the run to stop; call it wherever stopping is safe.
+
+        Of several processes all raise at the same place, because they agreed before it.
+        """
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
+
+    def agree_or_stop(self) -> None:
+        """`agree`, then `check_stop`: between stages of a run."""
+        self.agree()
+        self.check_stop()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the context SIGINT and SIGTERM ask the run to stop at the next safe place; a second one kills."""
+
+        def ask(number: int, _: FrameType | None) -> None:
+            self._asked = number
+            if self.group.size == 1:
+                self.stop_signal = number
+            self.note("stopping at the next safe place; once more to stop at once")
+            for each in previous:
+                signal.signal(each, signal.SIG_DFL if each != signal.SIGINT else signal.default_int_handler)
+
+        previous = {}
+        try:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                previous[each] = signal.signal(each, ask)
+        except ValueError:  # not the main thread: signals are the caller's business
+            yield
+            return
+        try:
+            yield
+        finally:
+            for each, handler in previous.items():
+                signal.signal(each, handler)

@@ -1,0 +1,42 @@
+"""The files of a run's directory: their names, and how they are read and replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+RECIPE = "recipe.yaml"
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+COMPARISON = "comparison.jsonl"
+SAMPLES = "samples"
+CHECKPOINTS = "checkpoints"
+REPORT = "report.html"
+TRACKERS = "trackers"
+LOCK = ".lock"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """run.json of the run at `path`, empty if there is none."""
+    record = path / RECORD
+    content: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    return content
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`, or leave it as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line, atomically."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

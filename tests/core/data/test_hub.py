@@ -1,0 +1,100 @@
+"""The hub is asked only where it can be found, so that a mistyped name costs no minute of retries."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lmflow.data.containers import iterate_hub
+from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
+from lmflow.errors import DataError, RecipeError
+from lmflow.models.pretrained import Pretrained, check_path
+
+Network = Callable[[bool], list[str]]
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    """Makes a network in which names are found or not; returns the names that were asked for."""
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(works: bool) -> list[str]:
+        asked: list[str] = []
+
+        def find(host: str, *_: object) -> list[object]:
+            asked.append(host)
+            if not works:
+                raise socket.gaierror(-2, "Name or service not known")
+            return []
+
+        monkeypatch.setattr(socket, "getaddrinfo", find)
+        hub_is_out_of_reach.cache_clear()
+        return asked
+
+    yield make
+    hub_is_out_of_reach.cache_clear()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_network_is_asked_once(works: bool, network: Network) -> None:
+    asked = network(works)
+    assert hub_is_out_of_reach() is not works
+    assert hub_is_out_of_reach() is not works
+    assert asked == ["huggingface.co"]
+
+
+def test_the_hub_may_be_elsewhere(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8443/models")
+    asked = network(True)
+    assert not hub_is_out_of_reach()
+    assert asked == ["hub.example"]
+
+
+@pytest.mark.parametrize(("name", "value", "away"), [("HF_HUB_OFFLINE", "1", True), ("HTTPS_PROXY", "http://p", False)])
+def test_what_the_environment_says_is_enough(
+    name: str, value: str, away: bool, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    asked = network(False)
+    assert hub_is_out_of_reach() is away
+    assert not asked
+
+
+def test_a_mistyped_model_is_one_message(network: Network) -> None:
+    network(False)
+    with pytest.raises(RecipeError, match=r"model.path: no-such/model does not exist here, and the model hub is out"):
+        check_path("no-such/model")
+
+
+def test_a_mistyped_data_set_is_one_message(network: Network) -> None:
+    network(False)
+    with pytest.raises(DataError, match="no-such/data does not exist here, and the hub is out of reach"):
+        list(iterate_hub("no-such/data"))
+
+
+def test_a_place_on_this_machine_asks_nobody(network: Network, model_directory: Path) -> None:
+    asked = network(False)
+    assert Pretrained(path=str(model_directory)).outline().end_ids
+    assert not asked
+
+
+def test_what_was_fetched_before_is_used(network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    network(False)
+    assert is_kept_from_hub("owner/model", "config.json")
+    assert not is_kept_from_hub("owner/other", "config.json")
+    assert not is_kept_from_hub("owner/no such name", "config.json")
+    check_path("owner/model")
+    check_path("owner/model", "abc")
+    with pytest.raises(RecipeError, match="out of reach"):
+        check_path("owner/model", "another")
+    assert Pretrained(path="owner/model")._settings["local_files_only"]

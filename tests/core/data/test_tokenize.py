@@ -1,0 +1,210 @@
+"""Masks: ids are the template's own, and the loss is on the assistant's tokens and the end after them."""
+
+from typing import Any
+
+import pytest
+
+from lmflow.data.sample import Message, Sample
+from lmflow.data.tokenize import PLAIN_TEMPLATE, encode_prompt, encode_sample, ensure_chat_template
+from lmflow.errors import DataError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }} <|im_end|>{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+THINKING = (  # as Qwen3: the reasoning of earlier turns is left out
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and not loop.last %}"
+    "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SAID_ALONE = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+TWO_ROLES = (
+    "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
+DIALOGUE = Sample(
+    (
+        Message("user", "the fox"),
+        Message("assistant", "jumps"),
+        Message("user", "and then"),
+        Message("assistant", "stops"),
+    ),
+    source="d:1",
+)
+END = 1  # <|im_end|> in the tests' tokenizer
+
+
+@pytest.fixture
+def with_template(make_tokenizer: Any) -> Any:
+    def make(template: str | None, **options: Any) -> Any:
+        return make_tokenizer(chat_template=template, **options)
+
+    return make
+
+
+def trained_text(tokenizer: Any, sequence: Any) -> list[str]:
+    """The runs of trained tokens, decoded."""
+    runs: list[list[int]] = []
+    before = False
+    for token, is_trained in zip(sequence.ids, sequence.trained):
+        if is_trained:
+            runs = runs if before else [*runs, []]
+            runs[-1].append(token)
+        before = is_trained
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, ["jumps<|im_end|>", "stops<|im_end|>"]),
+        (MARKED, ["jumps<|im_end|>", "stops<|im_end|>"]),
+        (SAID_ALONE, ["jumps<|im_end|>", "stops<|im_end|>"]),
+        (LLAMA3, ["jumps<|im_end|>", "stops<|im_end|>"]),
+        (LLAMA2, [" jumps <|im_end|>", " stops <|im_end|>"]),
+        (GEMMA, ["jumps<|im_end|>", "stops<|im_end|>"]),
+        (PLAIN_TEMPLATE, ["jumps<|im_end|>", "stops<|im_end|>"]),
+    ],
+    ids=["chatml", "marked", "marked without the end", "llama3", "llama2", "gemma", "plain"],
+)
+@pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"], ids=["own pad", "pad is eos"])
+def test_ids_are_the_templates_and_answers_with_their_end_are_trained(
+    template: str, expected: list[str], pad: str, with_template: Any
+):
+    tokenizer = with_template(template, pad=pad)
+    [sequence] = encode_sample(tokenizer, DIALOGUE, end_ids=[END])
+    turns = [{"role": m.role, "content": m.content} for m in DIALOGUE.messages]
+    assert list(sequence.ids) == tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"]
+    assert trained_text(tokenizer, sequence) == expected
+    assert sequence.source == "d:1"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, LLAMA3, GEMMA, THINKING, PLAIN_TEMPLATE])
+def test_a_system_turn_first(template: str, with_template: Any):
+    tokenizer = with_template(template)
+    sample = Sample((Message("system", "be brief"), Message("user", "q"), Message("assistant", "a")))
+    [sequence] = encode_sample(tokenizer, sample, end_ids=[END])
+    assert trained_text(tokenizer, sequence) == ["a<|im_end|>"]
+
+
+def test_reasoning_is_kept_in_every_target(with_template: Any):
+    """Where later turns rewrite earlier ones, each answer is trained as the last one: with its reasoning."""
+    tokenizer = with_template(THINKING)
+    sample = Sample(
+        (
+            Message("user", "q"),
+            Message("assistant", "<think>why</think>a"),
+            Message("user", "r"),
+            Message("assistant", "<think>how</think>b"),
+        )
+    )
+    sequences = encode_sample(tokenizer, sample, end_ids=[END])
+    assert [trained_text(tokenizer, s) for s in sequences] == [
+        ["<think>why</think>a<|im_end|>"],
+        ["<think>how</think>b<|im_end|>"],
+    ]
+    assert "why" not in tokenizer.decode(sequences[1].ids)
+
+
+def test_an_end_is_added_where_the_template_has_none(with_template: Any):
+    tokenizer = with_template(NO_END)
+    [sequence] = encode_sample(tokenizer, DIALOGUE, end_ids=[END])
+    assert sequence.ids[-1] == END
+    assert sequence.trained[-1]
+    assert list(sequence.ids).count(END) == 1
+    assert trained_text(tokenizer, sequence) == ["jumps\n", "stops\n<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ((Message("assistant", "the fox"),), ["the fox<|im_end|>"]),
+        ((Message("user", "the fox"), Message("assistant", " jumps")), [" jumps<|im_end|>"]),
+    ],
+)
+def test_untemplated_text_ends_too(messages: Any, expected: list[str], with_template: Any):
+    tokenizer = with_template(CHATML)
+    [sequence] = encode_sample(tokenizer, Sample(messages, templated=False), end_ids=[END])
+    assert trained_text(tokenizer, sequence) == expected
+    assert tokenizer.decode(sequence.ids) == "".join(m.content for m in messages) + "<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, LLAMA3, LLAMA2, GEMMA, THINKING, PLAIN_TEMPLATE, NO_END])
+@pytest.mark.parametrize("turns", [2, 4])
+def test_the_prompt_is_a_prefix_of_what_is_trained(template: str, turns: int, with_template: Any):
+    tokenizer = with_template(template)
+    sample = Sample(DIALOGUE.messages[:turns])
+    sequence = encode_sample(tokenizer, sample, end_ids=[END])[-1]
+    prompt = encode_prompt(tokenizer, sample)
+    assert list(sequence.ids[: len(prompt)]) == prompt
+    assert not any(sequence.trained[: len(prompt)]) or turns == 4
+    assert sequence.trained[len(prompt)]
+
+
+def test_prompts_of_untemplated_samples(with_template: Any):
+    tokenizer = with_template(CHATML)
+    pair = Sample((Message("user", "the fox"), Message("assistant", " jumps")), templated=False)
+    assert tokenizer.decode(encode_prompt(tokenizer, pair)) == "the fox"
+    text = Sample((Message("assistant", "the fox"),), templated=False)
+    assert tokenizer.decode(encode_prompt(tokenizer, text)) == "the fox"
+
+
+def test_train_on_all(with_template: Any):
+    [sequence] = encode_sample(with_template(CHATML), DIALOGUE, train_on="all", end_ids=[END])
+    assert all(sequence.trained)
+
+
+def test_a_prompt_without_an_answer_has_no_target(with_template: Any):
+    for template in (CHATML, MARKED):
+        [sequence] = encode_sample(with_template(template), Sample((Message("user", "q"),)), end_ids=[END]) or [None]
+        assert sequence.trained_tokens == 0
+
+
+def test_a_role_the_template_refuses(with_template: Any):
+    sample = Sample((Message("system", "s"), Message("user", "q")), source="f:3")
+    with pytest.raises(DataError, match=r"f:3: .*refuses the roles system, user: Only user and assistant"):
+        encode_sample(with_template(LLAMA2), sample, end_ids=[END])
+
+
+@pytest.mark.parametrize("turn", [Message("tool", "4"), Message("system", "be brief")])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_role_the_template_ignores(turn: Message, marked: bool, with_template: Any):
+    """What a tool answers stands in the next answer too, so that its text alone would not tell."""
+    template = (
+        f"{TWO_ROLES}{{% if false %}}{{% generation %}}{{% endgeneration %}}{{% endif %}}" if marked else TWO_ROLES
+    )
+    answer = Message("assistant", "It is 4")
+    sample = Sample((Message("user", "2 + 2"), Message("assistant", "I add"), turn, answer), source="f:3")
+    for encode in (
+        (lambda: encode_sample(with_template(template), sample, end_ids=[END])),
+        (lambda: encode_prompt(with_template(template), sample)),
+    ):
+        with pytest.raises(DataError, match=rf"f:3: .*leaves out turn 3, of role {turn.role}"):
+            encode()
+
+
+def test_a_template_for_tokenizers_without_one(with_template: Any):
+    tokenizer = with_template(None)
+    assert ensure_chat_template(tokenizer)
+    assert not ensure_chat_template(tokenizer)
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
