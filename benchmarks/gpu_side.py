@@ -98,7 +98,7 @@ def lmflow(given: dict[str, Any], module: Any, ids: list[list[int]], step_ended:
     from lmflow.data.sample import TokenSequence
     from lmflow.models.language_model import LanguageModel
     from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
     from lmflow_lora.lora import Lora
 
@@ -111,8 +111,8 @@ def lmflow(given: dict[str, Any], module: Any, ids: list[list[int]], step_ended:
         schedule="constant",
         device=given["device"],
     )
-    journal = Journal(None, lambda event, **facts: step_ended() if "loss" in facts.get("metrics", {}) else None)
-    trainer = Trainer(model, options, journal, Path(tempfile.gettempdir()), precision="bf16")
+    log = RunLog(None, lambda event, **values: step_ended() if "loss" in values.get("metrics", {}) else None)
+    trainer = Trainer(model, options, log, Path(tempfile.gettempdir()), precision="bf16")
     sequences = [TokenSequence(each, [True] * len(each)) for each in ids]
     trainer.plan(STEPS)
     trainer.fit(sequences, epochs=1, checkpoints=False)

@@ -38,7 +38,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.trainer import Trainer
 from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, RopeScaling, Yarn
 from lmflow_longctx.perplexity import PerplexityByLength
@@ -137,9 +137,7 @@ def make_text(size: int = 1_000_000) -> str:
     return "".join(parts)
 
 
-def train(
-    model: LanguageModel, tuner: Tuner, training: Training, ids: Sequence[int], journal: Journal
-) -> LanguageModel:
+def train(model: LanguageModel, tuner: Tuner, training: Training, ids: Sequence[int], log: RunLog) -> LanguageModel:
     """`model` as `tuner` makes it trainable, trained on full rows at random offsets."""
     torch.manual_seed(1)
     prepared = model.with_module(tuner.prepare(model.module))
@@ -150,7 +148,7 @@ def train(
     starts = [draw.randrange(len(ids) - training.length) for _ in range(training.steps * training.rows)]
     rows = [TokenSequence(ids[at : at + training.length], [True] * training.length, f"byte {at}") for at in starts]
     with tempfile.TemporaryDirectory() as checkpoints:
-        trainer = Trainer(prepared, options, journal, Path(checkpoints))
+        trainer = Trainer(prepared, options, log, Path(checkpoints))
         trainer.plan(training.steps)
         trainer.fit(rows, epochs=1, checkpoints=False)
     return prepared
@@ -166,9 +164,9 @@ class Measured:
     seconds: float
 
 
-def measure(model: LanguageModel, text: str, journal: Journal) -> dict[int, float]:
+def measure(model: LanguageModel, text: str, log: RunLog) -> dict[int, float]:
     samples = [Sample((Message("assistant", text),), templated=False, source="held out")]
-    rows = EVALUATOR.evaluate(model, samples, HuggingFace(), journal).rows
+    rows = EVALUATOR.evaluate(model, samples, HuggingFace(), log).rows
     return {row["length"]: row["perplexity"] for row in rows}
 
 
@@ -211,8 +209,8 @@ def split(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def silent() -> Journal:
-    return Journal(None, lambda _event, **_values: None)
+def silent() -> RunLog:
+    return RunLog(None, lambda _event, **_values: None)
 
 
 def show(found: Measured) -> None:

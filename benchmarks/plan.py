@@ -59,9 +59,9 @@ def measure_all(place: Path, shape: str) -> Iterator[str]:
         for name, options in CASES.items():
             record = measure(place, shape, tuner, options, returning=True)
             kept = measure(place, shape, tuner, options, returning=False)["peak_memory_bytes"]
-            foreseen, peak = record["plan"]["memory_total"], record["peak_memory_bytes"]
+            estimated, peak = record["plan"]["memory_total"], record["peak_memory_bytes"]
             parts = ", ".join(f"{part} {count / 1e6:.0f}" for part, count in record["plan"]["memory"].items())
-            row = f"| {shape} {tuner}, {name} | {foreseen / 1e6:,.0f} | {peak / 1e6:,.0f} | {foreseen / peak:.2f} "
+            row = f"| {shape} {tuner}, {name} | {estimated / 1e6:,.0f} | {peak / 1e6:,.0f} | {estimated / peak:.2f} "
             row += f"| {kept / 1e6:,.0f} | {parts} |"
             sys.stderr.write(f"{row}\n")
             yield row

@@ -25,4 +25,4 @@ data, _ = load_dataset(Auto(path=str(place / "dialogues.jsonl"), validation=0.0,
 started = time.perf_counter()
 sequences, report = encode(model, data.train, data.options, data.fingerprint)
 seconds = time.perf_counter() - started
-sys.stdout.write(json.dumps({"seconds": seconds, "tokens": report.tokens, "trained": report.trained_tokens}) + "\n")
+sys.stdout.write(json.dumps({"seconds": seconds, "tokens": report.tokens, "trained": report.num_targets}) + "\n")

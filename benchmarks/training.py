@@ -108,7 +108,7 @@ def write_tokens(model: Path, dialogues: Path, tokens: Path) -> None:
     from lmflow.data.formats import FORMATS, Auto
     from lmflow.models.pretrained import Pretrained
 
-    outline = Pretrained(path=str(model)).outline()
+    skeleton = Pretrained(path=str(model)).skeleton()
     samples = list(
         read_samples(
             Auto(
@@ -118,9 +118,9 @@ def write_tokens(model: Path, dialogues: Path, tokens: Path) -> None:
         )
     )
     with tokens.open("w", encoding="utf-8") as file:
-        for sequences in outline.encode_all(samples):
+        for sequences in skeleton.encode_all(samples):
             for each in sequences:
-                file.write(json.dumps({"ids": list(each.ids), "trained": list(map(bool, each.trained))}) + "\n")
+                file.write(json.dumps({"ids": list(each.ids), "trained": list(map(bool, each.loss_mask))}) + "\n")
 
 
 def measure(side: Side, place: Path, shape: str, *, lora: bool, rate: float) -> dict[str, float]:

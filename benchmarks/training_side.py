@@ -48,7 +48,7 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
     from lmflow.data.sample import TokenSequence
     from lmflow.models.pretrained import Pretrained
     from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
     from lmflow_lora.lora import Lora
 
@@ -63,13 +63,14 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
         **{**OPTIMIZER, "learning_rate": given["rate"]},
     )
     losses: list[tuple[float, int]] = []
-    journal = Journal(
-        None, lambda event, **facts: losses.append(facts["metrics"]["loss"]) if "metrics" in facts else None
+    log = RunLog(
+        None,
+        lambda event, **values: losses.append(values["metrics"]["loss"]) if "metrics" in values else None,
     )
     sequences = [TokenSequence(each["ids"], each["trained"]) for each in records]
     started = time.process_time()
     trainer = Trainer(
-        model, options, journal, Path(tempfile.gettempdir()), packing=given["packed"], max_length=PACKED_LENGTH
+        model, options, log, Path(tempfile.gettempdir()), packing=given["packed"], max_length=PACKED_LENGTH
     )
     trainer.plan(options.steps_for(len(sequences), 1))
     return started, trainer.fit(sequences, epochs=1, checkpoints=False)

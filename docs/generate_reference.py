@@ -63,10 +63,10 @@ OBJECTS = (
     "lmflow.recipe.sections.launch:LaunchOptions",
     "lmflow.data.collate:Batch",
     "lmflow.data.lengths:LengthReport",
-    "lmflow.run.log:Journal",
-    "lmflow.distributed.processes:Group",
+    "lmflow.run.log:RunLog",
+    "lmflow.distributed.processes:Processes",
     "lmflow.inference.types:Sampling",
-    "lmflow.inference.types:Prompt",
+    "lmflow.data.sample:Prompt",
     "lmflow.inference.types:Completion",
     "lmflow.components:Evaluation",
     "lmflow.recipe.resolve:Recipe",
@@ -85,14 +85,14 @@ PARTS = (
     "lmflow.data.formats.fields:text_of",
     "lmflow.data.formats.fields:turns_of",
     "lmflow.data.formats.fields:bad",
-    "lmflow.builtin.rewards:score_completions",
-    "lmflow.inference.shard:draw_shared",
+    "lmflow.inference.rewards:score_completions",
+    "lmflow.inference.shard:generate_sharded",
     "lmflow.inference.engine:PassInferencer",
     "lmflow.inference.sampling:filtered_logprobs",
-    "lmflow.inference.sampling:draw",
+    "lmflow.inference.sampling:sample",
     "lmflow.plugins:load_plugins",
     "lmflow.recipe.resolve:model_from_reference",
-    "lmflow.models.load:open_model",
+    "lmflow.models.load:load_for_inference",
 )
 """What the core's own components are made of, and others may be."""
 
@@ -119,7 +119,7 @@ def render() -> str:
 
 def section(title: str, text: str, entries: Iterable[Entry]) -> str:
     """A heading, what is said below it, and its entries."""
-    parts = [f"## {title}", text, *(f"### {name}\n\n{said}" for name, said in entries)]
+    parts = [f"## {title}", text, *(f"### {name}\n\n{text}" for name, text in entries)]
     return "\n\n".join(part for part in parts if part)
 
 

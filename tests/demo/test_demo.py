@@ -41,7 +41,7 @@ def test_the_model_in_the_package_is_small():
 def test_an_answer_is_trained_with_its_end_and_nothing_else_is(model):
     sample = Sample((Message("user", "Sort the numbers: 3 1"), Message("assistant", "1 3")))
     [tokens] = model.encode(sample)
-    trained = [i for i, wanted in zip(tokens.ids, tokens.trained) if wanted]
+    trained = [i for i, wanted in zip(tokens.ids, tokens.loss_mask) if wanted]
     assert model.tokenizer.decode(trained) == "1 3<|im_end|>"
     assert trained[-1] == model.end_ids[0]
     asked = model.encode_prompt(sample).ids

@@ -18,7 +18,7 @@ from lmflow.errors import DataError
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion
 from lmflow.models.language_model import LanguageModel
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow_longctx import pictures
 from lmflow_longctx.contexts import Dynamic
 from lmflow_longctx.passkey import Passkey
@@ -30,8 +30,8 @@ WORDS = "the quick brown fox jumps over the lazy dog and a model learns to answe
 
 
 @pytest.fixture
-def journal() -> Journal:
-    return Journal(None, lambda _event, **_values: None)
+def log() -> RunLog:
+    return RunLog(None, lambda _event, **_values: None)
 
 
 def plain(text: str) -> Sample:
@@ -69,10 +69,10 @@ class TestWindows:
 
 
 class TestPerplexityByLength:
-    def test_is_the_perplexity_of_the_last_tokens(self, tiny_model, journal):
+    def test_is_the_perplexity_of_the_last_tokens(self, tiny_model, log):
         evaluator = PerplexityByLength(lengths=[12, 24, 48], stretch=8, windows=3)
         sample = plain(WORDS * 12)
-        found = evaluator.evaluate(tiny_model, [sample], HuggingFace(), journal)
+        found = evaluator.evaluate(tiny_model, [sample], HuggingFace(), log)
         [sequence] = tiny_model.encode(sample, "all")
         for row in found.rows:
             losses = []
@@ -86,24 +86,24 @@ class TestPerplexityByLength:
             assert found.metrics[f"perplexity_{row['length']}"] == pytest.approx(math.exp(row["loss"]))
 
     @pytest.mark.parametrize("batch_tokens", [1, 100, 8192])
-    def test_batches_change_nothing(self, tiny_model, journal, batch_tokens: int):
+    def test_batches_change_nothing(self, tiny_model, log, batch_tokens: int):
         options = {"lengths": [16, 32], "stretch": 8, "windows": 5}
-        whole = PerplexityByLength(**options).evaluate(tiny_model, [plain(WORDS * 12)], HuggingFace(), journal)
+        whole = PerplexityByLength(**options).evaluate(tiny_model, [plain(WORDS * 12)], HuggingFace(), log)
         parts = PerplexityByLength(**options, batch_tokens=batch_tokens)
-        found = parts.evaluate(tiny_model, [plain(WORDS * 12)], HuggingFace(), journal)
+        found = parts.evaluate(tiny_model, [plain(WORDS * 12)], HuggingFace(), log)
         assert found.metrics == pytest.approx(whole.metrics, rel=1e-5)
 
-    def test_falls_where_the_context_helps(self, tiny_model, journal):
+    def test_falls_where_the_context_helps(self, tiny_model, log):
         """A text of period 40 read by a model that copies from 40 back: surprised by windows of 24, sure in 80."""
         period = torch.randint(10, 60, (40,), generator=torch.Generator().manual_seed(0)).tolist()
         model = tiny_model.with_module(Reader(len(tiny_model.tokenizer), back=40))
         text = SimpleNamespace(ids=period * 6)
         object.__setattr__(model, "encode", lambda *_: [text])
-        found = PerplexityByLength(lengths=[24, 80], stretch=8).evaluate(model, [plain("")], HuggingFace(), journal)
+        found = PerplexityByLength(lengths=[24, 80], stretch=8).evaluate(model, [plain("")], HuggingFace(), log)
         assert found.metrics["perplexity_24"] == pytest.approx(len(model.tokenizer), rel=1e-4)
         assert found.metrics["perplexity_80"] == pytest.approx(1 / 0.9, rel=1e-4)
 
-    def test_dynamic_positions_are_measured_the_same_twice(self, tiny_model, make_llama, journal):
+    def test_dynamic_positions_are_measured_the_same_twice(self, tiny_model, make_llama, log):
         """Transformers keeps the frequencies of the longest text; each length must start without them."""
         config = tiny_model.module.config
         config.max_position_embeddings = 32
@@ -111,33 +111,33 @@ class TestPerplexityByLength:
         torch.manual_seed(0)
         model = tiny_model.with_module(type(tiny_model.module)(config).eval())
         evaluator = PerplexityByLength(lengths=[32, 64, 128], stretch=16)
-        first = evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), journal)
-        assert evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), journal) == first
+        first = evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), log)
+        assert evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), log) == first
 
-    def test_default_lengths_are_those_of_the_model(self, tiny_model, journal):
-        found = PerplexityByLength(stretch=8).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), journal)
+    def test_default_lengths_are_those_of_the_model(self, tiny_model, log):
+        found = PerplexityByLength(stretch=8).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
         assert [row["length"] for row in found.rows] == [64, 128, 256]
 
-    def test_beyond_the_model_is_said(self, tiny_model, journal):
+    def test_beyond_the_model_is_said(self, tiny_model, log):
         evaluator = PerplexityByLength(lengths=[128, 300], stretch=8)
-        evaluator.evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), journal)
-        assert any("beyond the model's 256 tokens: 300" in note for note in journal.notes)
+        evaluator.evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+        assert any("beyond the model's 256 tokens: 300" in note for note in log.notes)
 
-    def test_texts_too_short(self, tiny_model, journal):
+    def test_texts_too_short(self, tiny_model, log):
         with pytest.raises(DataError, match=r"no sample is as long as 256 tokens, the longest has \d+"):
-            PerplexityByLength().evaluate(tiny_model, [plain(WORDS)], HuggingFace(), journal)
+            PerplexityByLength().evaluate(tiny_model, [plain(WORDS)], HuggingFace(), log)
 
-    def test_nothing_before_the_stretch(self, tiny_model, journal):
+    def test_nothing_before_the_stretch(self, tiny_model, log):
         with pytest.raises(DataError, match="none before the 32"):
-            PerplexityByLength(lengths=[32]).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), journal)
+            PerplexityByLength(lengths=[32]).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
 
-    def test_positions_that_end(self, make_tokenizer, journal):
+    def test_positions_that_end(self, make_tokenizer, log):
         tokenizer = make_tokenizer()
         config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32)
         model = LanguageModel(GPT2LMHeadModel(config).eval(), tokenizer, "gpt2")
         evaluator = PerplexityByLength(lengths=[16, 64], stretch=8)
         with pytest.raises(DataError, match=r"lengths 64: this model has positions for 32"):
-            evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), journal)
+            evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), log)
 
 
 class Searcher(HuggingFace):
@@ -187,45 +187,45 @@ class TestPasskey:
         assert make_tests(tiny_model, 256, [0.5], 3, 5, seed=2) != first
         assert len({test.key for test in first}) == 3
 
-    def test_a_reader_of_everything_finds_every_number(self, tiny_model, journal):
+    def test_a_reader_of_everything_finds_every_number(self, tiny_model, log):
         evaluator = Passkey(lengths=[256, 512], trials=2)
-        found = evaluator.evaluate(tiny_model, [], Searcher(tiny_model.tokenizer, 512), journal)
+        found = evaluator.evaluate(tiny_model, [], Searcher(tiny_model.tokenizer, 512), log)
         assert found.metrics["passkey_accuracy"] == 1.0
         assert found.metrics["passkey_chance"] == pytest.approx(1e-5)
         assert len(found.rows) == 2 * 5
         assert all(row["trials"] == 2 for row in found.rows)
 
-    def test_a_reader_of_the_end_finds_only_what_is_there(self, tiny_model, journal):
+    def test_a_reader_of_the_end_finds_only_what_is_there(self, tiny_model, log):
         evaluator = Passkey(lengths=[1024], trials=2, depths=[0.0, 1.0])
-        found = evaluator.evaluate(tiny_model, [], Searcher(tiny_model.tokenizer, 200), journal)
+        found = evaluator.evaluate(tiny_model, [], Searcher(tiny_model.tokenizer, 200), log)
         assert {row["depth"]: row["accuracy"] for row in found.rows} == {0.0: 0.0, 1.0: 1.0}
         assert found.metrics["passkey_accuracy_1024"] == 0.5
 
-    def test_choice_prefers_what_the_text_says(self, tiny_model, journal):
+    def test_choice_prefers_what_the_text_says(self, tiny_model, log):
         """A model that copies from one fixed distance back is sure of the number hidden just there, and of no other."""
         test = hide(tiny_model, 512, 1.0, "48151")
         answer = tiny_model.tokenizer(" 48151", add_special_tokens=False)["input_ids"]
         last = max(at for at in range(len(test.prompt)) if test.prompt[at : at + len(answer)] == answer)
         model = tiny_model.with_module(Reader(len(tiny_model.tokenizer), back=len(test.prompt) - last))
         evaluator = Passkey(lengths=[512], depths=[0.0, 1.0], trials=2, scoring="choice", alternatives=4)
-        found = evaluator.evaluate(model, [], HuggingFace(), journal)
+        found = evaluator.evaluate(model, [], HuggingFace(), log)
         assert {row["depth"]: row["accuracy"] for row in found.rows}[1.0] == 1.0
         assert {row["depth"]: row["accuracy"] for row in found.rows}[0.0] == 0.0
         assert found.metrics["passkey_chance"] == pytest.approx(0.2)
 
-    def test_choice_of_an_ignorant_model_is_chance(self, tiny_model, journal):
+    def test_choice_of_an_ignorant_model_is_chance(self, tiny_model, log):
         evaluator = Passkey(lengths=[250], depths=[0.0, 0.5], trials=20, scoring="choice", alternatives=3)
-        accuracy = evaluator.evaluate(tiny_model, [], HuggingFace(), journal).metrics["passkey_accuracy"]
+        accuracy = evaluator.evaluate(tiny_model, [], HuggingFace(), log).metrics["passkey_accuracy"]
         # 40 trials at 1/4: standard deviation 0.07
         assert 0.04 < accuracy < 0.46
 
-    def test_greedy_with_the_real_inferencer(self, tiny_model, journal):
+    def test_greedy_with_the_real_inferencer(self, tiny_model, log):
         evaluator = Passkey(lengths=[256], trials=1, depths=[0.5])
-        assert evaluator.evaluate(tiny_model, [], HuggingFace(), journal).metrics["passkey_accuracy"] == 0.0
+        assert evaluator.evaluate(tiny_model, [], HuggingFace(), log).metrics["passkey_accuracy"] == 0.0
 
-    def test_a_length_without_room(self, tiny_model, journal):
+    def test_a_length_without_room(self, tiny_model, log):
         with pytest.raises(DataError, match=r"64 tokens do not hold introduction, number and question"):
-            Passkey(lengths=[64]).evaluate(tiny_model, [], HuggingFace(), journal)
+            Passkey(lengths=[64]).evaluate(tiny_model, [], HuggingFace(), log)
 
     @pytest.mark.parametrize(
         ("text", "number"),
@@ -276,13 +276,13 @@ class TestPictures:
         assert picture.count("<circle") == 2, "an infinite value has no place"
         assert "1,024" in picture
 
-    def test_without_matplotlib(self, tmp_path: Path, tiny_model, journal, monkeypatch):
+    def test_without_matplotlib(self, tmp_path: Path, tiny_model, log, monkeypatch):
         monkeypatch.setattr(pictures, "find_spec", lambda _: None)
         monkeypatch.setattr("lmflow_longctx.lengths.find_spec", lambda _: None)
         assert [path.suffix for path in Passkey().draw(Evaluation({}, ROWS), tmp_path)] == [".svg"]
         assert [path.suffix for path in PerplexityByLength().draw(Evaluation({}, CURVE), tmp_path)] == [".svg"]
-        PerplexityByLength(stretch=8).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), journal)
-        assert any("pip install 'lmflow-longctx[plots]'" in note for note in journal.notes)
+        PerplexityByLength(stretch=8).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+        assert any("pip install 'lmflow-longctx[plots]'" in note for note in log.notes)
 
 
 def test_a_pass_over_one_token_makes_dynamic_positions_forget(make_llama):

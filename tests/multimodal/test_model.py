@@ -17,7 +17,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
-from lmflow.training.loss import model_inputs, negative_log_likelihood
+from lmflow.training.loss import forward_inputs, negative_log_likelihood
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.model import spread
 from lmflow_multimodal.tuner import Projector
@@ -36,19 +36,19 @@ def talk(asked: str, answer: str, *images: str) -> Sample:
 
 def logits(model: LanguageModel, *sequences: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model.module(**model_inputs(collate(sequences, model.pad_id))).logits
+        return model.module(**forward_inputs(collate(sequences, model.pad_id))).logits
 
 
 def test_text_alone_is_bitwise_the_language_model(vision: Load, plain: LanguageModel):
     model = vision()
     sample = talk("the quick fox", "jumps over")
     [mine], [theirs] = model.encode(sample), plain.encode(sample)
-    assert (mine.ids, mine.trained) == (theirs.ids, theirs.trained)
+    assert (mine.ids, mine.loss_mask) == (theirs.ids, theirs.loss_mask)
     expected = logits(plain, theirs)
     assert torch.equal(logits(model, mine), expected)
     model.prepare(Full())
     with torch.enable_grad():  # with gradients the projector takes part, with zero
-        found = model.module(**model_inputs(collate([mine], model.pad_id))).logits
+        found = model.module(**forward_inputs(collate([mine], model.pad_id))).logits
     assert torch.equal(found, expected)
     assert model.context_length == plain.context_length
     sampling = Sampling(max_new_tokens=6, seed=3, n=2)
@@ -87,8 +87,8 @@ def test_no_image_token_is_a_target(vision: Load, pictures: dict[str, str]):
         [sequence] = model.encode(sample, train_on)
         marks = [index for index, token in enumerate(sequence.ids) if token == model.network.image_id]
         assert len(marks) == 8
-        assert not any(sequence.trained[index] for index in marks)
-        assert sequence.trained_tokens > 0
+        assert not any(sequence.loss_mask[index] for index in marks)
+        assert sequence.num_targets > 0
     assert spread([5, 9, 6], [True, True, False], 9, 2) == ([5, 9, 9, 6], [True, False, False, False])
 
 
@@ -97,7 +97,7 @@ def test_a_prompt_begins_its_sample(vision: Load, pictures: dict[str, str]):
     sample = talk("<image> what?", "red", pictures["red"])
     prompt, [sequence] = model.encode_prompt(sample), model.encode(sample)
     assert list(sequence.ids[: len(prompt.ids)]) == list(prompt.ids)
-    assert torch.equal(prompt.extras["image_features"], sequence.extras["image_features"])
+    assert torch.equal(prompt.model_inputs["image_features"], sequence.model_inputs["image_features"])
 
 
 def test_a_mixed_batch_equals_its_samples(vision: Load, pictures: dict[str, str]):
@@ -132,7 +132,7 @@ def test_generating_equals_reading_everything_again(vision: Load, pictures: dict
         ids = list(prompt.ids)
         for token in completion.ids:
             with torch.no_grad():
-                output = model.module(torch.tensor([ids]), **prompt.extras).logits[0, -1]
+                output = model.module(torch.tensor([ids]), **prompt.model_inputs).logits[0, -1]
             output[2] = -torch.inf  # padding is never drawn
             assert int(output.argmax()) == token
             ids.append(token)
@@ -201,10 +201,10 @@ def test_a_cut_keeps_the_rows_of_what_is_left(vision: Load, pictures: dict[str, 
     [sequence] = model.encode(talk("<image> a <image> b", "jumps over", pictures["red"], pictures["blue"]), "all")
     first = sequence.ids.index(model.network.image_id)
     cut = sequence.cut(0, first + 2)
-    assert torch.equal(cut.extras["image_features"], sequence.extras["image_features"][:2])
+    assert torch.equal(cut.model_inputs["image_features"], sequence.model_inputs["image_features"][:2])
     later = sequence.cut(first + 3, len(sequence))
-    assert torch.equal(later.extras["image_features"], sequence.extras["image_features"][3:])
-    assert sequence.cut(0, first).extras == {}
+    assert torch.equal(later.model_inputs["image_features"], sequence.model_inputs["image_features"][3:])
+    assert sequence.cut(0, first).model_inputs == {}
     [short], _ = fit_lengths([sequence], len(sequence) - 3, "truncate")
     assert logits(model, short).shape[1] == len(sequence) - 3
 
@@ -236,8 +236,8 @@ def test_a_learning_rate_for_the_projector(vision: Load):
         trainable_parameters(model.module), model.learning_rate, TrainingOptions(learning_rate=0.1)
     )
     projector = {id(p) for p in model.network.projector.parameters()}
-    rates = {each["highest_lr"] for each in groups for p in each["params"] if id(p) in projector}
-    others = {each["highest_lr"] for each in groups for p in each["params"] if id(p) not in projector}
+    rates = {each["initial_lr"] for each in groups for p in each["params"] if id(p) in projector}
+    others = {each["initial_lr"] for each in groups for p in each["params"] if id(p) not in projector}
     assert (rates, others) == ({0.5}, {0.1})
 
 
@@ -255,7 +255,7 @@ def test_features_are_computed_once_for_a_content(vision: Load, pictures: dict[s
     [same] = again.encode(talk("<image>", "x", str(copied)))
     assert (stored.store.computed, again.store.computed) == (1, 0)
     assert torch.equal(logits(again, same), logits(model, *model.encode(talk("<image>", "x", pictures["red"]))))
-    assert dict(sequence.extras).keys() == {"image_features"}
+    assert dict(sequence.model_inputs).keys() == {"image_features"}
     other = vision(feature_cache=str(tmp_path / "cache"), layer=-1)
     other.encode(talk("<image>", "x", pictures["red"]))
     assert other.store.computed == 1

@@ -22,7 +22,7 @@ from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.selftest import check_model
 from lmflow.training.trainer import Trainer
 from lmflow_multimodal.formats import Llava
@@ -85,7 +85,7 @@ def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
     shutil.rmtree("sight")
     merged = model_from_reference(load_plugins(), "whole").load("float32", "cpu")
     assert (place / "whole" / "language_model" / "model.safetensors").exists()
-    assert merged.encode_prompt(Sample((Message("user", "<image>", ("red.png",)),))).extras
+    assert merged.encode_prompt(Sample((Message("user", "<image>", ("red.png",)),))).model_inputs
 
 
 def test_real_photographs_are_learnt_from(place: Path, shared_data: Path):
@@ -131,9 +131,9 @@ class SeesRed(Reward):
 def trainer_for(model: Any, directory: Path, precision: str = "fp32", **options: Any) -> Trainer:
     opened = RunDirectory(directory)
     opened.write_record({"status": "running"})
-    journal = Journal(opened, lambda *_, **__: None)
+    log = RunLog(opened, lambda *_, **__: None)
     settings = TrainingOptions(**options)
-    return Trainer(model, settings, journal, opened.checkpoints, precision=precision, keep_start_weights=True)
+    return Trainer(model, settings, log, opened.checkpoints, precision=precision, keep_start_weights=True)
 
 
 def test_raft_draws_from_pictures_and_its_reward_looks(
@@ -148,7 +148,7 @@ def test_raft_draws_from_pictures_and_its_reward_looks(
     trainer = trainer_for(model, tmp_path / "run", batch_size=2, learning_rate=1e-3)
     data = Dataset(samples, samples, Llava())
     raft = Raft(iterations=1, prompts=2, samples=2, max_new_tokens=3)
-    raft.align(model, data, trainer, HuggingFace(), SeesRed(), trainer.journal)
+    raft.align(model, data, trainer, HuggingFace(), SeesRed(), trainer.log)
     rows = [
         json.loads(line) for file in (tmp_path / "run" / "samples").iterdir() for line in file.read_text().splitlines()
     ]

@@ -16,7 +16,7 @@ from lmflow.inference.chat import Dialogue, obey
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.prompts import Framing, complete, prompt_sample
 from lmflow.inference.types import Sampling
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 GREEDY = Sampling(temperature=0, max_new_tokens=6)
 
@@ -73,12 +73,12 @@ def test_nll_of_answers_about_pictures(vision: Callable[..., Any], pictures: dic
         for colour, answer in (("red", "a fox"), ("blue", "the lazy dog jumps"))
     ]
     samples.append(Sample((Message("user", "who"), Message("assistant", "a dog")), source="text"))
-    found = Nll(of=of).evaluate(model, samples, HuggingFace(), Journal(None, lambda *_, **__: None))
+    found = Nll(of=of).evaluate(model, samples, HuggingFace(), RunLog(None, lambda *_, **__: None))
     for sample, row in zip(samples, found.rows):
         [sequence] = model.encode(sample, "assistant" if of == "answers" else "all")
         with torch.no_grad():
-            logits = model.module(torch.tensor([sequence.ids]), **sequence.extras).logits[0, :-1]
-        wanted = [i for i in range(1, len(sequence)) if sequence.trained[i]]
+            logits = model.module(torch.tensor([sequence.ids]), **sequence.model_inputs).logits[0, :-1]
+        wanted = [i for i in range(1, len(sequence)) if sequence.loss_mask[i]]
         losses = [-float(logits[i - 1].log_softmax(-1)[sequence.ids[i]]) for i in wanted]
         assert row["tokens"] == len(wanted)
         assert row["nll"] == pytest.approx(sum(losses), rel=1e-4)

@@ -18,9 +18,9 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.trainer import Trainer
-from lmflow_raft.raft import Drawn, Raft, Work, training_sequence, with_room
+from lmflow_raft.raft import Raft, StepOutput, Work, training_sequence, with_room
 
 
 class CountsE(Reward):
@@ -47,16 +47,16 @@ class Setting:
     def __init__(self, model: Any, path: Path, *, resume: bool = False, **options: Any) -> None:
         self.directory = RunDirectory(path, resume=resume)
         self.directory.write_record({"status": "running"})
-        self.journal = Journal(self.directory, lambda *_, **__: None)
+        self.log = RunLog(self.directory, lambda *_, **__: None)
         settings = TrainingOptions(**{"batch_size": 4, "learning_rate": 3e-3, "schedule": "constant", **options})
-        self.trainer = Trainer(model, settings, self.journal, self.directory.checkpoints, keep_start_weights=True)
+        self.trainer = Trainer(model, settings, self.log, self.directory.checkpoints, keep_start_weights=True)
         self.model = model
         if resume:
             self.trainer.restore()
         self.directory.close()
 
     def align(self, raft: Raft, dataset: Dataset | None = None, reward: Reward | None = None) -> None:
-        raft.align(self.model, dataset or data(), self.trainer, HuggingFace(), reward or CountsE(), self.journal)
+        raft.align(self.model, dataset or data(), self.trainer, HuggingFace(), reward or CountsE(), self.log)
 
 
 @pytest.fixture
@@ -77,15 +77,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def drawn_by_hand() -> Drawn:
+def drawn_by_hand() -> StepOutput:
     completions = [[Completion((7, 8, 1), "ab", (-0.1, -0.2, -0.3), "eos"), Completion((9,), "c", (-0.5,), "length")]]
-    return Drawn([ask("q")], [Prompt([3, 4])], completions, [[1.0, 0.0]], 0.0, 0.0)
+    return StepOutput([ask("q")], [Prompt([3, 4])], completions, [[1.0, 0.0]], 0.0, 0.0)
 
 
 def test_the_loss_is_on_the_completion_and_its_end_only():
     sequence = training_sequence(drawn_by_hand(), (0, 0))
     assert list(sequence.ids) == [3, 4, 7, 8, 1]
-    assert list(sequence.trained) == [False, False, True, True, True]
+    assert list(sequence.loss_mask) == [False, False, True, True, True]
     assert list(training_sequence(drawn_by_hand(), (0, 1)).ids) == [3, 4, 9]
 
 
@@ -94,9 +94,11 @@ def test_hash_signs_and_repeated_prompts_survive(tiny_model):
     tokenizer = tiny_model.tokenizer
     ids = tuple(tokenizer("q # q", add_special_tokens=False).input_ids)
     prompt = tuple(tokenizer("q", add_special_tokens=False).input_ids)
-    drawn = Drawn([ask("q")], [Prompt(prompt)], [[Completion(ids, "q # q", (0.0,) * len(ids), "eos")]], [[1.0]], 0, 0)
+    drawn = StepOutput(
+        [ask("q")], [Prompt(prompt)], [[Completion(ids, "q # q", (0.0,) * len(ids), "eos")]], [[1.0]], 0, 0
+    )
     sequence = training_sequence(drawn, (0, 0))
-    trained = [token for token, is_trained in zip(sequence.ids, sequence.trained) if is_trained]
+    trained = [token for token, is_trained in zip(sequence.ids, sequence.loss_mask) if is_trained]
     assert tokenizer.decode(trained) == "q # q"
 
 
@@ -122,7 +124,7 @@ def test_reward_rises_and_everything_is_recorded(make_setting, tmp_path: Path):
     assert iterations[-1]["reward_mean"] > iterations[1]["reward_mean"]
     assert iterations[0]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert iterations[-1]["kl"] > 0.01
-    assert setting.journal.metrics["heldout_reward_after"] > setting.journal.metrics["heldout_reward_before"]
+    assert setting.log.metrics["heldout_reward_after"] > setting.log.metrics["heldout_reward_before"]
     rows = lines(tmp_path / "run" / "samples" / "iteration-0001.jsonl")
     assert len(rows) == 6 * 16
     for prompt in {row["prompt"] for row in rows}:
@@ -149,8 +151,8 @@ def test_resume_continues_from_the_last_finished_iteration(make_setting, tmp_pat
         """Ask the run to stop while the second iteration's samples are scored."""
 
         def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> list[float]:
-            if len(cut.journal.metrics) and cut.trainer.step == 2 and len(completions) > 4:
-                cut.journal.stop_signal = 2
+            if len(cut.log.metrics) and cut.trainer.step == 2 and len(completions) > 4:
+                cut.log.stop_signal = 2
             return super().score(samples, completions)
 
     with pytest.raises(Interrupted):
@@ -191,22 +193,22 @@ def test_kl_against_enumeration(make_llama, make_tokenizer, tmp_path: Path):
     # every pair, repeated in proportion to its probability: the estimator's expectation up to rounding
     counts = (now.exp() * 20_000).round().int().tolist()
     rows = [Completion(pair, "", (0.0, 0.0), "length") for pair, count in zip(pairs, counts) for _ in range(count)]
-    drawn = Drawn([ask("q")], [Prompt(prompt)], [rows], [[0.0] * len(rows)], 0.0, 0.0)
-    work = Work(model, setting.trainer, HuggingFace(), CountsE(), setting.journal)
+    drawn = StepOutput([ask("q")], [Prompt(prompt)], [rows], [[0.0] * len(rows)], 0.0, 0.0)
+    work = Work(model, setting.trainer, HuggingFace(), CountsE(), setting.log)
     assert work.kl_to_start(drawn) == pytest.approx(exact, rel=0.01)
 
 
 def test_a_prompt_without_room_is_counted_and_named(tiny_model, make_setting):
     setting = make_setting()
     notes: list[str] = []
-    setting.journal.note = notes.append
+    setting.log.note = notes.append
     long = ask("word " * 300)
-    kept = with_room(tiny_model, [ask("short"), long], 8, None, setting.journal, "training")
+    kept = with_room(tiny_model, [ask("short"), long], 8, None, setting.log, "training")
     assert [sample.source for sample in kept] == ["short:1"]
     assert "1 of 2 training prompts leave no room for 8 new tokens within 256" in notes[0]
-    assert setting.journal.metrics["prompts_too_long_training"] == 1
+    assert setting.log.metrics["prompts_too_long_training"] == 1
     with pytest.raises(DataError, match=r"1 of 1 training prompts.*max_new_tokens"):
-        with_room(tiny_model, [long], 8, None, setting.journal, "training")
+        with_room(tiny_model, [long], 8, None, setting.log, "training")
 
 
 def test_min_reward_may_leave_nothing(make_setting, tmp_path: Path):
@@ -220,5 +222,5 @@ def test_min_reward_may_leave_nothing(make_setting, tmp_path: Path):
 def test_held_out_prompts_may_be_missing(make_setting):
     setting = make_setting()
     setting.align(RAFT.model_copy(update={"iterations": 1}), data(heldout=0))
-    assert "heldout_reward_after" not in setting.journal.metrics
-    assert not any(isinstance(v, float) and math.isnan(v) for v in setting.journal.metrics.values())
+    assert "heldout_reward_after" not in setting.log.metrics
+    assert not any(isinstance(v, float) and math.isnan(v) for v in setting.log.metrics.values())

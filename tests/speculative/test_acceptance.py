@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lmflow_speculative.acceptance import accept, judge, judge_greedy, residual
+from lmflow_speculative.acceptance import accept, judge_greedy, residual, verify
 
 
 def logs(*rows: list[float]) -> torch.Tensor:
@@ -53,29 +53,29 @@ def test_counts_stop_at_the_first_refusal_and_at_the_end_of_a_block():
     target = logs([0.5, 0.5, 0.0]).expand(3, 4, 3).clone()
     proposed = torch.tensor([[0, 2, 0], [0, 1, 1], [1, 0, 0]])
     zeros = torch.zeros(3, 3, dtype=torch.float64)
-    verdict = judge(target, proposed, torch.tensor([3, 3, 1]), None, zeros, torch.zeros(3, 4))
+    verification = verify(target, proposed, torch.tensor([3, 3, 1]), None, zeros, torch.zeros(3, 4))
     # Token 2 has probability 0; row 1 is kept whole; of row 2 only one token is a proposal.
-    assert verdict.accepted.tolist() == [1, 3, 1]
-    assert verdict.following.tolist() == [0, 0, 0]
+    assert verification.accepted.tolist() == [1, 3, 1]
+    assert verification.following.tolist() == [0, 0, 0]
 
 
 def test_after_a_refusal_the_refused_token_is_not_drawn():
     target = logs([0.9, 0.1])[:, None].expand(1, 2, 2).clone()
     for number in (0.0, 0.5, 0.99):
-        verdict = judge(
+        verification = verify(
             target.clone(), torch.tensor([[0]]), torch.tensor([1]), None,
             torch.tensor([[0.95]], dtype=torch.float64), torch.full((1, 2), number),
         )  # fmt: skip
-        assert verdict.accepted.item() == 0
-        assert verdict.following.item() == 1
+        assert verification.accepted.item() == 0
+        assert verification.following.item() == 1
 
 
 def test_greedy_keeps_what_the_target_would_have_taken():
     best = torch.tensor([[4, 5, 6], [4, 5, 6], [4, 5, 6]])
     proposed = torch.tensor([[4, 5], [4, 9], [4, 5]])
-    verdict = judge_greedy(best, proposed, torch.tensor([2, 2, 1]))
-    assert verdict.accepted.tolist() == [2, 1, 1]
-    assert verdict.following.tolist() == [6, 5, 5]
+    verification = judge_greedy(best, proposed, torch.tensor([2, 2, 1]))
+    assert verification.accepted.tolist() == [2, 1, 1]
+    assert verification.following.tolist() == [6, 5, 5]
 
 
 @pytest.mark.parametrize("lookup", [False, True])
@@ -88,7 +88,7 @@ def test_a_block_is_distributed_as_the_target(lookup):
     rows = steps * steps
     total = torch.zeros(4, dtype=torch.float64)
     for token, share in [(2, 1.0)] if lookup else enumerate(q.exp()[0].tolist()):
-        verdict = judge(
+        verification = verify(
             p.expand(rows, 2, 4).clone(),
             torch.full((rows, 1), token),
             torch.ones(rows, dtype=torch.long),
@@ -96,6 +96,6 @@ def test_a_block_is_distributed_as_the_target(lookup):
             accepting.unsqueeze(-1),
             following.unsqueeze(-1).expand(-1, 2),
         )
-        first = torch.where(verdict.accepted == 1, token, verdict.following)
+        first = torch.where(verification.accepted == 1, token, verification.following)
         total += share * torch.bincount(first, minlength=4).double() / rows
     assert torch.allclose(total, p.exp()[0].double(), atol=1 / math.sqrt(rows))

@@ -61,7 +61,7 @@ def test_any_course_of_blocks_equals_reading_whole(make_model, architecture, opt
             rows = [rows[row] for row in staying]
         if turn % 8 == 6:
             entering, more = begin([order.randint(2, 20), 7], 1)
-            decoder.join(entering)
+            decoder.concat(entering)
             rows += more
 
 

@@ -30,7 +30,7 @@ def test_the_objective_looks_at_completions_alone(make_model):
     prompts = [Prompt([5, 6, 7]), Prompt([8])]
     drawn = [[Completion((9, 10), "", (0.0, 0.0), "length")], [Completion((11, 1), "", (0.0, 0.0), "eos")]]
     sequences = as_sequences(prompts, drawn)
-    assert [list(each.trained) for each in sequences] == [[False] * 3 + [True] * 2, [False, True, True]]
+    assert [list(each.loss_mask) for each in sequences] == [[False] * 3 + [True] * 2, [False, True, True]]
     batch = collate(sequences, 2)
     got = distillation_from(target)(draft.module, draft.module, batch)
     wanted = 0.0

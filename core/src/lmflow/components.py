@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
     from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
 
 
@@ -108,7 +108,7 @@ class Model(Component):
         Raises LmflowError with what is missing and how to get it.
         """
 
-    def outline(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, context: Context | None = None) -> LanguageModel:
         """The model for those who need its tokenizer and configuration alone; its weights may have no values.
 
         The default loads the whole of it.
@@ -228,17 +228,17 @@ class Aligner(Component):
         trainer: Trainer,
         inferencer: Inferencer,
         reward: Reward | None,
-        journal: Journal,
+        log: RunLog,
     ) -> None:
         """Train `model` through `trainer` until done.
 
-        What it puts into `journal.metrics` stands in run.json; `NAME_before` and `NAME_after` are also a row of the
+        What it puts into `log.metrics` stands in run.json; `NAME_before` and `NAME_after` are also a row of the
         closing table. `model` has the weights to go on from: on a resumed run those of the checkpoint, not those that
         training started with (`trainer.start_weights()`), and `trainer.restored` holds the state last given to
         `trainer.checkpoint`.
 
         In a run of several processes each calls it with the same samples and has to take the same steps: it calls
-        `trainer.fit` with the same items, and what each makes a share of comes from `journal.group.map_shares`.
+        `trainer.fit` with the same items, and what each makes a share of comes from `log.processes.map_shares`.
         """
 
     def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload | None:
@@ -311,11 +311,11 @@ class Evaluator(Component):
 
     @abstractmethod
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """Measure `model` on `samples`. Raises LmflowError where the samples lack what is measured."""
 
-    def draw(self, evaluation: Evaluation, directory: Path) -> list[Path]:
+    def plot(self, evaluation: Evaluation, directory: Path) -> list[Path]:
         """Write pictures of what was found below `directory`; returns their paths. The default draws none."""
         return []
 

@@ -74,7 +74,7 @@ class TrainingError(LmflowError):
     """Training cannot go on: a non-finite loss, a failed self-test, no trained token."""
 
 
-class UnforeseeableError(LmflowError):
+class EstimateError(LmflowError):
     """What a run will take cannot be said without carrying it out."""
 
 

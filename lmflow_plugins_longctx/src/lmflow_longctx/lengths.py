@@ -10,7 +10,7 @@ from lmflow.errors import DataError
 
 if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 
 def chosen_lengths(model: LanguageModel, asked: Sequence[int] | None, *, option: str) -> list[int]:
@@ -33,14 +33,14 @@ def chosen_lengths(model: LanguageModel, asked: Sequence[int] | None, *, option:
     return lengths
 
 
-def announce(model: LanguageModel, lengths: Sequence[int], journal: Journal) -> None:
+def announce(model: LanguageModel, lengths: Sequence[int], log: RunLog) -> None:
     """Tell the user what is unusual: lengths beyond the model's, and that no PNG can be drawn."""
     reach = model.context_length
     beyond = [length for length in lengths if reach is not None and length > reach]
     if beyond:
-        journal.note(f"measured beyond the model's {reach:,} tokens: {', '.join(f'{each:,}' for each in beyond)}")
+        log.note(f"measured beyond the model's {reach:,} tokens: {', '.join(f'{each:,}' for each in beyond)}")
     if find_spec("matplotlib") is None:
-        journal.note("matplotlib is not installed: pictures are SVG only; pip install 'lmflow-longctx[plots]' adds PNG")
+        log.note("matplotlib is not installed: pictures are SVG only; pip install 'lmflow-longctx[plots]' adds PNG")
 
 
 def has_rotary_positions(model: LanguageModel) -> bool:

@@ -13,7 +13,7 @@ from lmflow.components import Evaluation, Evaluator, Inferencer
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 
 class Passkey(Evaluator):
@@ -39,7 +39,7 @@ class Passkey(Evaluator):
     seed: int = Field(0, ge=0, description="Seed of the numbers.")
 
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """Accuracy on a grid of depths and lengths; `samples` is not read.
 
@@ -50,15 +50,15 @@ class Passkey(Evaluator):
         from lmflow_longctx.passkey_prompts import answer_rows, choose_rows, make_tests
 
         lengths = chosen_lengths(model, self.lengths, option="lengths")
-        announce(model, lengths, journal)
+        announce(model, lengths, log)
         rows = []
-        with journal.phase("searching for the number", len(lengths) * len(self.depths) * self.trials):
+        with log.phase("searching for the number", len(lengths) * len(self.depths) * self.trials):
             for length in lengths:
                 tests = make_tests(model, length, self.depths, self.trials, self.digits, self.seed)
                 if self.scoring == "greedy":
-                    found = answer_rows(model, tests, inferencer, journal)
+                    found = answer_rows(model, tests, inferencer, log)
                 else:
-                    found = choose_rows(model, tests, self.alternatives, self.seed, journal)
+                    found = choose_rows(model, tests, self.alternatives, self.seed, log)
                 for depth in self.depths:
                     hits = [hit for test, hit in zip(tests, found) if test.depth == depth]
                     accuracy = sum(hits) / len(hits)
@@ -69,7 +69,7 @@ class Passkey(Evaluator):
             metrics[f"passkey_accuracy_{length}"] = mean(row["accuracy"] for row in rows if row["length"] == length)
         return Evaluation(metrics, rows)
 
-    def draw(self, evaluation: Evaluation, directory: Path) -> list[Path]:
+    def plot(self, evaluation: Evaluation, directory: Path) -> list[Path]:
         """The grid as SVG, and as PNG where matplotlib is installed."""
         from lmflow_longctx.pictures import draw_heatmap
 

@@ -16,7 +16,7 @@ from lmflow_longctx.scoring import begin_anew, last_token_losses
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 INTRODUCTION = "A pass key is hidden in a lot of irrelevant text. Find it and memorize it.\n"
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
@@ -79,15 +79,13 @@ def answer_length(model: LanguageModel, key: str) -> int:
     return len(pieces(model, f" {key}")) + SPARE
 
 
-def answer_rows(
-    model: LanguageModel, tests: Sequence[HiddenKey], inferencer: Inferencer, journal: Journal
-) -> list[bool]:
+def answer_rows(model: LanguageModel, tests: Sequence[HiddenKey], inferencer: Inferencer, log: RunLog) -> list[bool]:
     """Whether the greedy answer to each test begins with exactly its number."""
     begin_anew(model)
     longest = max(answer_length(model, test.key) for test in tests)
     sampling = Sampling(temperature=0.0, max_new_tokens=longest)
-    drawn = inferencer.generate(model, [Prompt(t.prompt) for t in tests], sampling, lambda _: journal.check_stop())
-    journal.advance(len(tests))
+    drawn = inferencer.generate(model, [Prompt(t.prompt) for t in tests], sampling, lambda _: log.check_stop())
+    log.advance(len(tests))
     return [first_number(completions[0].text) == test.key for test, completions in zip(tests, drawn)]
 
 
@@ -98,7 +96,7 @@ def first_number(text: str) -> str | None:
 
 
 def choose_rows(
-    model: LanguageModel, tests: Sequence[HiddenKey], alternatives: int, seed: int, journal: Journal
+    model: LanguageModel, tests: Sequence[HiddenKey], alternatives: int, seed: int, log: RunLog
 ) -> list[bool]:
     """Whether each test's number has a lower mean loss per token than every one of `alternatives` others."""
     model.module.eval()
@@ -108,8 +106,8 @@ def choose_rows(
     for test in tests:
         losses = [key_loss(model, test.prompt, key) for key in (test.key, *others(draw, test.key, alternatives))]
         found.append(losses[0] < min(losses[1:]))
-        journal.advance()
-        journal.check_stop()
+        log.advance()
+        log.check_stop()
     return found
 
 

@@ -15,7 +15,7 @@ from lmflow.errors import DataError
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 
 class PerplexityByLength(Evaluator):
@@ -31,7 +31,7 @@ class PerplexityByLength(Evaluator):
     batch_tokens: int = Field(8192, gt=0, description="Most tokens in one forward pass.")
 
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """Score the last `stretch` tokens of windows that end at the same places for every length.
 
@@ -48,7 +48,7 @@ class PerplexityByLength(Evaluator):
                 f"perplexity-by-length: a window of {min(lengths)} tokens has none before the {self.stretch} that are "
                 "scored; choose longer lengths or a shorter stretch."
             )
-        announce(model, lengths, journal)
+        announce(model, lengths, log)
         texts = [sequence.ids for sample in samples for sequence in model.encode(sample, "all")]
         ends = ends_of_windows([len(ids) for ids in texts], max(lengths), self.stretch, self.windows)
         if not ends:
@@ -58,10 +58,10 @@ class PerplexityByLength(Evaluator):
                 "longer texts (a .txt file is one sample), or shorter lengths."
             )
         rows: list[dict[str, Any]] = []
-        with journal.phase("measuring perplexity by length", len(lengths) * len(ends)):
+        with log.phase("measuring perplexity by length", len(lengths) * len(ends)):
             for length in lengths:
                 windows = [texts[text][end - length : end] for text, end in ends]
-                loss = stretch_loss(model, windows, self.stretch, max(1, self.batch_tokens // length), journal)
+                loss = stretch_loss(model, windows, self.stretch, max(1, self.batch_tokens // length), log)
                 tokens = len(windows) * self.stretch
                 perplexity = math.exp(loss) if loss < 700 else math.inf
                 rows.append(
@@ -75,7 +75,7 @@ class PerplexityByLength(Evaluator):
                 )
         return Evaluation({f"perplexity_{row['length']}": row["perplexity"] for row in rows}, rows)
 
-    def draw(self, evaluation: Evaluation, directory: Path) -> list[Path]:
+    def plot(self, evaluation: Evaluation, directory: Path) -> list[Path]:
         """The curve as SVG, and as PNG where matplotlib is installed."""
         from lmflow_longctx.pictures import draw_curve
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lmflow.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 
 def ends_of_windows(lengths: Sequence[int], longest: int, stretch: int, most: int) -> list[tuple[int, int]]:
@@ -48,7 +48,7 @@ def begin_anew(model: LanguageModel) -> None:
 
 
 def stretch_loss(
-    model: LanguageModel, windows: Sequence[Sequence[int]], stretch: int, batch_size: int, journal: Journal
+    model: LanguageModel, windows: Sequence[Sequence[int]], stretch: int, batch_size: int, log: RunLog
 ) -> float:
     """Mean loss in nats of the last `stretch` tokens of each window; all windows have one length."""
     model.module.eval()
@@ -57,6 +57,6 @@ def stretch_loss(
     for start in range(0, len(windows), batch_size):
         chosen = windows[start : start + batch_size]
         total += last_token_losses(model, chosen, stretch).double().sum().item()
-        journal.advance(len(chosen))
-        journal.check_stop()
+        log.advance(len(chosen))
+        log.check_stop()
     return total / (len(windows) * stretch)

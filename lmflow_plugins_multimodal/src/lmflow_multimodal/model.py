@@ -70,9 +70,9 @@ class VisionLanguageModel(LanguageModel):
     # Tokens
 
     @property
-    def never_drawn(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         """Padding and the image token, which may have a spare row in the language model's head."""
-        return (*super().never_drawn, self.network.image_id)
+        return (*super().suppressed_ids, self.network.image_id)
 
     def encode_all(self, samples: Sequence[Sample], train_on: str = "assistant") -> list[list[TokenSequence]]:
         """Tokenise samples with their pictures; see `LanguageModel.encode_all`.
@@ -100,7 +100,7 @@ class VisionLanguageModel(LanguageModel):
             check_marks(turn.content, turn.images, sample.source or "the prompt")
         ids = encode_prompt(self.tokenizer, sample)
         sequence = self._with_pictures(TokenSequence(ids, [False] * len(ids)), prompt)
-        return Prompt(sequence.ids, sequence.extras)
+        return Prompt(sequence.ids, sequence.model_inputs)
 
     def _with_pictures(self, sequence: TokenSequence, sample: Sample) -> TokenSequence:
         """The sequence with every image token repeated for the features of its picture."""
@@ -110,9 +110,9 @@ class VisionLanguageModel(LanguageModel):
             raise DataError(f"{sample.source}: the chat template repeats {MARK}; {count} for {len(images)} pictures.")
         if not images:
             return sequence
-        ids, trained = spread(sequence.ids, sequence.trained, self.network.image_id, self.tower.tokens)
-        extras = self.store.inputs(images)
-        return PictureSequence(ids, trained, sequence.source, extras, image_id=self.network.image_id)
+        ids, trained = spread(sequence.ids, sequence.loss_mask, self.network.image_id, self.tower.tokens)
+        model_inputs = self.store.inputs(images)
+        return PictureSequence(ids, trained, sequence.source, model_inputs, image_id=self.network.image_id)
 
     # Files
 
@@ -161,12 +161,12 @@ class PictureSequence(TokenSequence):
 
     def cut(self, start: int, end: int) -> TokenSequence:
         """The tokens and the rows that belong to them."""
-        ids, trained = self.ids[start:end], self.trained[start:end]
+        ids, trained = self.ids[start:end], self.loss_mask[start:end]
         before, inside = (list(part).count(self.image_id) for part in (self.ids[:start], ids))
-        extras: Mapping[str, Any] = {}
+        model_inputs: Mapping[str, Any] = {}
         if inside:
-            extras = {FEATURES: self.extras[FEATURES][before : before + inside]}
-        return replace(self, ids=ids, trained=trained, extras=extras)
+            model_inputs = {FEATURES: self.model_inputs[FEATURES][before : before + inside]}
+        return replace(self, ids=ids, loss_mask=trained, model_inputs=model_inputs)
 
 
 def spread(ids: Sequence[int], trained: Sequence[bool], image_id: int, count: int) -> tuple[list[int], list[bool]]:

@@ -82,7 +82,7 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
     assert [place["source"] for row in shown["rows"] for place in row] != []
     for each in shown["sequences"]:
         assert sum(len(piece["ids"]) for piece in each["pieces"]) == each["tokens"]
-        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["trained"]) == each["trained_tokens"]
+        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["trained"]) == each["num_targets"]
     done = lmflow("data", "show", path, "--model", model_directory, "--table", "--data.template", "chatml")
     assert "trained" in done.out
     assert "'<|im_end|>'" in done.out
@@ -170,7 +170,7 @@ def test_an_end_that_the_model_does_not_know(tmp_path: Path, tiny_model: Languag
     assert findings([row], tmp_path, tiny_model, train_on="all") == {}
     [sample] = read_samples(Auto(path=str(write(tmp_path / "b.jsonl", row))), FORMATS)
     [sequence] = tiny_model.encode(sample)
-    cut = sequence.cut(0, max(i for i, on in enumerate(sequence.trained) if on))
+    cut = sequence.cut(0, max(i for i, on in enumerate(sequence.loss_mask) if on))
     assert [kind for kind, _ in end_faults(tiny_model, sample, [cut])] == ["end_not_trained"]
     assert not list(end_faults(tiny_model, sample, [sequence]))
 

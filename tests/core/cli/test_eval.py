@@ -113,13 +113,13 @@ def test_pictures_and_numbers_that_are_not_finite(
     from lmflow.components import Evaluation
     from lmflow.evaluators.perplexity import Nll
 
-    def draw(self: Any, evaluation: Evaluation, directory: Path) -> list[Path]:
+    def plot(self: Any, evaluation: Evaluation, directory: Path) -> list[Path]:
         (directory / "curve.svg").write_text("<svg/>")
         return [directory / "curve.svg"]
 
     found = Evaluation({"perplexity": float("inf")}, [{"loss": [float("nan"), 1.0]}])
     monkeypatch.setattr(Nll, "evaluate", lambda *_: found)
-    monkeypatch.setattr(Nll, "draw", draw)
+    monkeypatch.setattr(Nll, "plot", plot)
     done = evaluate("--evaluator", "nll", "--data.path", records, "--output", tmp_path / "o")
     assert f"{tmp_path / 'o' / 'curve.svg'}\n" in done.out
     assert json.loads((tmp_path / "o" / "results.json").read_text())["metrics"] == {"perplexity": None}

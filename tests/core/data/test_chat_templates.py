@@ -102,7 +102,7 @@ def ends_of(tokenizer: Any) -> list[int]:
 
 def marked_text(tokenizer: Any, sequence: Any) -> str:
     text, inside = "", False
-    for token, trained in zip(sequence.ids, sequence.trained, strict=True):
+    for token, trained in zip(sequence.ids, sequence.loss_mask, strict=True):
         text += ("«" if trained and not inside else "»" if inside and not trained else "") + tokenizer.decode([token])
         inside = trained
     return text + ("»" if inside else "")
@@ -157,7 +157,7 @@ def assert_masks_of_transformers(tokenizer: Any, sample: Sample) -> None:
         mask = theirs["assistant_masks"] if len(sequences) == 1 else last_run(theirs["assistant_masks"])
         length = len(mask)
         assert list(sequence.ids[:length]) == theirs["input_ids"]
-        assert [int(on) for on in sequence.trained[:length]] == mask
+        assert [int(on) for on in sequence.loss_mask[:length]] == mask
         assert list(sequence.ids[length:]) in ([], [tokenizer.eos_token_id])  # an end, where the format has none known
 
 
@@ -176,8 +176,8 @@ def test_what_is_asked_begins_what_is_trained(name: str, turns: Any, tokenizer_w
     prompt = encode_prompt(tokenizer, sample)
     last = encode_sample(tokenizer, sample, end_ids=ends_of(tokenizer))[-1]
     assert list(last.ids[: len(prompt)]) == prompt
-    assert last.trained[len(prompt)]
-    assert not any(encode_sample(tokenizer, sample, train_on="last", end_ids=[0])[-1].trained[: len(prompt)])
+    assert last.loss_mask[len(prompt)]
+    assert not any(encode_sample(tokenizer, sample, train_on="last", end_ids=[0])[-1].loss_mask[: len(prompt)])
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -275,7 +275,7 @@ def test_odd_dialogues_are_tokenised_or_refused(name: str, tokenizer_with: Any):
         if isinstance(outcome, DataError):
             assert str(outcome).startswith("d:1: ")
         else:
-            assert all(any(each.trained) for each in outcome)
+            assert all(any(each.loss_mask) for each in outcome)
 
 
 def outcome_of(encode: Any) -> Any:

@@ -78,7 +78,7 @@ def test_a_mistyped_data_set_is_one_message(network: Network) -> None:
 
 def test_a_place_on_this_machine_asks_nobody(network: Network, model_directory: Path) -> None:
     asked = network(False)
-    assert Pretrained(path=str(model_directory)).outline().end_ids
+    assert Pretrained(path=str(model_directory)).skeleton().end_ids
     assert not asked
 
 

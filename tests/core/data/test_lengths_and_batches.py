@@ -23,7 +23,7 @@ def test_truncation_is_counted_and_what_lost_its_answer_is_named():
     assert (report.kept, report.longest, report.untrained) == (2, 12, ("c",))
     assert report.sequences == {"whole": 1, "truncated": 1, "untrained": 1}
     assert report.lost_tokens == {"truncated": 6, "untrained": 12}
-    assert (report.tokens, report.trained_tokens) == (5 + 6, 3 + 3)
+    assert (report.tokens, report.num_targets) == (5 + 6, 3 + 3)
     assert report.describe().splitlines() == [
         "2 sequences, 11 tokens, 55% of them trained",
         "  of 3 with a limit of 6 tokens (the longest has 12):",
@@ -44,7 +44,7 @@ def test_a_pinned_batch_is_the_same_batch():
     for batch in (collate([sequence(2, 3), sequence(1, 1)], 0), collate_packed([[sequence(2, 3), sequence(1, 1)]], 0)):
         pinned = batch.pinned()
         assert pinned.input_ids.is_pinned()
-        assert torch.equal(pinned.to(torch.device("cuda")).predictors.cpu(), batch.predictors)
+        assert torch.equal(pinned.to(torch.device("cuda")).target_positions.cpu(), batch.target_positions)
 
 
 def test_skip_and_error():
@@ -61,8 +61,8 @@ def test_skip_and_error():
 def test_a_dialogue_is_split_where_that_is_asked_for():
     kept, report = fit_lengths([sequence(7, 5)], 4, "split")
     assert [list(each.ids) for each in kept] == [[6, 7, 8, 9], [9, 10, 11]]
-    assert [list(each.trained) for each in kept] == [[False, True, True, True], [True, True, True]]
-    assert report.trained_tokens == 5
+    assert [list(each.loss_mask) for each in kept] == [[False, True, True, True], [True, True, True]]
+    assert report.num_targets == 5
     assert (report.sequences, report.lost_tokens) == ({"split": 1}, {"split": 8})
 
 
@@ -101,7 +101,7 @@ def test_padding_by_hand():
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.trained.tolist() == [[False, True, True, False, False], [False, False, True, True, True]]
-    assert (batch.trained_tokens, batch.tokens) == (5, 8)
+    assert (batch.num_targets, batch.tokens) == (5, 8)
 
 
 def test_packing_by_hand():
@@ -110,13 +110,13 @@ def test_packing_by_hand():
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
     assert batch.trained.tolist() == [[False, True, False, True, True], [False, True, False, False, False]]
     assert batch.attention_mask is None
-    assert (batch.trained_tokens, batch.tokens) == (4, 7)
+    assert (batch.num_targets, batch.tokens) == (4, 7)
 
 
 def test_extras_are_concatenated_in_row_order():
-    with_pixels = [TokenSequence([1], [True], extras={"pixels": torch.full((n, 2), float(n))}) for n in (1, 2)]
+    with_pixels = [TokenSequence([1], [True], model_inputs={"pixels": torch.full((n, 2), float(n))}) for n in (1, 2)]
     batch = collate([with_pixels[0], TokenSequence([1], [True]), with_pixels[1]], 0)
-    assert batch.extras["pixels"][:, 0].tolist() == [1.0, 2.0, 2.0]
+    assert batch.model_inputs["pixels"][:, 0].tolist() == [1.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -66,7 +66,7 @@ def trained_text(tokenizer: Any, sequence: Any) -> list[str]:
     """The runs of trained tokens, decoded."""
     runs: list[list[int]] = []
     before = False
-    for token, is_trained in zip(sequence.ids, sequence.trained):
+    for token, is_trained in zip(sequence.ids, sequence.loss_mask):
         if is_trained:
             runs = runs if before else [*runs, []]
             runs[-1].append(token)
@@ -130,7 +130,7 @@ def test_an_end_is_added_where_the_template_has_none(with_template: Any):
     tokenizer = with_template(NO_END)
     [sequence] = encode_sample(tokenizer, DIALOGUE, end_ids=[END])
     assert sequence.ids[-1] == END
-    assert sequence.trained[-1]
+    assert sequence.loss_mask[-1]
     assert list(sequence.ids).count(END) == 1
     assert trained_text(tokenizer, sequence) == ["jumps\n", "stops\n<|im_end|>"]
 
@@ -157,8 +157,8 @@ def test_the_prompt_is_a_prefix_of_what_is_trained(template: str, turns: int, wi
     sequence = encode_sample(tokenizer, sample, end_ids=[END])[-1]
     prompt = encode_prompt(tokenizer, sample)
     assert list(sequence.ids[: len(prompt)]) == prompt
-    assert not any(sequence.trained[: len(prompt)]) or turns == 4
-    assert sequence.trained[len(prompt)]
+    assert not any(sequence.loss_mask[: len(prompt)]) or turns == 4
+    assert sequence.loss_mask[len(prompt)]
 
 
 def test_prompts_of_untemplated_samples(with_template: Any):
@@ -171,13 +171,13 @@ def test_prompts_of_untemplated_samples(with_template: Any):
 
 def test_train_on_all(with_template: Any):
     [sequence] = encode_sample(with_template(CHATML), DIALOGUE, train_on="all", end_ids=[END])
-    assert all(sequence.trained)
+    assert all(sequence.loss_mask)
 
 
 def test_a_prompt_without_an_answer_has_no_target(with_template: Any):
     for template in (CHATML, MARKED):
         [sequence] = encode_sample(with_template(template), Sample((Message("user", "q"),)), end_ids=[END]) or [None]
-        assert sequence.trained_tokens == 0
+        assert sequence.num_targets == 0
 
 
 def test_a_role_the_template_refuses(with_template: Any):

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lmflow.data.sample import TokenSequence
-from lmflow.distributed.processes import leave_group, this_group
+from lmflow.distributed.processes import current_processes, leave_processes
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.trainer import Trainer
 
 
@@ -25,7 +25,7 @@ class Tokenizer:
 
 def main(work: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    group = this_group("cpu")
+    group = current_processes("cpu")
     module = AutoModelForCausalLM.from_pretrained(work["model"])
     if work["lora"]:
         from peft import LoraConfig, get_peft_model
@@ -36,8 +36,8 @@ def main(work: dict[str, Any]) -> None:
     sequences = [TokenSequence(*row) for row in work["sequences"]]
     options = TrainingOptions(**work["options"])
     metrics: list[dict[str, Any]] = []
-    journal = Journal(None, lambda *_, metrics=None, to=metrics, **__: to.append(metrics) if metrics else None)
-    trainer = Trainer(model, options, journal, Path(work["checkpoints"]), strategy=work["strategy"])
+    log = RunLog(None, lambda *_, metrics=None, to=metrics, **__: to.append(metrics) if metrics else None)
+    trainer = Trainer(model, options, log, Path(work["checkpoints"]), strategy=work["strategy"])
     trainer.restore()
     trainer.plan(work["planned"])
     fit_until(trainer, sequences, work["until"])
@@ -45,7 +45,7 @@ def main(work: dict[str, Any]) -> None:
     state = sum(v.numel() for v in kept_by(trainer) if v.dim())
     trainer.checkpoint({})
     whole = trainer.whole_model().module
-    if group.is_main:
+    if group.is_rank0:
         found = {
             "losses": [m["loss"] for m in metrics if "loss" in m],
             "norms": [m["grad_norm"] for m in metrics if "grad_norm" in m],
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     for each in json.loads(Path(sys.argv[1]).read_text()):
         main(each)
         gc.collect()  # DeepSpeed's engines are cycles
-    leave_group()
+    leave_processes()

@@ -31,7 +31,7 @@ def test_a_process_that_nobody_launched():
 
 def test_torchrun():
     assert this_worker(TORCHRUN) == Worker(5, 8, 1, 4, "torchrun")
-    assert not Worker(5, 8, 1, 4, "torchrun").is_main
+    assert not Worker(5, 8, 1, 4, "torchrun").is_rank0
 
 
 def test_a_task_of_slurm():

@@ -9,7 +9,7 @@ import pytest
 from lmflow.components import Aligner
 from lmflow.distributed.environment import Worker
 from lmflow.distributed.join import check_alike, check_gpus, check_number, ended_by_ctrl_c, join
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.errors import RecipeError
 from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import Recipe, dump, resolve
@@ -32,7 +32,7 @@ def of(recipe: Recipe, processes: int) -> Recipe:
 
 
 def test_alone(recipe: Recipe):
-    assert join(recipe) == Group(0, 1)
+    assert join(recipe) == Processes(0, 1)
 
 
 def test_processes_are_started_by_the_command(recipe: Recipe):
@@ -78,7 +78,7 @@ def test_a_component_that_works_alone_under_torchrun(recipe: Recipe, monkeypatch
 
 
 @dataclass(frozen=True)
-class Second(Group):
+class Second(Processes):
     """The second of two processes; `main` is the recipe that the first was given."""
 
     main: str = ""

@@ -13,14 +13,14 @@ import pytest
 
 from lmflow.distributed import launcher
 from lmflow.distributed.environment import LAUNCHER, REPORT
-from lmflow.distributed.launcher import Started, Stop, start, supervise, worker_environment
-from lmflow.distributed.outcome import Ended
+from lmflow.distributed.launcher import Stop, WorkerProcess, start, supervise, worker_environment
+from lmflow.distributed.outcome import ExitStatus
 from lmflow.recipe.sections.launch import LaunchOptions
 
 SLEEP = "import time; time.sleep(60)"
 READY = "import pathlib, os; pathlib.Path(os.environ['RANK']).touch()\n"
 
-Go = Callable[..., Sequence[Started]]
+Go = Callable[..., Sequence[WorkerProcess]]
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,9 @@ def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
     """Starts a process for each of some programs; none survives the test."""
     monkeypatch.chdir(tmp_path)
-    started: list[Started] = []
+    started: list[WorkerProcess] = []
 
-    def start_all(*programs: str) -> Sequence[Started]:
+    def start_all(*programs: str) -> Sequence[WorkerProcess]:
         options = LaunchOptions(processes=len(programs))
         for rank, program in enumerate(programs):
             environment = worker_environment(options, rank, tmp_path, os.environ)
@@ -51,7 +51,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go]:
         each.process.wait()
 
 
-def codes(ended: Sequence[Ended]) -> list[int]:
+def codes(ended: Sequence[ExitStatus]) -> list[int]:
     return [each.code for each in ended]
 
 
@@ -77,8 +77,8 @@ def test_the_others_may_write_before_they_end(go: Go):
 
 def test_what_a_silent_process_wrote_is_kept(go: Go):
     ended = supervise(go("pass", "import sys; print('out'); sys.exit('what went wrong')"), Stop())
-    assert list(ended[1].said) == ["out", "what went wrong"]
-    assert not ended[0].said  # the main process has the terminal
+    assert list(ended[1].stderr) == ["out", "what went wrong"]
+    assert not ended[0].stderr  # the main process has the terminal
 
 
 LISTENS = (
@@ -160,7 +160,7 @@ def test_processes_of_one_machine_meet_at_one_free_port(tmp_path: Path):
 
 def test_signals_are_the_launchers_only_while_it_waits():
     before = {number: signal.getsignal(number) for number in launcher.STOPPING}
-    with launcher.listening() as stop:
+    with launcher.handle_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.asked == [signal.SIGTERM, signal.SIGINT]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lmflow.distributed.outcome import Ended, Verdict, judge
+from lmflow.distributed.outcome import ExitStatus, Outcome, summarize
 from lmflow.distributed.worker import Report
 from lmflow.run.directory import RunDirectory
 
@@ -29,31 +29,33 @@ def record(run: Path) -> tuple[str, str | None]:
     return found["status"], found["error"]
 
 
-def failed(rank: int, text: str, at: float = 1.0, code: int = 1) -> Ended:
-    return Ended(rank, PID, code, at, report=Report("error", code, [f"error: {text}"]))
+def failed(rank: int, text: str, at: float = 1.0, code: int = 1) -> ExitStatus:
+    return ExitStatus(rank, PID, code, at, report=Report("error", code, [f"error: {text}"]))
 
 
-def lost(rank: int, at: float = 1.5) -> Ended:
-    return Ended(rank, PID, 1, at, report=Report("lost", 1, ["error: another process of the run has ended (gloo)"]))
+def lost(rank: int, at: float = 1.5) -> ExitStatus:
+    return ExitStatus(
+        rank, PID, 1, at, report=Report("lost", 1, ["error: another process of the run has ended (gloo)"])
+    )
 
 
-def stopped(rank: int, number: int = 2) -> Ended:
+def stopped(rank: int, number: int = 2) -> ExitStatus:
     words = "Stopped; what was finished is in run. Continue with: lmflow run --resume --output run"
-    return Ended(rank, PID, 128 + number, 1.0, report=Report("interrupted", 128 + number, [words]))
+    return ExitStatus(rank, PID, 128 + number, 1.0, report=Report("interrupted", 128 + number, [words]))
 
 
-def done(rank: int) -> Ended:
-    return Ended(rank, PID, 0, 1.0)
+def done(rank: int) -> ExitStatus:
+    return ExitStatus(rank, PID, 0, 1.0)
 
 
 def test_all_is_well(run: Path):
-    assert judge([done(0), done(1)], 2, run, None) == Verdict(0)
+    assert summarize([done(0), done(1)], 2, run, None) == Outcome(0)
 
 
 def test_a_killed_process_is_named_with_the_checkpoint_to_go_on_from(run: Path):
-    verdict = judge([lost(0), Ended(1, 1, -9, 1.0)], 2, run, None)
-    assert verdict.code == 1
-    assert [line.replace(str(run), "RUN") for line in verdict.lines] == [
+    outcome = summarize([lost(0), ExitStatus(1, 1, -9, 1.0)], 2, run, None)
+    assert outcome.code == 1
+    assert [line.replace(str(run), "RUN") for line in outcome.lines] == [
         "error: process 1 of 2 was killed by signal 9 (SIGKILL); the system does that to the largest process where "
         "memory runs out",
         "error: all processes are stopped. The last checkpoint is that of step 40. Continue with: lmflow run --resume "
@@ -67,72 +69,72 @@ def test_a_killed_process_is_named_with_the_checkpoint_to_go_on_from(run: Path):
 
 
 def test_the_main_process_killed_too(run: Path):
-    verdict = judge([Ended(0, PID, -11, 1.0), Ended(1, 1, -9, 6.0, killed=True)], 2, run, None)
-    assert verdict.lines[0] == "error: process 0 of 2 was killed by signal 11 (SIGSEGV)"
+    outcome = summarize([ExitStatus(0, PID, -11, 1.0), ExitStatus(1, 1, -9, 6.0, killed=True)], 2, run, None)
+    assert outcome.lines[0] == "error: process 0 of 2 was killed by signal 11 (SIGSEGV)"
     assert record(run)[0] == "failed"
 
 
 def test_a_crash_without_words_shows_what_the_process_wrote_last(run: Path):
-    crash = Ended(1, 1, 3, 1.0, said=[f"line {i}" for i in range(9)])
-    verdict = judge([lost(0), crash], 2, run, None)
-    assert verdict.lines[0] == "error: process 1 of 2 ended with exit code 3, without a word of why"
-    assert list(verdict.lines[1:6]) == [f"  line {i}" for i in range(4, 9)]
+    crash = ExitStatus(1, 1, 3, 1.0, stderr=[f"line {i}" for i in range(9)])
+    outcome = summarize([lost(0), crash], 2, run, None)
+    assert outcome.lines[0] == "error: process 1 of 2 ended with exit code 3, without a word of why"
+    assert list(outcome.lines[1:6]) == [f"  line {i}" for i in range(4, 9)]
 
 
 def test_what_all_say_is_said_once(run: Path):
-    verdict = judge([failed(0, "bad record", code=2), failed(1, "bad record", code=2)], 2, run, None)
-    assert verdict == Verdict(2, ["error: bad record"])
+    outcome = summarize([failed(0, "bad record", code=2), failed(1, "bad record", code=2)], 2, run, None)
+    assert outcome == Outcome(2, ["error: bad record"])
     assert record(run)[0] == "running"  # the main process has written how it ended; here is none
 
 
 def test_what_the_main_process_alone_says_is_said_as_it_is(run: Path):
-    elsewhere = Ended(1, 1, 1, 1.2, report=Report("elsewhere", 1, ["error: another process of the run failed"]))
-    assert judge([failed(0, "in use"), elsewhere], 2, run, None) == Verdict(1, ["error: in use"])
+    elsewhere = ExitStatus(1, 1, 1, 1.2, report=Report("elsewhere", 1, ["error: another process of the run failed"]))
+    assert summarize([failed(0, "in use"), elsewhere], 2, run, None) == Outcome(1, ["error: in use"])
 
 
 def test_what_another_process_alone_says_comes_with_its_number(run: Path):
-    verdict = judge([lost(0), failed(1, "not enough memory")], 2, run, None)
-    assert verdict.lines[0] == "error: process 1 of 2: not enough memory"
-    assert "step 40" in verdict.lines[1]
+    outcome = summarize([lost(0), failed(1, "not enough memory")], 2, run, None)
+    assert outcome.lines[0] == "error: process 1 of 2: not enough memory"
+    assert "step 40" in outcome.lines[1]
     assert record(run) == ("failed", "process 1 of 2: not enough memory")
 
 
 def test_the_first_of_two_failures_counts(run: Path):
-    verdict = judge([failed(0, "late", at=3.0), failed(1, "early", at=2.0)], 2, run, None)
-    assert verdict.lines[0] == "error: process 1 of 2: early"
+    outcome = summarize([failed(0, "late", at=3.0), failed(1, "early", at=2.0)], 2, run, None)
+    assert outcome.lines[0] == "error: process 1 of 2: early"
 
 
 def test_a_process_of_another_host_is_gone(run: Path):
-    verdict = judge([lost(0)], 2, run, None)
-    assert verdict.lines[0].startswith("error: process 0 of 2 has lost the others: another process of the run")
+    outcome = summarize([lost(0)], 2, run, None)
+    assert outcome.lines[0].startswith("error: process 0 of 2 has lost the others: another process of the run")
 
 
 def test_stopped_by_the_user(run: Path):
-    verdict = judge([stopped(0), stopped(1)], 2, run, 2)
-    assert verdict == Verdict(130, stopped(0).report.lines)  # type: ignore[union-attr]
+    outcome = summarize([stopped(0), stopped(1)], 2, run, 2)
+    assert outcome == Outcome(130, stopped(0).report.lines)  # type: ignore[union-attr]
 
 
 def test_one_process_was_asked_to_stop_and_told_the_others(run: Path):
-    assert judge([stopped(0, 15), stopped(1, 15)], 2, run, None).code == 143
+    assert summarize([stopped(0, 15), stopped(1, 15)], 2, run, None).code == 143
 
 
 def test_stopped_before_the_run_began(tmp_path: Path):
-    ended = [Ended(0, PID, -2, 1.0), Ended(1, 1, 130, 1.0)]
-    assert judge(ended, 2, tmp_path / "none", 2) == Verdict(130, ["Stopped before the run began."])
+    ended = [ExitStatus(0, PID, -2, 1.0), ExitStatus(1, 1, 130, 1.0)]
+    assert summarize(ended, 2, tmp_path / "none", 2) == Outcome(130, ["Stopped before the run began."])
 
 
 def test_stopped_at_once_the_record_is_completed(run: Path):
-    verdict = judge([Ended(0, PID, -15, 1.0), Ended(1, 1, -9, 6.0, killed=True)], 2, run, 15)
-    assert verdict.code == 143
-    assert "The last checkpoint is that of step 40" in verdict.lines[0]
+    outcome = summarize([ExitStatus(0, PID, -15, 1.0), ExitStatus(1, 1, -9, 6.0, killed=True)], 2, run, 15)
+    assert outcome.code == 143
+    assert "The last checkpoint is that of step 40" in outcome.lines[0]
     assert record(run) == ("interrupted", None)
 
 
 def test_a_failure_while_stopping_is_a_failure(run: Path):
-    assert judge([failed(0, "the disk is full"), stopped(1)], 2, run, 2) == Verdict(1, ["error: the disk is full"])
+    assert summarize([failed(0, "the disk is full"), stopped(1)], 2, run, 2) == Outcome(1, ["error: the disk is full"])
 
 
 def test_the_record_of_another_run_is_left_alone(run: Path):
     (run / ".lock").write_text("12")
-    judge([lost(0), Ended(1, 1, -9, 1.0)], 2, run, None)
+    summarize([lost(0), ExitStatus(1, 1, -9, 1.0)], 2, run, None)
     assert record(run) == ("running", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmflow.distributed.processes import Group, _raise_all, this_group
+from lmflow.distributed.processes import Processes, _raise_all, current_processes
 from lmflow.errors import FailedElsewhere, Interrupted, LmflowError
 
 InTwo = Callable[..., Sequence["subprocess.CompletedProcess[str]"]]
@@ -18,22 +18,22 @@ InTwo = Callable[..., Sequence["subprocess.CompletedProcess[str]"]]
 def test_one_process_by_itself(monkeypatch: pytest.MonkeyPatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    group = this_group()
-    assert group == Group(0, 1)
-    assert group.is_main
+    group = current_processes()
+    assert group == Processes(0, 1)
+    assert group.is_rank0
     group.barrier()
     assert group.broadcast("x") == "x"
     assert group.gather("x") == ["x"]
     assert (group.sum(2.5), group.max(-1.0)) == (2.5, -1.0)
     assert (group.any(True), group.any(False)) == (True, False)
-    assert group.share([1, 2, 3]) == [1, 2, 3]
-    assert group.on_main(lambda: 7) == group.once_per_machine(lambda: 7) == 7
-    assert group.map_shares(lambda some: [2 * each for each in some], [1, 2, 3]) == [2, 4, 6]
+    assert group.shard([1, 2, 3]) == [1, 2, 3]
+    assert group.on_rank0(lambda: 7) == group.once_per_node(lambda: 7) == 7
+    assert group.map_sharded(lambda some: [2 * each for each in some], [1, 2, 3]) == [2, 4, 6]
 
 
 def test_without_others_no_exchange_is_loaded():
     program = (
-        "import sys; from lmflow.distributed.processes import this_group; assert this_group().size == 1; "
+        "import sys; from lmflow.distributed.processes import current_processes; assert current_processes().size == 1; "
         "raise SystemExit('torch' in sys.modules)"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
@@ -42,7 +42,7 @@ def test_without_others_no_exchange_is_loaded():
 
 def test_parts_are_spread_and_complete():
     items = list(range(7))
-    parts = [Group(rank, 3).share(items) for rank in range(3)]
+    parts = [Processes(rank, 3).shard(items) for rank in range(3)]
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
 
 
@@ -65,7 +65,7 @@ def test_nobody_comes(monkeypatch: pytest.MonkeyPatch, free_port: int):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port))
     with pytest.raises(LmflowError, match=r"2 processes could not meet at 127\.0\.0\.1:\d+: .*--launch\.address"):
-        this_group("cpu", minutes=0.02)
+        current_processes("cpu", minutes=0.02)
 
 
 TWO = """
@@ -74,18 +74,18 @@ from pathlib import Path
 from lmflow.data.cache.record_index import RecordIndex
 from lmflow.data.record import Record
 from lmflow.errors import Interrupted, LmflowError
-from lmflow.run.log import Journal
-from lmflow.distributed.processes import this_group, is_said_by_main
+from lmflow.run.log import RunLog
+from lmflow.distributed.processes import current_processes, is_reported_by_rank0
 
-group = this_group("cpu")
-assert this_group() == group
+group = current_processes("cpu")
+assert current_processes() == group
 rank, found = group.rank, {}
 found["size"] = group.size
 found["broadcast"] = group.broadcast({"from": rank})
 found["gather"] = group.gather(f"rank {rank}")
 found["sum"], found["max"] = group.sum(rank + 0.5), group.max(-rank)
 found["any"] = [group.any(False), group.any(rank == 1), group.any(True)]
-found["on_main"] = group.on_main(lambda: rank)
+found["on_rank0"] = group.on_main(lambda: rank)
 doubled = lambda some: [10 * each + rank for each in some]
 found["map"] = [group.map_shares(doubled, list(range(count))) for count in (5, 1, 0)]
 
@@ -96,10 +96,10 @@ def failing(error):
     return make
 
 found["failures"] = []
-for method, where in (("on_main", 0), ("once_per_machine", 0), ("map_shares", 1)):
+for method, where in (("on_rank0", 0), ("once_per_node", 0), ("map_sharded", 1)):
     for error in (ValueError("mine"), Interrupted(15)):
         try:
-            getattr(group, method)(failing(error), *([["a", "b"]] if method == "map_shares" else []))
+            getattr(group, method)(failing(error), *([["a", "b"]] if method == "map_sharded" else []))
         except Exception as caught:
             found["failures"].append(type(caught).__name__)
 
@@ -112,7 +112,7 @@ def read():
 index = group.once_per_machine(read)
 found["once"] = [made, [index[i].fields["i"] for i in range(len(index))]]
 
-journal = Journal(None, lambda *_, **__: None, None, group)
+journal = RunLog(None, lambda *_, **__: None, None, group)
 with journal.listening():
     if rank == 1: signal.raise_signal(signal.SIGTERM)
     journal.check_stop()  # not yet: the other has not heard of it
@@ -130,7 +130,7 @@ with journal.listening():
         group.map_shares(sample, [1, 2])
     except Interrupted as stopped:
         found["stopped_sampling"] = stopped.signal_number
-found["said"] = is_said_by_main("the same" if rank == 0 or sys.argv[2] == "alike" else "something else")
+found["said"] = is_reported_by_rank0("the same" if rank == 0 or sys.argv[2] == "alike" else "something else")
 group.barrier()
 Path(sys.argv[1] + str(rank)).write_text(json.dumps(found))
 """
@@ -162,7 +162,7 @@ def test_two_processes(tmp_path: Path, in_two_processes: InTwo, said: str):
         "sum": 2.0,
         "max": 0.0,
         "any": [False, True, True],
-        "on_main": 0,
+        "on_rank0": 0,
         "map": [[0, 11, 20, 31, 40], [0], []],
         "stopped": 15,
         "stopped_sampling": 15,

@@ -51,7 +51,7 @@ def test_the_main_process_of_torchrun_speaks(environment: Any):
 def test_another_process_of_torchrun_speaks_of_what_the_main_one_does_not(environment: Any, monkeypatch: Any):
     environment(1)
     assert report_end(DataError("bad"), 2, ["error: bad"]) == ["process 1 of 2: error: bad"]
-    monkeypatch.setattr(worker, "is_said_by_main", lambda text: text == "error: bad")
+    monkeypatch.setattr(worker, "is_reported_by_rank0", lambda text: text == "error: bad")
     assert report_end(DataError("bad"), 2, ["error: bad"]) == []
     assert report_end(DataError("worse"), 2, ["error: worse"]) == ["process 1 of 2: error: worse"]
 
@@ -90,14 +90,14 @@ import torch
 from torch import distributed
 from lmflow import cli
 from lmflow.cli import app
-from lmflow.distributed.processes import this_group
+from lmflow.distributed.processes import current_processes
 
 class Slow:
     def __del__(self, sleep=time.sleep):
         sleep(3)
 
 def work(_):
-    group = this_group("cpu")
+    group = current_processes("cpu")
     distributed.barrier()
     torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))  # torch's threads outlive the group from here on
     sys.stdout.write("not flushed")

@@ -39,7 +39,7 @@ def here() -> Answers:
     return ask_torch(paths, ["torchvision"] if "torchvision" in libraries else [], os.environ)
 
 
-def judge(facts: dict[str, Any], *devices: dict[str, Any], gpu: bool = False, **environment: str) -> list[Finding]:
+def check(facts: dict[str, Any], *devices: dict[str, Any], gpu: bool = False, **environment: str) -> list[Finding]:
     return list(check_torch(Answers({"torch": facts, "devices": list(devices)}), environment, gpu))
 
 
@@ -69,13 +69,13 @@ def test_a_torch_that_cannot_be_imported(tmp_path: Path):
     [(CUDA, "CUDA 13.2"), (CUDA | {"cuda": None}, "CPUs only"), (CUDA | {"cuda": None, "rocm": "7.0"}, "ROCm 7.0")],
 )
 def test_without_a_gpu_any_build_is_well(facts: dict[str, Any], built: str):
-    [finding] = judge(facts)
+    [finding] = check(facts)
     assert finding.status == "ok"
     assert f"built for {built}; no GPU here" in finding.message
 
 
 def test_a_gpu_beside_a_build_for_cpus():
-    [finding] = judge(CUDA | {"version": "2.15.0+cpu", "cuda": None}, gpu=True)
+    [finding] = check(CUDA | {"version": "2.15.0+cpu", "cuda": None}, gpu=True)
     assert finding.status == "warning"
     assert "torch 2.15.0+cpu is built without CUDA" in finding.message
     assert finding.remedy.endswith("--force-reinstall torch torchvision")
@@ -84,33 +84,33 @@ def test_a_gpu_beside_a_build_for_cpus():
 @pytest.mark.parametrize("value", ["", "-1", "-1,0", "NoDevFiles"])
 def test_a_gpu_that_is_hidden(value: str):
     assert hides_all(value)
-    [finding] = judge(CUDA, gpu=True, CUDA_VISIBLE_DEVICES=value)
+    [finding] = check(CUDA, gpu=True, CUDA_VISIBLE_DEVICES=value)
     assert (finding.status, finding.remedy) == ("warning", "unset CUDA_VISIBLE_DEVICES")
 
 
 def test_a_gpu_that_torch_cannot_use():
     assert not hides_all("0,1")
-    [finding] = judge(CUDA | {"reason": "The NVIDIA driver is too old"}, gpu=True, CUDA_VISIBLE_DEVICES="0,1")
+    [finding] = check(CUDA | {"reason": "The NVIDIA driver is too old"}, gpu=True, CUDA_VISIBLE_DEVICES="0,1")
     assert finding.status == "warning"
     assert "cannot use it: The NVIDIA driver is too old" in finding.message
 
 
 def test_a_gpu_that_computes_is_described():
-    [finding] = judge(BUILT, H200, gpu=True)
+    [finding] = check(BUILT, H200, gpu=True)
     assert finding.status == "ok"
     assert "NVIDIA H200, 150.0 GB, bf16" in finding.message
-    [finding] = judge(BUILT, H200 | {"bfloat16": False}, gpu=True)
+    [finding] = check(BUILT, H200 | {"bfloat16": False}, gpu=True)
     assert "no bf16, so training.precision auto is fp32" in finding.message
 
 
 def test_a_gpu_that_this_torch_was_not_built_for():
-    [finding] = judge(BUILT, H200 | {"capability": [7, 0]}, gpu=True)
+    [finding] = check(BUILT, H200 | {"capability": [7, 0]}, gpu=True)
     assert finding.status == "error"
     assert "has compute capability 7.0, and torch 2.15.0+cu132 holds kernels for sm_80, sm_90" in finding.message
 
 
 def test_a_gpu_that_computes_wrongly():
-    [finding] = judge(BUILT, H200 | {"error": "CUDA error: unspecified launch failure"}, gpu=True)
+    [finding] = check(BUILT, H200 | {"error": "CUDA error: unspecified launch failure"}, gpu=True)
     assert (finding.status, "unspecified launch failure" in finding.message) == ("error", True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lmflow.components import Inferencer
 from lmflow.inference.types import Completion
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 
 class Parrot(Inferencer):
@@ -40,6 +40,6 @@ def asked() -> list[Any]:
 
 
 @pytest.fixture
-def journal() -> Journal:
+def log() -> RunLog:
     """A journal that shows nothing."""
-    return Journal(None, lambda *_, **__: None)
+    return RunLog(None, lambda *_, **__: None)

@@ -13,7 +13,7 @@ from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.evaluators.accuracy import Accuracy, ExactMatch
 from lmflow.inference.hf import HuggingFace
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 
 def record(question: str, answer: str | None, number: int = 1) -> Sample:
@@ -26,9 +26,9 @@ def record(question: str, answer: str | None, number: int = 1) -> Sample:
 SUMS = [record("3+4?", "3 + 4 = 7\n#### 7", 1), record("1/2+1/2?", "#### 1", 2), record("5-9?", "#### -4", 3)]
 
 
-def test_numbers(tiny_model: Any, journal: Journal, parrot: Callable[..., Any]) -> None:
+def test_numbers(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
     says = parrot(["The answer is 7.0", "I do not know", "5 - 9 = -4"])
-    found = Accuracy(answer_type="gsm8k").evaluate(tiny_model, SUMS, says, journal)
+    found = Accuracy(answer_type="gsm8k").evaluate(tiny_model, SUMS, says, log)
     # two of three: 0.666…, standard error sqrt(2/3 * 1/3 / 3) = 0.2722
     assert found.metrics == {
         "accuracy": pytest.approx(2 / 3),
@@ -44,32 +44,32 @@ def test_numbers(tiny_model: Any, journal: Journal, parrot: Callable[..., Any]) 
 
 
 def test_sampling_and_prompt_structure(
-    tiny_model: Any, journal: Journal, parrot: Callable[..., Any], asked: list[Any]
+    tiny_model: Any, log: RunLog, parrot: Callable[..., Any], asked: list[Any]
 ) -> None:
     evaluator = Accuracy(prompt_structure="Question: {input}\\nAnswer:", max_new_tokens=7, temperature=0.5, seed=3)
-    found = evaluator.evaluate(tiny_model, [record("who?", "me")], parrot(["me"]), journal)
+    found = evaluator.evaluate(tiny_model, [record("who?", "me")], parrot(["me"]), log)
     [([prompt], sampling)] = asked
     assert "Question: who?\nAnswer:" in tiny_model.tokenizer.decode(prompt.ids)
     assert found.rows[0]["prompt"] == "Question: who?\nAnswer:"
     assert (sampling.temperature, sampling.max_new_tokens, sampling.seed, sampling.n) == (0.5, 7, 3, 1)
 
 
-def test_braces_in_questions_are_text(tiny_model: Any, journal: Journal, parrot: Callable[..., Any]) -> None:
-    found = Accuracy().evaluate(tiny_model, [record("{x} {input}", "a")], parrot(["a"]), journal)
+def test_braces_in_questions_are_text(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
+    found = Accuracy().evaluate(tiny_model, [record("{x} {input}", "a")], parrot(["a"]), log)
     assert found.rows[0]["prompt"] == "{x} {input}"
 
 
-def test_exact_match(tiny_model: Any, journal: Journal, parrot: Callable[..., Any]) -> None:
+def test_exact_match(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
     records = [record("q", answer, n) for n, answer in enumerate(["Paris", "Paris", "paris", "Rome"])]
     says = ["Paris", " Paris\n", "Paris", "Paris."]
-    exact = ExactMatch().evaluate(tiny_model, records, parrot(says), journal)
+    exact = ExactMatch().evaluate(tiny_model, records, parrot(says), log)
     assert [row["correct"] for row in exact.rows] == [True, True, False, False]
     assert exact.metrics["exact_match"] == 0.5
-    loose = ExactMatch(normalise=True).evaluate(tiny_model, records, parrot(says), journal)
+    loose = ExactMatch(normalise=True).evaluate(tiny_model, records, parrot(says), log)
     assert [row["correct"] for row in loose.rows] == [True, True, True, False]
 
 
-def test_the_models_own_answers_are_right(tiny_model: Any, journal: Journal) -> None:
+def test_the_models_own_answers_are_right(tiny_model: Any, log: RunLog) -> None:
     """Records whose answers are what the model says greedily: accuracy 1."""
     from lmflow.inference.types import Sampling
 
@@ -77,12 +77,12 @@ def test_the_models_own_answers_are_right(tiny_model: Any, journal: Journal) -> 
     prompts = [tiny_model.encode_prompt(each) for each in questions]
     said = HuggingFace().generate(tiny_model, prompts, Sampling(temperature=0, max_new_tokens=8))
     records = [record(q.messages[0].content, each[0].text) for q, each in zip(questions, said)]
-    found = ExactMatch(max_new_tokens=8).evaluate(tiny_model, records, HuggingFace(), journal)
+    found = ExactMatch(max_new_tokens=8).evaluate(tiny_model, records, HuggingFace(), log)
     assert found.metrics["exact_match"] == 1
     assert [row["completion"] for row in found.rows] == [each[0].text for each in said]
 
 
-def test_what_is_refused(tiny_model: Any, journal: Journal, parrot: Callable[..., Any]) -> None:
+def test_what_is_refused(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
     cases = [
         (Accuracy(), [record("q", None, 4)], "q.jsonl:4: accuracy compares with the record's own answer, and there is"),
         (ExactMatch(), [], "exact_match: there is no record"),
@@ -96,7 +96,7 @@ def test_what_is_refused(tiny_model: Any, journal: Journal, parrot: Callable[...
     ]
     for evaluator, records, message in cases:
         with pytest.raises(DataError, match=message):
-            evaluator.evaluate(tiny_model, records, parrot(["a"]), journal)
+            evaluator.evaluate(tiny_model, records, parrot(["a"]), log)
     with pytest.raises(ValidationError, match="must say where the question goes"):
         Accuracy(prompt_structure="Answer:")
     with pytest.raises(ValidationError):

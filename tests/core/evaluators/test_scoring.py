@@ -11,7 +11,7 @@ import torch
 
 from lmflow.data.sample import TokenSequence
 from lmflow.evaluators.scoring import Window, token_losses, windows_of
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 
 def test_windows_by_hand() -> None:
@@ -54,30 +54,30 @@ def brute_force(model: Any, ids: list[int], window: int, stride: int) -> list[fl
 
 
 @pytest.mark.parametrize(("window", "stride"), [(8, 8), (8, 3), (8, 1), (7, 5), (64, 64), (1, 1)])
-def test_losses_equal_brute_force(tiny_model: Any, journal: Journal, window: int, stride: int) -> None:
+def test_losses_equal_brute_force(tiny_model: Any, log: RunLog, window: int, stride: int) -> None:
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in (1, 2, 5, 23, 30, 9)]
     sequences = [TokenSequence(ids, [True] * len(ids)) for ids in texts]
-    losses = token_losses(tiny_model, sequences, window, stride, 50, journal)
+    losses = token_losses(tiny_model, sequences, window, stride, 50, log)
     for ids, loss in zip(texts, losses):
         assert loss.tolist() == pytest.approx(brute_force(tiny_model, ids, window, stride), abs=1e-5)
 
 
-def test_padding_and_neighbours_change_nothing(tiny_model: Any, journal: Journal) -> None:
+def test_padding_and_neighbours_change_nothing(tiny_model: Any, log: RunLog) -> None:
     texts = [[7, 8, 9], [10, 11, 12, 13, 14, 15, 16]]
     sequences = [TokenSequence(ids, [True] * len(ids)) for ids in texts]
-    together = token_losses(tiny_model, sequences, None, 1, 1000, journal)
-    alone = [token_losses(tiny_model, [each], None, 1, 1000, journal)[0] for each in sequences]
+    together = token_losses(tiny_model, sequences, None, 1, 1000, log)
+    alone = [token_losses(tiny_model, [each], None, 1, 1000, log)[0] for each in sequences]
     assert [len(each) for each in together] == [2, 6]
     for one, other in zip(together, alone):
         assert one.tolist() == pytest.approx(other.tolist(), abs=1e-6)
 
 
-def test_uniform_model_finds_each_token_as_improbable_as_any(tiny_model: Any, journal: Journal) -> None:
+def test_uniform_model_finds_each_token_as_improbable_as_any(tiny_model: Any, log: RunLog) -> None:
     with torch.no_grad():
         tiny_model.module.lm_head.weight.zero_()
     vocabulary = tiny_model.module.config.vocab_size
-    [loss] = token_losses(tiny_model, [TokenSequence([5, 6, 7, 8], [True] * 4)], 2, 2, 100, journal)
+    [loss] = token_losses(tiny_model, [TokenSequence([5, 6, 7, 8], [True] * 4)], 2, 2, 100, log)
     assert loss.tolist() == pytest.approx([math.log(vocabulary)] * 3)
 
 
@@ -90,13 +90,13 @@ def test_more_overlap_never_gives_a_token_less_before_it() -> None:
     assert sum(context(1)) > sum(context(4)) > sum(context(8))
 
 
-def test_stays_within_the_models_mode(make_llama: Callable[..., Any], tiny_model: Any, journal: Journal) -> None:
+def test_stays_within_the_models_mode(make_llama: Callable[..., Any], tiny_model: Any, log: RunLog) -> None:
     tiny_model.module.train()
-    token_losses(tiny_model, [TokenSequence([5, 6], [True] * 2)], None, 1, 100, journal)
+    token_losses(tiny_model, [TokenSequence([5, 6], [True] * 2)], None, 1, 100, log)
     assert tiny_model.module.training
 
 
-def test_tokens_beyond_the_vocabulary_are_no_targets(tiny_model: Any, journal: Journal) -> None:
+def test_tokens_beyond_the_vocabulary_are_no_targets(tiny_model: Any, log: RunLog) -> None:
     """They stand for other inputs: the model maps them before its embeddings, here to token 0."""
     network = tiny_model.module
     original = network.forward
@@ -106,6 +106,6 @@ def test_tokens_beyond_the_vocabulary_are_no_targets(tiny_model: Any, journal: J
 
     network.forward = forward
     beyond = network.config.vocab_size
-    [loss] = token_losses(tiny_model, [TokenSequence([5, beyond, beyond, 8], [True] * 4)], None, 1, 100, journal)
-    [plain] = token_losses(tiny_model, [TokenSequence([5, 0, 0, 8], [True] * 4)], None, 1, 100, journal)
+    [loss] = token_losses(tiny_model, [TokenSequence([5, beyond, beyond, 8], [True] * 4)], None, 1, 100, log)
+    [plain] = token_losses(tiny_model, [TokenSequence([5, 0, 0, 8], [True] * 4)], None, 1, 100, log)
     assert loss.tolist() == pytest.approx([0.0, 0.0, float(plain[2])])

@@ -13,7 +13,7 @@ from lmflow.components import Inferencer
 from lmflow.data.dataset import read_samples
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.errors import DataError, LmflowError, RecipeError
-from lmflow.inference.chat import COMMANDS, Dialogue, Leave, changed_sampling, hidden_note, obey
+from lmflow.inference.chat import COMMANDS, Dialogue, ExitChat, changed_sampling, hidden_note, run_command
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
 
@@ -129,7 +129,7 @@ def test_room_for_the_answer_is_kept(dialogue: Callable[..., Dialogue], tiny_mod
 
 
 def test_help_names_every_command(dialogue: Callable[..., Dialogue]) -> None:
-    text = obey(dialogue(), "/help")
+    text = run_command(dialogue(), "/help")
     assert set(COMMANDS) == {"/help", "/reset", "/system", "/save", "/set", "/image", "/exit"}
     assert all(name in text for name in (*COMMANDS, "Ctrl-C", "Ctrl-D"))
 
@@ -137,23 +137,23 @@ def test_help_names_every_command(dialogue: Callable[..., Dialogue]) -> None:
 def test_reset_and_system(dialogue: Callable[..., Dialogue]) -> None:
     talk = dialogue()
     list(talk.answer("hello"))
-    assert obey(talk, "/system") == "system text: none"
-    obey(talk, "/system be very brief")
-    assert (talk.system, obey(talk, "/system")) == ("be very brief", "system text: be very brief")
+    assert run_command(talk, "/system") == "system text: none"
+    run_command(talk, "/system be very brief")
+    assert (talk.system, run_command(talk, "/system")) == ("be very brief", "system text: be very brief")
     assert len(turns(talk)) == 2
-    obey(talk, "/reset")
+    run_command(talk, "/reset")
     assert (turns(talk), talk.system) == ([], "be very brief")
-    obey(talk, "/system none")
+    run_command(talk, "/system none")
     assert talk.system is None
 
 
 def test_set(dialogue: Callable[..., Dialogue]) -> None:
     talk = dialogue()
-    assert obey(talk, "/set sampling.temperature 0.3") == "sampling.temperature is 0.3"
-    obey(talk, "/set top_k=5")
-    obey(talk, r"/set stop \n\n")
+    assert run_command(talk, "/set sampling.temperature 0.3") == "sampling.temperature is 0.3"
+    run_command(talk, "/set top_k=5")
+    run_command(talk, r"/set stop \n\n")
     assert talk.sampling == Sampling(temperature=0.3, top_k=5, stop=("\n\n",))
-    assert "sampling.temperature 0.3" in obey(talk, "/set")
+    assert "sampling.temperature 0.3" in run_command(talk, "/set")
     cases = [
         ("sampling.temprature 1", "sampling.temprature: unknown option; did you mean sampling.temperature?"),
         ("temperature -1", "sampling.temperature: must be at least 0.0, got '-1'"),
@@ -172,20 +172,20 @@ def test_saved_dialogues_are_records(dialogue: Callable[..., Dialogue], tmp_path
     talk = dialogue("fine", system="be brief")
     list(talk.answer("how are you"))
     path = tmp_path / "d.json"
-    assert obey(talk, f"/save {path}") == f"2 messages saved to {path}"
+    assert run_command(talk, f"/save {path}") == f"2 messages saved to {path}"
     [sample] = read_samples(Auto(path=str(path)), FORMATS)
     assert [(m.role, m.content) for m in sample.messages] == [
         ("system", "be brief"),
         ("user", "how are you"),
         ("assistant", "fine"),
     ]
-    obey(talk, f"/save {path}")  # its own file may be replaced
+    run_command(talk, f"/save {path}")  # its own file may be replaced
     with pytest.raises(DataError, match="exists; choose another name"):
-        obey(dialogue(), f"/save {path}")
+        run_command(dialogue(), f"/save {path}")
     with pytest.raises(DataError, match="cannot be written"):
-        obey(talk, f"/save {tmp_path / 'no' / 'd.json'}")
+        run_command(talk, f"/save {tmp_path / 'no' / 'd.json'}")
     with pytest.raises(DataError, match="needs the name of a file"):
-        obey(talk, "/save")
+        run_command(talk, "/save")
 
 
 def test_images_go_with_the_next_message(dialogue: Callable[..., Dialogue], tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_images_go_with_the_next_message(dialogue: Callable[..., Dialogue], tmp_
     picture = tmp_path / "p.png"
     picture.touch()
     with pytest.raises(DataError, match="there is no image nowhere"):
-        obey(talk, "/image nowhere.png")
+        run_command(talk, "/image nowhere.png")
     with pytest.raises(DataError, match="needs the path"):
-        obey(talk, "/image")
-    obey(talk, f"/image {picture}")
+        run_command(talk, "/image")
+    run_command(talk, f"/image {picture}")
     assert talk.images == [str(picture)]
     with pytest.raises(DataError, match="the message: it has 1 image, and this model reads text alone"):
         list(talk.answer("what is this"))
@@ -216,9 +216,9 @@ def test_an_image_is_saved_with_the_dialogue(dialogue: Callable[..., Dialogue], 
 
 
 def test_exit_and_unknown_commands(dialogue: Callable[..., Dialogue]) -> None:
-    with pytest.raises(Leave):
-        obey(dialogue(), "/exit")
+    with pytest.raises(ExitChat):
+        run_command(dialogue(), "/exit")
     with pytest.raises(LmflowError, match=r"no command is called /rset; did you mean /reset\?"):
-        obey(dialogue(), "/rset")
+        run_command(dialogue(), "/rset")
     with pytest.raises(LmflowError, match="no command is called /; see /help"):
-        obey(dialogue(), "/")
+        run_command(dialogue(), "/")

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicLayer
 
-from lmflow.inference.kv_cache import SPARE, GrowingLayer, drop_left, growing_cache, is_flexible, join
+from lmflow.inference.kv_cache import SPARE, GrowingLayer, concat, growing_cache, is_flexible, trim_left
 
 
 def states(rows: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,14 +46,14 @@ def test_joining_pads_on_the_left_and_dropping_undoes_it():
     first, second = states(1, 7, 0), states(2, 4, 1)
     long.update(*first, 0)
     short.update(*second, 0)
-    join(long, short)
+    concat(long, short)
     keys = long.layers[0].keys
     assert keys.shape == (3, 2, 7, 4)
     assert torch.equal(keys[:1], first[0])
     assert torch.equal(keys[1:, :, 3:], second[0])
     assert not keys[1:, :, :3].any()
     long.batch_select_indices(torch.tensor([1, 2]))
-    drop_left(long, 3)
+    trim_left(long, 3)
     assert torch.equal(long.layers[0].values, second[1])
     new = states(2, 1, 2)
     long.update(*new, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from lmflow.inference.sampling import draw, draw_scored, filtered_logprobs, stream_key, uniforms
+from lmflow.inference.sampling import draw, filtered_logprobs, sample_scored, stream_key, uniforms
 
 
 def test_filters_by_hand():
@@ -49,7 +49,7 @@ def test_20000_draws_follow_the_distribution(temperature: float, top_k: int, top
     probabilities = filtered_logprobs(logits, temperature, top_k, top_p).exp()[0].double()
     keys = torch.tensor([stream_key([1, 2, 3], sample, seed=11) for sample in range(draws)])
     random = uniforms(keys, torch.full_like(keys, 4))
-    tokens, _ = draw_scored(logits.expand(draws, -1), random, temperature, top_k, top_p)
+    tokens, _ = sample_scored(logits.expand(draws, -1), random, temperature, top_k, top_p)
     counts = tokens.bincount(minlength=12).double()
     assert counts[probabilities == 0].sum() == 0
     possible = probabilities > 0

@@ -12,10 +12,10 @@ def test_longest_first_and_equals_in_order():
 
 
 def test_the_budget_counts_padding_and_what_is_to_come():
-    queue, lengths, rooms = deque([0, 1, 2, 3]), [10, 8, 8, 8], [5] * 4
+    queue, lengths, token_budgets = deque([0, 1, 2, 3]), [10, 8, 8, 8], [5] * 4
     # Two prompts of two rows: 4 * (10 + 5) = 60; three would take 90.
-    assert admit(queue, lengths, rooms, 2, 89, (0, 0, 0)) == [0, 1]
-    assert admit(queue, lengths, rooms, 2, 89, (0, 0, 0)) == [2, 3]
+    assert admit(queue, lengths, token_budgets, 2, 89, (0, 0, 0)) == [0, 1]
+    assert admit(queue, lengths, token_budgets, 2, 89, (0, 0, 0)) == [2, 3]
     assert not queue
 
 
@@ -25,10 +25,10 @@ def test_a_prompt_over_the_budget_goes_alone():
 
 
 def test_few_wait_until_more_fit_or_none_are_left():
-    lengths, rooms = [10] * 9, [10] * 9
-    assert admit(deque(range(9)), lengths, rooms, 1, 9 * 20, (8, 10, 10)) == []
-    assert admit(deque(range(9)), lengths, rooms, 1, 10 * 20, (8, 10, 10)) == [0, 1]
-    assert admit(deque([8]), lengths, rooms, 1, 9 * 20, (8, 10, 10)) == [8]
+    lengths, token_budgets = [10] * 9, [10] * 9
+    assert admit(deque(range(9)), lengths, token_budgets, 1, 9 * 20, (8, 10, 10)) == []
+    assert admit(deque(range(9)), lengths, token_budgets, 1, 10 * 20, (8, 10, 10)) == [0, 1]
+    assert admit(deque([8]), lengths, token_budgets, 1, 9 * 20, (8, 10, 10)) == [8]
 
 
 def test_what_runs_counts_with_its_width_and_room():

@@ -71,9 +71,9 @@ def test_a_step_takes_what_was_foreseen(config, how):
 
 def test_weights_on_the_meta_device_are_enough():
     with torch.device("meta"):
-        outline = make(LLAMA)
+        skeleton = make(LLAMA)
     batch = batch_of(40, 60)
-    assert predict_footprint(outline, batch, Setting()) == predict_footprint(make(LLAMA), batch, Setting())
+    assert predict_footprint(skeleton, batch, Setting()) == predict_footprint(make(LLAMA), batch, Setting())
 
 
 def test_the_module_is_left_as_it_is():

@@ -12,11 +12,11 @@ import pytest
 
 from lmflow.cli.plan import plan_lines
 from lmflow.data.dataset import load_dataset
-from lmflow.errors import UnforeseeableError
+from lmflow.errors import EstimateError
 from lmflow.planning import machine_memory
 from lmflow.planning import plan as planning
 from lmflow.planning.machine_memory import MachineMemory, give_back_freed_memory
-from lmflow.planning.plan import Plan, make_plan, outline
+from lmflow.planning.plan import Plan, make_plan, skeleton
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
@@ -34,7 +34,7 @@ def plugins() -> Plugins:
 def plan_of(plugins: Plugins) -> MakePlan:
     def make(**options: Any) -> Plan:
         recipe = resolve(plugins, None, settings(options)).recipe
-        model = outline(recipe)
+        model = skeleton(recipe)
         data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
         return make_plan(recipe, model, data, plugins)
 
@@ -197,7 +197,7 @@ def test_a_tuner_that_needs_values_does_not_keep_a_run_from_going_on(plugins, pl
 
     monkeypatch.setattr(Full, "prepare", looks)
     options = {"tuner": "full", "aligner": "sft", "training__max_steps": 1}
-    with pytest.raises(UnforeseeableError, match="tuner full prepares no model whose weights have no values"):
+    with pytest.raises(EstimateError, match="tuner full prepares no model whose weights have no values"):
         plan_of(**options)
     record = carried_out(plugins, tmp_path, **options).record
     assert record["status"] == "completed"

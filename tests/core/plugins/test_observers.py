@@ -167,7 +167,7 @@ def carry_out(plugins: Plugins, model_directory: Path) -> Callable[..., RunResul
         resolved = resolve(
             plugins, None, [Setting(key, value, Origin("option", key)) for key, value in settings.items()]
         )
-        with plugins.telling(observers):
+        with plugins.with_trackers(observers):
             return run(resolved, plugins, output=Path(output))
 
     return start
@@ -208,7 +208,7 @@ def test_the_process_is_afterwards_as_it_was(deed, plugins):
     seed()
     expected = state()
     seed()
-    with plugins.telling([Hostile(MEDDLING[deed])]):
+    with plugins.with_trackers([Hostile(MEDDLING[deed])]):
         assert plugins.emit("lmflow_step_finished", step=1, metrics={}) == []
     assert state() == expected
 

@@ -275,7 +275,7 @@ def test_a_tracker_hears_only_the_runs_it_is_chosen_for(install):
     plugins = install(notes_one=TRACKER)
     tracker: Any = plugins.find("tracker", "notes")(title="mine")
     plugins.emit("lmflow_step_finished", step=1, metrics={})
-    with plugins.telling([tracker]):
+    with plugins.with_trackers([tracker]):
         plugins.emit("lmflow_step_finished", step=2, metrics={"loss": 1.0})
     plugins.emit("lmflow_step_finished", step=3, metrics={})
     assert tracker._heard == [("mine", 2, {"loss": 1.0})]
@@ -298,14 +298,14 @@ def test_an_event_cannot_stop_or_change_a_run(does: str, said: str, install, cap
     plugins = install(notes_one=TRACKER.replace("self._heard", f"print('out'); {does}; self._heard"))
     tracker: Any = plugins.find("tracker", "notes")()
     metrics = {"loss": 1.0}
-    with plugins.telling([tracker]):
+    with plugins.with_trackers([tracker]):
         [failure] = plugins.emit("lmflow_step_finished", step=1, metrics=metrics)
         assert plugins.emit("lmflow_step_finished", step=2, metrics=metrics) == []
     assert failure.startswith(f"tracker notes: lmflow_step_finished raised {said}")
     assert metrics == {"loss": 1.0}
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "out\n")
-    with plugins.telling([tracker]):  # the next run hears of it again
+    with plugins.with_trackers([tracker]):  # the next run hears of it again
         assert len(plugins.emit("lmflow_step_finished", step=1, metrics=metrics)) == 1
 
 

@@ -12,7 +12,7 @@ from lmflow.data.sample import Message, Sample
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
 from lmflow.run.before_after import answer, compare, generic_sequences
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 SAMPLES = [Sample((Message("user", f"question {i}"), Message("assistant", f"answer {i}"))) for i in range(3)]
 GREEDY = Sampling(temperature=0.0, max_new_tokens=6)
@@ -30,8 +30,8 @@ class Lengths(Reward):
 @pytest.fixture
 def ask(tiny_model):
     trainer = SimpleNamespace(autocast=nullcontext)
-    journal = Journal(None, lambda *_, **__: None)
-    return lambda reward: answer(tiny_model, SAMPLES, trainer, HuggingFace(), reward, GREEDY, journal)
+    log = RunLog(None, lambda *_, **__: None)
+    return lambda reward: answer(tiny_model, SAMPLES, trainer, HuggingFace(), reward, GREEDY, log)
 
 
 def test_mean_reward_and_accuracy(ask):

@@ -17,7 +17,7 @@ from lmflow.models.encoding import encode
 from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import load_plugins
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.testing import AlignerSuite
 from lmflow.training.loss import negative_log_likelihood
 from lmflow.training.trainer import Trainer
@@ -38,9 +38,9 @@ class Good(Aligner):
         trainer: Trainer,
         inferencer: Inferencer,
         reward: Reward | None,
-        journal: Journal,
+        log: RunLog,
     ) -> None:
-        sequences = self.read(model, data, journal)
+        sequences = self.read(model, data, log)
         self.plan(trainer, sequences)
         for number in range(self.first_round(trainer), self.rounds):
             if trainer.step >= trainer.total_steps:
@@ -48,9 +48,9 @@ class Good(Aligner):
             trainer.fit(sequences, epochs=1, first_epoch=number, checkpoints=False, objective=self.objective)
             self.finish(number, trainer, model)
 
-    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
         sequences, lengths = encode(model, data.train, data.options)
-        journal.note(lengths.describe())
+        log.note(lengths.describe())
         return sequences
 
     def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
@@ -76,8 +76,8 @@ class Ascends(Good):
 class DrawsFromElsewhere(Good):
     """The order of the samples comes from the operating system."""
 
-    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
-        sequences = super().read(model, data, journal)
+    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+        sequences = super().read(model, data, log)
         random.SystemRandom().shuffle(sequences)
         return sequences
 
@@ -110,7 +110,7 @@ class NeverStops(Good):
 
     def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
         super().plan(trainer, sequences)
-        trainer.journal.check_stop = lambda: None
+        trainer.log.check_stop = lambda: None
 
 
 class KnowsTheModel(Good):
@@ -165,10 +165,10 @@ class UsesAReward(Good):
         trainer: Trainer,
         inferencer: Inferencer,
         reward: Reward | None,
-        journal: Journal,
+        log: RunLog,
     ) -> None:
-        super().align(model, data, trainer, inferencer, reward, journal)
-        journal.metrics["answers_reward"] = reward.score(data.train, [s.messages[-1].content for s in data.train])[0]
+        super().align(model, data, trainer, inferencer, reward, log)
+        log.metrics["answers_reward"] = reward.score(data.train, [s.messages[-1].content for s in data.train])[0]
 
 
 class NeedsARewrad(UsesAReward):
@@ -192,7 +192,7 @@ class NeedsAnotherInferencer(Good):
 class DropsInSilence(Good):
     """Leaves samples out without a word, and names them only when none is left."""
 
-    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
         every = [(sample, sequence) for sample in data.train for sequence in model.encode(sample)]
         sequences = [sequence for _, sequence in every if len(sequence) <= 256]
         if not sequences:
@@ -203,9 +203,9 @@ class DropsInSilence(Good):
 class TellsNothing(DropsInSilence):
     """Leaves samples out, and does not say which even when none is left."""
 
-    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
         try:
-            return super().read(model, data, journal)
+            return super().read(model, data, log)
         except DataError:
             raise DataError("nothing to train on") from None
 
@@ -213,7 +213,7 @@ class TellsNothing(DropsInSilence):
 class StumblesOverThem(Good):
     """A mistake in the data becomes a mistake in the code."""
 
-    def read(self, model: LanguageModel, data: Dataset, journal: Journal) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
         every = [sequence for sample in data.train for sequence in model.encode(sample)]
         sources = ", ".join(sequence.source for sequence in every)
         if any(len(sequence) > 256 for sequence in every):

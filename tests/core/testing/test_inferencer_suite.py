@@ -17,7 +17,7 @@ from lmflow.components import Inferencer
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError
 from lmflow.inference.decoder import eval_mode
-from lmflow.inference.generate import completion_rooms
+from lmflow.inference.generate import completion_budgets
 from lmflow.inference.sampling import draw, filtered_logprobs, stream_key, uniforms
 from lmflow.inference.types import Completion, Sampling
 from lmflow.testing import InferencerSuite
@@ -31,7 +31,7 @@ class Plain(Inferencer):
     name = "plain"
 
     def generate(self, model, prompts, sampling, progress=None):
-        rooms = completion_rooms(prompts, sampling.max_new_tokens, model.context_length)
+        rooms = completion_budgets(prompts, sampling.max_new_tokens, model.context_length)
         with torch.no_grad(), eval_mode(model.module):
             return [
                 [self.complete(model, prompt, room, sampling, number, progress) for number in range(sampling.n)]
@@ -43,7 +43,7 @@ class Plain(Inferencer):
         ids, logprobs, text, reason = [], [], "", "length"
         while len(ids) < room:
             logits = self.logits(model, [*prompt.ids, *ids])
-            logits[:, list(model.never_drawn)] = -torch.inf
+            logits[:, list(model.suppressed_ids)] = -torch.inf
             if len(ids) < sampling.min_new_tokens:
                 logits[:, list(model.end_ids)] = -torch.inf
             scores = self.distribution(logits, sampling, len(ids))

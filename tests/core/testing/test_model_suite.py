@@ -109,7 +109,7 @@ class Everything(LanguageModel):
 class WithoutEnd(LanguageModel):
     def encode(self, sample, train_on="assistant"):
         return [
-            replace(s, trained=[on and i not in self.end_ids for i, on in zip(s.ids, s.trained)])
+            replace(s, loss_mask=[on and i not in self.end_ids for i, on in zip(s.ids, s.loss_mask)])
             for s in super().encode(sample, train_on)
         ]
 

@@ -27,8 +27,10 @@ from lmflow.training.checkpoint import (
 
 
 def example(step: int, eval_loss: float | None = None) -> Checkpoint:
-    moments = {"exp_avg": torch.full((2,), step / 2), "step": torch.tensor(float(step)), "times": 3}
-    return Checkpoint({"a.w": torch.full((2,), float(step))}, {"a.w": moments}, {"step": step, "eval_loss": eval_loss})
+    optimizer_state = {"exp_avg": torch.full((2,), step / 2), "step": torch.tensor(float(step)), "times": 3}
+    return Checkpoint(
+        {"a.w": torch.full((2,), float(step))}, {"a.w": optimizer_state}, {"step": step, "eval_loss": eval_loss}
+    )
 
 
 def names(directory: Path) -> list[str]:

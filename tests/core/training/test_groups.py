@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.loss import sums_by_sequence, target_logprobs
 from lmflow.training.trainer import Trainer
 
@@ -28,7 +28,7 @@ BETA = 0.5
 def preference_loss(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
     """The loss of DPO (arXiv 2305.18290, equation 7), summed over pairs."""
     sums = sums_by_sequence(*target_logprobs(forward, unwrapped, batch), batch)
-    gains = sums - torch.tensor([sequence.facts["reference"] for sequence in batch.sequences])
+    gains = sums - torch.tensor([sequence.objective_inputs["reference"] for sequence in batch.sequences])
     return -nn.functional.logsigmoid(BETA * (gains[::2] - gains[1::2])).sum()
 
 
@@ -41,7 +41,7 @@ def pairs() -> list[Pair]:
         length, prompt = draw.randint(6, 24), draw.randint(1, 4)
         ids = [draw.randint(3, 300) for _ in range(length)]
         trained = [False] * prompt + [True] * (length - prompt)
-        return TokenSequence(ids, trained, name, facts={"reference": -draw.uniform(10, 100)})
+        return TokenSequence(ids, trained, name, objective_inputs={"reference": -draw.uniform(10, 100)})
 
     return [(one(f"{i}+"), one(f"{i}-")) for i in range(12)]
 
@@ -50,9 +50,9 @@ def pairs() -> list[Pair]:
 def make(tiny_model: Any, tmp_path: Path) -> Callable[..., Trainer]:
     def build(packing: bool = False, **settings: Any) -> Trainer:
         options = TrainingOptions(**{"batch_size": 4, "learning_rate": 1e-3, "warmup": 0, **settings})
-        journal = Journal(None, lambda *_, **__: None)
+        log = RunLog(None, lambda *_, **__: None)
         room = {"packing": packing, "max_length": 64}
-        return Trainer(copy.deepcopy(tiny_model), options, journal, tmp_path / "checkpoints", **room)
+        return Trainer(copy.deepcopy(tiny_model), options, log, tmp_path / "checkpoints", **room)
 
     return build
 
@@ -78,8 +78,8 @@ def test_sums_are_those_of_each_sequence(tiny_model: Any, pairs: list[Pair]):
 
 def test_segments_by_hand():
     one, two = (TokenSequence([1] * n, [True] * n) for n in (2, 3))
-    assert collate([one, two], 9).segments.tolist() == [[0, 0, -1], [1, 1, 1]]
-    assert collate_packed([[one, two], [one]], 9).segments.tolist() == [[0, 0, 1, 1, 1], [2, 2, -1, -1, -1]]
+    assert collate([one, two], 9).segment_ids.tolist() == [[0, 0, -1], [1, 1, 1]]
+    assert collate_packed([[one, two], [one]], 9).segment_ids.tolist() == [[0, 0, 1, 1, 1], [2, 2, -1, -1, -1]]
 
 
 def test_pairs_train_as_a_plain_loop_would(make: Callable[..., Trainer], tiny_model: Any, pairs: list[Pair]):
@@ -93,7 +93,9 @@ def test_pairs_train_as_a_plain_loop_would(make: Callable[..., Trainer], tiny_mo
         total = torch.zeros(())
         for chosen, rejected in pairs:  # the formula, one pair at a time
             logprob = [target_logprobs(module, module, collate([s], 0))[0].sum() for s in (chosen, rejected)]
-            margin = (logprob[0] - chosen.facts["reference"]) - (logprob[1] - rejected.facts["reference"])
+            margin = (logprob[0] - chosen.objective_inputs["reference"]) - (
+                logprob[1] - rejected.objective_inputs["reference"]
+            )
             total = total - torch.log(torch.sigmoid(BETA * margin.double())).float()
         (total / len(pairs)).backward()
         optimizer.step()
@@ -135,7 +137,7 @@ def test_a_pair_is_never_parted(make: Callable[..., Trainer], pairs: list[Pair])
 
 def test_the_mean_is_per_item_or_per_token(make: Callable[..., Trainer], pairs: list[Pair]):
     flat = [sequence for pair in pairs for sequence in pair]
-    tokens = sum(sequence.trained_tokens for sequence in flat)
+    tokens = sum(sequence.num_targets for sequence in flat)
     one = partial(Trainer.fit, items=flat, epochs=1, checkpoints=False)
     losses = []
     for per in ("token", "item"):
@@ -146,5 +148,5 @@ def test_the_mean_is_per_item_or_per_token(make: Callable[..., Trainer], pairs: 
 
 
 def test_facts_stay_with_what_is_cut():
-    whole = TokenSequence([1, 2, 3], [True] * 3, "s", facts={"reference": -1.0})
-    assert whole.cut(0, 2) == replace(whole, ids=[1, 2], trained=[True, True])
+    whole = TokenSequence([1, 2, 3], [True] * 3, "s", objective_inputs={"reference": -1.0})
+    assert whole.cut(0, 2) == replace(whole, ids=[1, 2], loss_mask=[True, True])

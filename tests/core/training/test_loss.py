@@ -29,7 +29,7 @@ def loss_of_one(module: nn.Module, sequence: TokenSequence) -> float:
     logits = module(torch.tensor([sequence.ids])).logits[0].double()
     total = 0.0
     for position in range(1, len(sequence)):
-        if sequence.trained[position]:
+        if sequence.loss_mask[position]:
             total -= logits[position - 1].log_softmax(-1)[sequence.ids[position]].item()
     return total
 
@@ -88,7 +88,7 @@ def test_gradient_equals_every_position(make_llama):
     negative_log_likelihood(module, module, batch).backward()
     ours = {name: p.grad.clone() for name, p in module.named_parameters()}
     module.zero_grad()
-    labels = torch.where(batch.trained, batch.input_ids, -100)
+    labels = torch.where(batch.loss_mask, batch.input_ids, -100)
     logits = module(batch.input_ids, attention_mask=batch.attention_mask).logits
     nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()
     for name, parameter in module.named_parameters():
@@ -97,10 +97,10 @@ def test_gradient_equals_every_position(make_llama):
 
 def test_head_sees_only_targets_and_is_left_as_it_was(make_llama):
     module, batch = make_llama(), collate(sequences(), 2)
-    mask = target_mask(batch.trained)
+    mask = target_mask(batch.loss_mask)
     with head_restricted_to(module, mask):
         logits = module(batch.input_ids, attention_mask=batch.attention_mask).logits
-    assert logits.shape == (batch.trained_tokens, 420)
+    assert logits.shape == (batch.num_targets, 420)
     assert module(batch.input_ids).logits.shape == (*batch.input_ids.shape, 420)
 
 

@@ -14,7 +14,7 @@ from lmflow.data.collate import collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
-from lmflow.training.loss import model_inputs, negative_log_likelihood
+from lmflow.training.loss import forward_inputs, negative_log_likelihood
 from lmflow.training.selftest import check_batching, check_isolation
 
 VOCABULARY = 420
@@ -83,8 +83,8 @@ def test_packed_equals_alone(name: str, attention: str, samples: list[TokenSeque
     module = build(name, PACKED[name], attention)
     packed = collate_packed([samples[:3], samples[3:]], 0)
     with torch.no_grad():
-        logits = module(**model_inputs(packed)).logits
-        alone = [module(**model_inputs(collate([each], 0))).logits[0] for each in samples]
+        logits = module(**forward_inputs(packed)).logits
+        alone = [module(**forward_inputs(collate([each], 0))).logits[0] for each in samples]
     for found, expected in zip([logits[0, :15], logits[0, 15:24], logits[0, 24:41], logits[1, :3]], alone, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 

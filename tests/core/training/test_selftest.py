@@ -44,7 +44,7 @@ def test_a_sound_model_passes_in_bf16(tiny_model, sequences):
 def test_probes_are_short_and_keep_their_targets(sequences):
     probes = choose_probes(sequences)
     assert [len(p) for p in probes] == [6, 11, 48]
-    assert all(p.trained_tokens for p in probes)
+    assert all(p.num_targets for p in probes)
 
 
 def test_a_declared_parameter_the_loss_never_uses(tiny_model, sequences):

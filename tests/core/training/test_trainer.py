@@ -20,7 +20,7 @@ from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.compiling import CompiledLayers
 from lmflow.training.schedule import learning_rate_factor, warmup_steps
 from lmflow.training.trainer import Trainer, parameter_groups
@@ -52,8 +52,8 @@ def make(tmp_path: Path, tiny_model: Any) -> Make:
         options = TrainingOptions(**{"batch_size": 6, "learning_rate": 1e-3, "warmup": 2, **settings})
         place = RunDirectory(tmp_path / directory, resume=resume)
         place.write_record({"status": "running"})
-        journal = Journal(place, lambda *_, **__: None)
-        trainer = Trainer(copy.deepcopy(model or tiny_model), options, journal, place.checkpoints, **extra)
+        log = RunLog(place, lambda *_, **__: None)
+        trainer = Trainer(copy.deepcopy(model or tiny_model), options, log, place.checkpoints, **extra)
         if resume:
             trainer.restore()
         place.close()
@@ -91,12 +91,12 @@ def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, op
     module.train()
     for step in range(steps):
         chosen = [sequences[i] for i in order[step]]
-        targets = sum(sum(s.trained[1:]) for s in chosen)
+        targets = sum(sum(s.loss_mask[1:]) for s in chosen)
         total = torch.zeros(())
         for s in chosen:
             logits = module(torch.tensor([s.ids])).logits[0].log_softmax(-1)
             for position in range(1, len(s)):
-                if s.trained[position]:
+                if s.loss_mask[position]:
                     total = total - logits[position - 1, s.ids[position]]
         (total / targets).backward()
         nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
@@ -216,7 +216,7 @@ def test_a_mean_per_micro_batch_would_be_wrong(make: Make, sequences):
 
 def test_evaluation_is_the_mean_over_tokens(make: Make, sequences):
     trainer = make()
-    each = [(trainer.evaluate([s]), s.trained_tokens) for s in sequences]
+    each = [(trainer.evaluate([s]), s.num_targets) for s in sequences]
     expected = sum(loss * count for loss, count in each) / sum(count for _, count in each)
     assert trainer.evaluate(sequences) == pytest.approx(expected, rel=1e-6)
 
@@ -259,14 +259,14 @@ def test_resume_after_a_kill_between_checkpoints(make: Make, sequences, tmp_path
 
 def stop_at(trainer: Trainer, step: int) -> None:
     """Have the run asked to stop, as Ctrl-C would, once `step` is done."""
-    original = trainer.journal.step
+    original = trainer.log.step
 
     def record(values: dict[str, Any]) -> None:
         original(values)
         if values["step"] == step:
-            trainer.journal.stop_signal = signal.SIGINT
+            trainer.log.stop_signal = signal.SIGINT
 
-    trainer.journal.step = record  # type: ignore[method-assign]
+    trainer.log.step = record  # type: ignore[method-assign]
 
 
 def failing_at(trainer: Trainer, step: int) -> Any:
@@ -404,7 +404,7 @@ def test_the_best_step_becomes_the_result(make: Make, sequences, tmp_path: Path)
     best = min(found, key=found.__getitem__)
     assert 0 < best < 12, "the case does not show anything"
     trainer.choose_result()
-    assert trainer.journal.metrics["result_step"] == best
+    assert trainer.log.metrics["result_step"] == best
     assert trainer.evaluate(sequences[24:]) == pytest.approx(found[best], abs=1e-6)
 
 
@@ -458,7 +458,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(make: Make, seque
     damaged.write_bytes(damaged.read_bytes()[:-4])
     second = make(directory="cut", resume=True, checkpoint_every=3)
     assert second.step == 6
-    assert "step-000007" in second.journal.notes[0]
+    assert "step-000007" in second.log.notes[0]
     second.plan(9)
     second.fit(sequences, epochs=2, first_step=0)
     assert [m["loss"] for m in metrics(tmp_path / "cut")] == [m["loss"] for m in metrics(tmp_path / "whole")]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
     from lmflow.models.language_model import LanguageModel
     from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
 
 
@@ -26,15 +26,15 @@ class Sft(Aligner):
         trainer: Trainer,
         inferencer: Inferencer,
         reward: Reward | None,
-        journal: Journal,
+        log: RunLog,
     ) -> None:
         """Train over the data for `training.epochs`, or `training.max_steps` steps."""
         from lmflow.models.encoding import encode
 
         sequences, lengths = encode(model, data.train, data.options, data.fingerprint)
-        journal.note(lengths.describe())
-        journal.tables["lengths"] = lengths.as_dict()
-        journal.metrics["trained_token_share"] = lengths.trained_tokens / lengths.tokens
+        log.note(lengths.describe())
+        log.tables["lengths"] = lengths.as_dict()
+        log.metrics["trained_token_share"] = lengths.num_targets / lengths.tokens
         options = trainer.options
         trainer.plan(options.max_steps or options.steps_for(len(sequences), options.epochs))
         trainer.fit(sequences, epochs=options.epochs, first_step=0)

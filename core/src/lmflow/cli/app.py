@@ -58,14 +58,14 @@ def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list
     """Like `build_app`, for a command of a plugin. Raises PluginError when there is none of that name."""
     from lmflow.cli.installed import installed_plugins
     from lmflow.errors import PluginError
-    from lmflow.plugins.known import home_of
+    from lmflow.plugins.known import distribution_for
 
     plugins = installed_plugins(quiet="--quiet" in arguments)
     command = plugins.find_command(name)
     if command is None:
         known = [*COMMANDS, *dict.fromkeys(command.name for command, _ in plugins.commands)]
         near = difflib.get_close_matches(name, known, n=1)
-        home = home_of("command", name)
+        home = distribution_for("command", name)
         hint = f"pip install {home} brings it" if home else f"there are {', '.join(known)}"
         hint = f"did you mean {near[0]}?" if near else f"{hint}."
         raise PluginError(f"no command is called {name}; {hint}{plugins.why_missing()}")

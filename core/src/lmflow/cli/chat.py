@@ -15,11 +15,11 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, SAMPLING_SECTIONS, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
 from lmflow.errors import LmflowError
-from lmflow.inference.chat import Dialogue, Leave, hidden_note, obey
-from lmflow.models.load import open_model
+from lmflow.inference.chat import Dialogue, ExitChat, hidden_note, run_command
+from lmflow.models.load import load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 FIXED = {"--system": True, "--quiet": False}
 SCOPE = Scope(
@@ -66,10 +66,10 @@ def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool
     """Load the model the options name."""
     parts = resolve_for_use(scanned, plugins, SCOPE)
     display = make_progress(quiet=quiet)
-    journal = Journal(None, plugins.emit, display)
+    log = RunLog(None, plugins.emit, display)
     try:
-        with warnings.catch_warnings(action="ignore"), journal.phase(f"loading model {parts['model'].name}"):
-            model = open_model(parts["model"], parts["context"], parts["compute"])
+        with warnings.catch_warnings(action="ignore"), log.phase(f"loading model {parts['model'].name}"):
+            model = load_for_inference(parts["model"], parts["context"], parts["compute"])
     finally:
         display.close()
     return Dialogue(model, parts["inferencer"], parts["sampling"], system)
@@ -87,10 +87,10 @@ def talk(dialogue: Dialogue, *, quiet: bool) -> None:
     for line in read_lines(say):
         try:
             if line.startswith("/"):
-                say(obey(dialogue, line))
+                say(run_command(dialogue, line))
             elif line.strip():
                 show_answer(dialogue, line, say)
-        except Leave:
+        except ExitChat:
             return
         except LmflowError as error:
             for each in str(error).splitlines():

@@ -88,7 +88,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
 
         parts = resolve_data(plugins, scanned, scope, path)
         dataset, summary = load_dataset(parts["data"].model_copy(update={"limit": count}), plugins.classes("data"), 0)
-        model = outline(parts)
+        model = skeleton(parts)
         samples = [*dataset.train, *dataset.heldout][:count]
         sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
         rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing else None
@@ -116,7 +116,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
         data: DataFormat = parts["data"]
         formats = plugins.classes("data")
         named = any(setting.path.partition(".")[0] == "model" for setting in scanned.settings)
-        model = outline(parts) if named else None
+        model = skeleton(parts) if named else None
         report = check_data(data, formats, model)
         if as_json:
             text = json.dumps(report.as_dict(), ensure_ascii=False)
@@ -139,7 +139,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
         as_lmflow: Annotated[bool, typer.Option("--lmflow")] = False,
     ) -> None:
-        from lmflow.data.source import read_pools
+        from lmflow.data.source import read_sources
         from lmflow.data.tools.convert import check_output, convert, write_records
 
         if not to or output is None:
@@ -147,7 +147,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         parts = resolve_data(plugins, scanned, scope, path)
         target = cast("type[DataFormat]", plugins.find("data", to))()
         check_output(output)
-        pools = read_pools(parts["data"], plugins.classes("data"))
+        pools = read_sources(parts["data"], plugins.classes("data"))
         found = (each for pool in pools for each in convert(pool.samples, target, pool.format))
         lost: dict[str, list[str]] = {}
         records = kept(found, lost, target.name, allow_loss=allow_loss)
@@ -193,11 +193,11 @@ def resolve_data(plugins: Plugins, scanned: Scanned, scope: Scope, path: str | N
     return parts
 
 
-def outline(parts: Mapping[str, Any]) -> LanguageModel:
+def skeleton(parts: Mapping[str, Any]) -> LanguageModel:
     """The model's tokenizer and configuration, with the template the data asks for."""
     from lmflow.data.chat_templates import use_template
 
-    model: LanguageModel = parts["model"].outline(parts["context"])
+    model: LanguageModel = parts["model"].skeleton(parts["context"])
     use_template(model.tokenizer, parts["data"].template)
     return model
 
@@ -210,7 +210,7 @@ def show_sequence(model: LanguageModel, sequence: Any, *, as_table: bool) -> str
     from lmflow.data.tools.show import pieces_of, plain, table
 
     pieces = list(pieces_of(model.tokenizer, sequence))
-    head = f"{sequence.source}  {len(sequence):,} tokens, {sequence.trained_tokens:,} trained"
+    head = f"{sequence.source}  {len(sequence):,} tokens, {sequence.num_targets:,} trained"
     if as_table:
         return "\n".join([head, *table(pieces), ""])
     return f"{head}\n{coloured(pieces) if in_colour() else plain(pieces)}\n"
@@ -222,7 +222,7 @@ def coloured(pieces: Sequence[Piece]) -> str:
 
     parts = []
     for index, piece in enumerate(pieces):
-        style = ("1;32" if piece.trained else "90") + (";4" if index % 2 else "")
+        style = ("1;32" if piece.is_target else "90") + (";4" if index % 2 else "")
         lines = (f"\x1b[{style}m{line}\x1b[0m" if line else "" for line in visible(piece.text).split("\n"))
         parts.append("↵\n".join(lines))
     return "".join(parts)
@@ -260,8 +260,8 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.tokens:
-        share = (report.trained_tokens or 0) / report.tokens
-        yield f"{report.tokens:,} tokens by {model.source}, {report.trained_tokens or 0:,} trained ({share:.0%})"
+        share = (report.num_targets or 0) / report.tokens
+        yield f"{report.tokens:,} tokens by {model.source}, {report.num_targets or 0:,} trained ({share:.0%})"
         yield from histogram_lines(report)
         yield from report.touched
     for kind, count in report.counts.items():

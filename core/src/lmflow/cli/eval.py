@@ -18,12 +18,12 @@ from lmflow.components import Evaluator
 from lmflow.data.dataset import read_samples
 from lmflow.evaluators.measure import measure
 from lmflow.formatting import number
-from lmflow.models.load import Compute, open_model
+from lmflow.models.load import Compute, load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
 from lmflow.report.evaluation import check_directory, to_json, write_evaluation
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 if TYPE_CHECKING:
     from lmflow.run.display import Display
@@ -87,17 +87,17 @@ def start(
     if output is not None:
         check_directory(output, overwrite=overwrite)
     evaluator: Evaluator = parts["evaluator"]
-    journal = Journal(None, plugins.emit, display)
-    samples = read_samples(parts["data"], plugins.classes("data"), journal.note) if evaluator.reads_data else []
-    with journal.phase(f"loading model {parts['model'].name}"):
-        model = open_model(parts["model"], parts["context"], parts["compute"])
-    with journal.listening():
-        evaluation, record = measure(model, evaluator, samples, parts["inferencer"], journal)
+    log = RunLog(None, plugins.emit, display)
+    samples = read_samples(parts["data"], plugins.classes("data"), log.note) if evaluator.reads_data else []
+    with log.phase(f"loading model {parts['model'].name}"):
+        model = load_for_inference(parts["model"], parts["context"], parts["compute"])
+    with log.handle_signals():
+        evaluation, record = measure(model, evaluator, samples, parts["inferencer"], log)
     described = {
         slot: parts[slot] and {"name": parts[slot].name, **parts[slot].model_dump(mode="json", exclude=unused(slot))}
         for slot in ("model", "context", "data", "inferencer")
     }
-    record = {**record, **described, "notes": list(journal.notes)}
+    record = {**record, **described, "notes": list(log.notes)}
     written: list[Path] = []
     if output is not None:
         written = write_evaluation(output, record, evaluation, evaluator)

@@ -39,10 +39,10 @@ from lmflow.inference.prompts import (
     report_refused,
     stream,
 )
-from lmflow.models.load import open_model
+from lmflow.models.load import load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 if TYPE_CHECKING:
     from lmflow.components import DataFormat, Inferencer
@@ -88,7 +88,7 @@ ABOUT = (
 
 
 @dataclass(frozen=True)
-class Wish:
+class Options:
     """The command's own options."""
 
     prompt: str | None
@@ -120,7 +120,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
         """Complete prompts."""
-        wish = Wish(prompt, output, image or [], system, raw, resume, overwrite, quiet)
+        wish = Options(prompt, output, image or [], system, raw, resume, overwrite, quiet)
         try:
             start(plugins, scanned, wish)
         except Interrupted as error:
@@ -129,7 +129,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     return generate, scanned.rest
 
 
-def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
+def start(plugins: Plugins, scanned: Scanned, wish: Options) -> None:
     """Check everything, then load the model and complete."""
     scanned.problems += contradictions(wish, any(setting.path == "data.path" for setting in scanned.settings))
     parts = resolve_for_use(scanned, plugins, SCOPE)
@@ -142,7 +142,7 @@ def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
     display = make_progress(quiet=wish.quiet)
     try:
         with warnings.catch_warnings(action="ignore"):
-            work(parts, samples, file, Journal(None, plugins.emit, display), display)
+            work(parts, samples, file, RunLog(None, plugins.emit, display), display)
             if figures := parts["inferencer"].figures():
                 display.note("  ".join(f"{name} {number(value)}" for name, value in figures.items()))
     finally:
@@ -150,27 +150,27 @@ def start(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
 
 
 def work(
-    parts: dict[str, Any], samples: Sequence[Sample], file: CompletionFile | None, journal: Journal, display: Display
+    parts: dict[str, Any], samples: Sequence[Sample], file: CompletionFile | None, log: RunLog, display: Display
 ) -> None:
     """Complete the prompts to where the user wants them."""
     if file is not None and not file.missing():
         display.note(f"{file.path} is complete: {file.expected:,} records")
         return
-    with journal.phase(f"loading model {parts['model'].name}"):
-        model = open_model(parts["model"], parts["context"], parts["compute"])
+    with log.phase(f"loading model {parts['model'].name}"):
+        model = load_for_inference(parts["model"], parts["context"], parts["compute"])
     using = parts["inferencer"], parts["sampling"]
     if file is not None:
         started = time.monotonic()
-        with journal.listening():
-            complete_to_file(model, file, *using, journal)
+        with log.handle_signals():
+            complete_to_file(model, file, *using, log)
         display.note(f"{file.expected:,} records in {file.path} ({duration(time.monotonic() - started)})")
     elif parts["data"] is None and on_terminal():
         display.close()
         show_on_terminal(model, samples[0], *using)
     else:
-        with journal.listening(), journal.phase("generating", len(samples)):
-            records = complete(model, dict(enumerate(samples)), *using, lambda _: journal.check_stop())
-            print_records(records, journal)
+        with log.handle_signals(), log.phase("generating", len(samples)):
+            records = complete(model, dict(enumerate(samples)), *using, lambda _: log.check_stop())
+            print_records(records, log)
 
 
 def on_terminal() -> bool:
@@ -193,18 +193,18 @@ def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inference
             sys.stdout.write(f"[{place}] {completion['text']}\n")
 
 
-def print_records(records: Iterable[dict[str, Any]], journal: Journal) -> None:
+def print_records(records: Iterable[dict[str, Any]], log: RunLog) -> None:
     """Records as JSON lines on standard output, in the order of the prompts."""
     seen = []
     for record in in_order(records):
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
         seen.append({key: record[key] for key in record.keys() & {"error"}})
-        journal.advance_or_stop()
+        log.advance_or_stop()
     report_refused(seen)
 
 
-def how_to_resume(arguments: Sequence[str], wish: Wish) -> str:
+def how_to_resume(arguments: Sequence[str], wish: Options) -> str:
     """What to type to go on, where that is possible."""
     if wish.output is None:
         return ""
@@ -212,7 +212,7 @@ def how_to_resume(arguments: Sequence[str], wish: Wish) -> str:
     return f" Continue with: {shlex.join(['lmflow', 'generate', *words, '--resume'])}"
 
 
-def contradictions(wish: Wish, has_input: bool) -> list[str]:
+def contradictions(wish: Options, has_input: bool) -> list[str]:
     """Options that exclude each other."""
     problems = []
     if wish.prompt is not None and has_input:
@@ -228,7 +228,7 @@ def contradictions(wish: Wish, has_input: bool) -> list[str]:
     return problems
 
 
-def gather(parts: dict[str, Any], plugins: Plugins, wish: Wish) -> list[Sample]:
+def gather(parts: dict[str, Any], plugins: Plugins, wish: Options) -> list[Sample]:
     """The prompts asked for."""
     framing = Framing(wish.system, wish.raw)
     if parts["data"] is not None:
@@ -257,7 +257,7 @@ def refuse_input_as_output(output: Path, data: DataFormat | None) -> None:
         raise RecipeError([f"--output: {output} is the input itself; name another file"])
 
 
-def output_options(parts: dict[str, Any], wish: Wish) -> str:
+def output_options(parts: dict[str, Any], wish: Options) -> str:
     """What a record depends on beside its prompt: records of one file share it."""
     used = {
         name: part and {"name": getattr(part, "name", name), **part.model_dump(mode="json")}

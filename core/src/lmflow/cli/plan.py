@@ -59,10 +59,10 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         """Foresee one recipe."""
         resolved = resolve_scanned(scanned, plugins, recipe).recipe
         from lmflow.data.dataset import load_dataset
-        from lmflow.planning.plan import make_plan, outline
+        from lmflow.planning.plan import make_plan, skeleton
 
         with warnings.catch_warnings(action="ignore"), stdout_for_results():
-            model = outline(resolved)
+            model = skeleton(resolved)
             data, summary = load_dataset(resolved.data, plugins.classes("data"), resolved.training.seed)
             found = make_plan(resolved, model, data, plugins)
         if as_json:
@@ -84,7 +84,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     where = "on the GPU" if plan.device == "cuda" else "in main memory"
     each = "each process takes" if plan.processes > 1 else "it takes"
     if plan.memory is None:
-        yield f"memory      cannot be foreseen for this model: {plan.unforeseen}"
+        yield f"memory      cannot be foreseen for this model: {plan.not_estimated}"
         return
     yield f"memory      {size(plan.memory.total)} is the most {each} {where}, computing in {plan.precision}:"
     for part, count in plan.memory.as_dict().items():
@@ -104,7 +104,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 def steps_lines(steps: Steps) -> Iterator[str]:
     """What the run goes through."""
     count = "steps" if steps.count is None else "1 step" if steps.count == 1 else f"{number(steps.count)} steps"
-    tokens = f"{number(round(steps.tokens))} tokens each, {number(round(steps.trained_tokens))} of them trained"
+    tokens = f"{number(round(steps.tokens))} tokens each, {number(round(steps.num_targets))} of them trained"
     yield f"steps       {count} over {number(steps.samples)} samples; {tokens}"
     passes = "1 forward pass" if steps.passes == 1 else f"up to {steps.passes} forward passes"
     largest = f"the largest has {steps.rows} x {number(steps.length)} tokens"

@@ -106,10 +106,10 @@ def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> 
     if recipe.launch.host_rank > 0 and "--quiet" not in flags:
         sys.stderr.write(f"host {recipe.launch.host_rank} of {recipe.launch.hosts}: host 0 shows the run\n")
     words = [*flags, *(["--debug"] if debug else [])]
-    verdict = launch(recipe.launch, dump(recipe), place, words, show_all=debug)
-    for line in verdict.lines:
+    outcome = launch(recipe.launch, dump(recipe), place, words, show_all=debug)
+    for line in outcome.lines:
         print_error(line, label="")
-    raise typer.Exit(verdict.code)
+    raise typer.Exit(outcome.code)
 
 
 def carry_out(
@@ -128,7 +128,7 @@ def carry_out(
     from lmflow.run.run import run
 
     follow_launcher()
-    shows = worker is None or worker.is_main
+    shows = worker is None or worker.is_rank0
     display = make_display(silent=quiet or as_json or not shows)
     try:
         # What libraries have to say means nothing to the user of a command.

@@ -28,23 +28,23 @@ class Batch:
     """Positions, which begin at 0 in each sample."""
     attention_mask: Tensor | None
     """1 where a token is, 0 where padding is."""
-    trained: Tensor
+    loss_mask: Tensor
     """Whether a token is a target."""
-    predictors: Tensor
+    target_positions: Tensor
     """Places in the flattened rows of what predicts a target, (N,) int64: known here, so that no device is asked."""
-    segments: Tensor
+    segment_ids: Tensor
     """Which of `sequences` a token belongs to; -1 where padding is."""
     sequences: Sequence[TokenSequence]
     """What the rows are made of, in row order."""
     tokens: int
     """Tokens that are not padding."""
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
     """Further inputs of the model, those of all rows one after the other."""
 
     @property
-    def trained_tokens(self) -> int:
+    def num_targets(self) -> int:
         """Number of targets; a row's or sample's first token is never one."""
-        return len(self.predictors)
+        return len(self.target_positions)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -60,10 +60,10 @@ class Batch:
             input_ids=change(self.input_ids),
             position_ids=change(self.position_ids),
             attention_mask=None if self.attention_mask is None else change(self.attention_mask),
-            trained=change(self.trained),
-            predictors=change(self.predictors),
-            segments=change(self.segments),
-            extras={name: change(value) for name, value in self.extras.items()},
+            loss_mask=change(self.loss_mask),
+            target_positions=change(self.target_positions),
+            segment_ids=change(self.segment_ids),
+            model_inputs={name: change(value) for name, value in self.model_inputs.items()},
         )
 
 
@@ -72,19 +72,27 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int) -> Batch:
     shape = len(sequences), max(len(sequence) for sequence in sequences)
     input_ids = torch.full(shape, pad_id)
     attention_mask = torch.zeros(shape, dtype=torch.long)
-    trained = torch.zeros(shape, dtype=torch.bool)
-    segments = torch.full(shape, -1)
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    segment_ids = torch.full(shape, -1)
     for row, sequence in enumerate(sequences):
         length = len(sequence)
-        segments[row, :length] = row
+        segment_ids[row, :length] = row
         input_ids[row, :length] = torch.tensor(sequence.ids)
         attention_mask[row, :length] = 1
-        trained[row, :length] = torch.tensor(sequence.trained)
-    trained[:, 0] = False
+        loss_mask[row, :length] = torch.tensor(sequence.loss_mask)
+    loss_mask[:, 0] = False
     positions = torch.arange(shape[1]).expand(shape)
-    tokens, extras = int(attention_mask.sum()), _concatenate_extras(sequences)
+    tokens, model_inputs = int(attention_mask.sum()), _concatenate_inputs(sequences)
     return Batch(
-        input_ids, positions, attention_mask, trained, predictors_of(trained), segments, sequences, tokens, extras
+        input_ids,
+        positions,
+        attention_mask,
+        loss_mask,
+        target_positions_of(loss_mask),
+        segment_ids,
+        sequences,
+        tokens,
+        model_inputs,
     )
 
 
@@ -94,18 +102,18 @@ def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batc
     shape = len(rows), max(lengths)
     input_ids = torch.full(shape, pad_id)
     position_ids = torch.zeros(shape, dtype=torch.long)
-    trained = torch.zeros(shape, dtype=torch.bool)
-    segments = torch.full(shape, -1)
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    segment_ids = torch.full(shape, -1)
     numbers = count()
     for index, row in enumerate(rows):
         start = 0
         for sequence in row:
             end = start + len(sequence)
-            segments[index, start:end] = next(numbers)
+            segment_ids[index, start:end] = next(numbers)
             input_ids[index, start:end] = torch.tensor(sequence.ids)
             position_ids[index, start:end] = torch.arange(len(sequence))
-            trained[index, start:end] = torch.tensor(sequence.trained)
-            trained[index, start] = False
+            loss_mask[index, start:end] = torch.tensor(sequence.loss_mask)
+            loss_mask[index, start] = False
             start = end
         position_ids[index, start:] = torch.arange(shape[1] - start)
     flat = [sequence for row in rows for sequence in row]
@@ -113,22 +121,22 @@ def collate_packed(rows: Sequence[Sequence[TokenSequence]], pad_id: int) -> Batc
         input_ids,
         position_ids,
         None,
-        trained,
-        predictors_of(trained),
-        segments,
+        loss_mask,
+        target_positions_of(loss_mask),
+        segment_ids,
         flat,
         sum(lengths),
-        _concatenate_extras(flat),
+        _concatenate_inputs(flat),
     )
 
 
-def predictors_of(trained: Tensor) -> Tensor:
+def target_positions_of(loss_mask: Tensor) -> Tensor:
     """Places in the flattened (B, T) of what predicts a target: those before one, in the same row."""
-    mask = torch.zeros_like(trained)
-    mask[:, :-1] = trained[:, 1:]
+    mask = torch.zeros_like(loss_mask)
+    mask[:, :-1] = loss_mask[:, 1:]
     return mask.flatten().nonzero().squeeze(-1)
 
 
-def _concatenate_extras(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
-    names = dict.fromkeys(name for sequence in sequences for name in sequence.extras)
-    return {name: torch.cat([s.extras[name] for s in sequences if name in s.extras]) for name in names}
+def _concatenate_inputs(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
+    names = dict.fromkeys(name for sequence in sequences for name in sequence.model_inputs)
+    return {name: torch.cat([s.model_inputs[name] for s in sequences if name in s.model_inputs]) for name in names}

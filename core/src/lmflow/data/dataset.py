@@ -18,7 +18,16 @@ from lmflow.data.cache.record_index import SamplesOnDisk
 from lmflow.data.files import unread_folders
 from lmflow.data.formats.recognising import Auto
 from lmflow.data.sample import Dataset, Message, Sample
-from lmflow.data.source import SHOWN, Pool, _as_share, _embedded, _skipped, read_pool, read_pools, validation_pool
+from lmflow.data.source import (
+    SHOWN,
+    Source,
+    _as_share,
+    _embedded,
+    _skipped,
+    read_source,
+    read_sources,
+    validation_source,
+)
 from lmflow.errors import DataError
 
 
@@ -65,51 +74,55 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
     """
     if data.mix:
         return _load_mix(data, formats, seed)
-    held = None
+    validation = None
     if data.path is None:
-        pool, heldout = _embedded(data)
-        train: Sequence[Sample] = pool.samples
+        source, heldout = _embedded(data)
+        train: Sequence[Sample] = source.samples
     else:
-        pool, held = read_pool(data, formats), validation_pool(data, formats)
-        train, heldout = split(pool.samples, held, data, seed)
-    key = train_key([pool], data, seed)
-    return Dataset(train, heldout, pool.format, key), _summary(data, [pool], held, len(train), len(heldout))
+        source, validation = read_source(data, formats), validation_source(data, formats)
+        train, heldout = split(source.samples, validation, data, seed)
+    key = train_key([source], data, seed)
+    return Dataset(train, heldout, source.format, key), _summary(data, [source], validation, len(train), len(heldout))
 
 
 def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
     """Several places, each as often as its weight says; what is held out is not weighted."""
-    pools = read_pools(data, formats)
-    held = validation_pool(data, formats)
-    parts = [split(pool.samples, held, data, seed) for pool in pools]
+    sources = read_sources(data, formats)
+    validation = validation_source(data, formats)
+    parts = [split(source.samples, validation, data, seed) for source in sources]
     weights = data.mix.items()
     train = [weighted(part, weight, f"{seed}/{path}") for (part, _), (path, weight) in zip(parts, weights, strict=True)]
-    heldout = [sample for _, part in parts for sample in part] if held is None else list(held.samples)
-    digest = hashlib.sha256(json.dumps([pool.digest for pool in pools]).encode()).hexdigest()
+    heldout = [sample for _, part in parts for sample in part] if validation is None else list(validation.samples)
+    digest = hashlib.sha256(json.dumps([source.digest for source in sources]).encode()).hexdigest()
     whole = Concatenated(train)
-    summary = replace(_summary(data, pools, held, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest)
-    return Dataset(whole, heldout, pools[0].format, train_key(pools, data, seed)), summary
+    summary = replace(
+        _summary(data, sources, validation, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest
+    )
+    return Dataset(whole, heldout, sources[0].format, train_key(sources, data, seed)), summary
 
 
-def train_key(pools: Sequence[Pool], data: DataFormat, seed: int) -> str:
+def train_key(sources: Sequence[Source], data: DataFormat, seed: int) -> str:
     """A digest of everything the samples that are trained on depend on: files, options, formats and their code."""
-    formats = dict.fromkeys(type(pool.format) for pool in pools)
+    formats = dict.fromkeys(type(source.format) for source in sources)
     code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in formats]
-    return key_of(*(pool.digest for pool in pools), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
+    return key_of(*(source.digest for source in sources), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
 
 
-def _summary(data: DataFormat, pools: Sequence[Pool], held: Pool | None, train: int, heldout: int) -> DataSummary:
-    everything = [*pools, *([held] if held else [])]
+def _summary(
+    data: DataFormat, sources: Sequence[Source], validation: Source | None, train: int, heldout: int
+) -> DataSummary:
+    everything = [*sources, *([validation] if validation else [])]
     return DataSummary(
         path=data.path,
-        format=", ".join(dict.fromkeys(pool.format.name for pool in pools)),
-        records=sum(pool.records for pool in pools),
+        format=", ".join(dict.fromkeys(source.format.name for source in sources)),
+        records=sum(source.records for source in sources),
         train=train,
         heldout=heldout,
-        sha256=pools[0].digest,
-        skipped=sum(pool.skipped for pool in everything),
-        problems=tuple(problem for pool in everything for problem in pool.problems)[:SHOWN],
-        fields=pools[0].fields,
-        recognised=isinstance(data, Auto) and len({pool.format.name for pool in pools}) == 1,
+        sha256=sources[0].digest,
+        skipped=sum(source.skipped for source in everything),
+        problems=tuple(problem for source in everything for problem in source.problems)[:SHOWN],
+        fields=sources[0].fields,
+        recognised=isinstance(data, Auto) and len({source.format.name for source in sources}) == 1,
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
 
@@ -123,18 +136,18 @@ def read_samples(
     """
     if data.path is None and not data.mix:
         return _embedded(data)[1][: data.limit]
-    pools = read_pools(data, formats)
-    if note is not None and (skipped := sum(pool.skipped for pool in pools)):
-        note(_skipped(skipped, next(pool.problems[0] for pool in pools if pool.problems)))
-    return pools[0].samples if len(pools) == 1 else Concatenated([pool.samples for pool in pools])
+    sources = read_sources(data, formats)
+    if note is not None and (skipped := sum(source.skipped for source in sources)):
+        note(_skipped(skipped, next(source.problems[0] for source in sources if source.problems)))
+    return sources[0].samples if len(sources) == 1 else Concatenated([source.samples for source in sources])
 
 
 def split(
-    samples: Sequence[Sample], held: Pool | None, data: DataFormat, seed: int
+    samples: Sequence[Sample], validation: Source | None, data: DataFormat, seed: int
 ) -> tuple[Sequence[Sample], list[Sample]]:
-    """Training and held-out samples: those of the pool `held`, or a seeded share."""
-    if held is not None:
-        return samples, list(held.samples)
+    """Training and held-out samples: those of the pool `validation`, or a seeded share."""
+    if validation is not None:
+        return samples, list(validation.samples)
     share = _as_share(data.validation) or 0.0
     if share > 0 and len(samples) == 1 and is_text(samples[0]):
         return split_text(samples[0], share)

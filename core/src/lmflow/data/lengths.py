@@ -33,7 +33,7 @@ class LengthReport:
     kept: int
     """Sequences that are trained on; a split one counts as its pieces."""
     tokens: int
-    trained_tokens: int
+    num_targets: int
     sequences: Mapping[str, int]
     """How many sequences each of RULES touched; those it did not are not named."""
     lost_tokens: Mapping[str, int]
@@ -50,7 +50,7 @@ class LengthReport:
             longest=values["longest"],
             kept=values["kept"],
             tokens=values["tokens"],
-            trained_tokens=values["trained_tokens"],
+            num_targets=values["num_targets"],
             sequences={rule: rules[rule]["sequences"] for rule in RULES if rules[rule]["sequences"]},
             lost_tokens={rule: rules[rule]["tokens_lost"] for rule in RULES if rules[rule]["tokens_lost"]},
             untrained=tuple(values["untrained"]),
@@ -58,7 +58,7 @@ class LengthReport:
 
     def describe(self) -> str:
         """What the user is told: a line of totals, then the `table`."""
-        share = self.trained_tokens / self.tokens
+        share = self.num_targets / self.tokens
         kept = "1 sequence" if self.kept == 1 else f"{self.kept:,} sequences"
         totals = f"{kept}, {self.tokens:,} tokens, {share:.0%} of them trained"
         return "\n  ".join([totals, *self.table()])
@@ -97,7 +97,7 @@ class LengthReport:
             "longest": self.longest,
             "kept": self.kept,
             "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
+            "num_targets": self.num_targets,
             "rules": rules,
             "untrained": list(self.untrained),
         }
@@ -113,7 +113,7 @@ class LengthFitter:
     longest: int = 0
     kept: int = 0
     tokens: int = 0
-    trained_tokens: int = 0
+    num_targets: int = 0
     sequences: Counter[str] = field(default_factory=Counter)
     lost_tokens: Counter[str] = field(default_factory=Counter)
     untrained: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ class LengthFitter:
         """
         self.longest = max(self.longest, len(sequence))
         rule, fitted = self._fitted(sequence)
-        useful = [each for each in fitted if each.trained_tokens]
+        useful = [each for each in fitted if each.num_targets]
         if fitted and not useful:
             rule = "untrained"
             self.untrained += [sequence.source] if len(self.untrained) < NAMED else []
@@ -133,7 +133,7 @@ class LengthFitter:
         self.lost_tokens[rule] += _lost(sequence, fitted, useful)
         self.kept += len(useful)
         self.tokens += sum(len(each) for each in useful)
-        self.trained_tokens += sum(each.trained_tokens for each in useful)
+        self.num_targets += sum(each.num_targets for each in useful)
         return useful
 
     def _fitted(self, sequence: TokenSequence) -> tuple[str, list[TokenSequence]]:
@@ -162,7 +162,7 @@ class LengthFitter:
             longest=self.longest,
             kept=self.kept,
             tokens=self.tokens,
-            trained_tokens=self.trained_tokens,
+            num_targets=self.num_targets,
             sequences={rule: self.sequences[rule] for rule in RULES if self.sequences[rule]},
             lost_tokens={rule: self.lost_tokens[rule] for rule in RULES if self.lost_tokens[rule]},
             untrained=tuple(self.untrained),
@@ -195,7 +195,7 @@ def fit_lengths(
 
 def is_plain_text(sequence: TokenSequence) -> bool:
     """Whether every token is a target, so that a cut loses no question its answer depends on."""
-    return not sequence.extras and all(sequence.trained)
+    return not sequence.model_inputs and all(sequence.loss_mask)
 
 
 def pieces(sequence: TokenSequence, length: int) -> Iterator[TokenSequence]:

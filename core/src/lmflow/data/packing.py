@@ -14,16 +14,16 @@ MOST_PADDING = 0.03
 def pack_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """Indices of the sequences of each row, longest first into the fullest row with room (best-fit decreasing)."""
     rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # what is free in each row, and the row; ascending
+    free_space: list[tuple[int, int]] = []  # what is free in each row, and the row; ascending
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = bisect_left(rooms, (lengths[index], 0))
-        if place == len(rooms):
+        place = bisect_left(free_space, (lengths[index], 0))
+        if place == len(free_space):
             rows.append([])
             free, row = max_length, len(rows) - 1
         else:
-            free, row = rooms.pop(place)
+            free, row = free_space.pop(place)
         rows[row].append(index)
-        insort(rooms, (free - lengths[index], row))
+        insort(free_space, (free - lengths[index], row))
     return rows
 
 

@@ -11,7 +11,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def made_ahead(make: Callable[[Given], Made], given: Iterable[Given], ahead: int = 1) -> Iterator[Made]:
+def prefetch(make: Callable[[Given], Made], given: Iterable[Given], ahead: int = 1) -> Iterator[Made]:
     """`make` of each of `given` in order; a thread works up to `ahead` of them before they are asked for.
 
     What `make` raises is raised where its result would have come. Nothing more is begun once the caller stops.

@@ -83,37 +83,37 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """A tokenised sample. `trained[i]` says that token i is a target, predicted from the tokens before it.
+    """A tokenised sample. `loss_mask[i]` says that token i is a target, predicted from the tokens before it.
 
-    `extras` are further inputs of the model (pixel values); a batch concatenates them in row order. `facts` are for
-    the objective alone (a reference's log-probability, a label).
+    `model_inputs` are further inputs of the model (pixel values); a batch concatenates them in row order.
+    `objective_inputs` are for the objective alone (a reference's log-probability, a label).
     """
 
     ids: Sequence[int]
-    trained: Sequence[bool]
+    loss_mask: Sequence[bool]
     source: str = ""
-    extras: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    model_inputs: Mapping[str, Any] = field(default_factory=dict)
+    objective_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def cut(self, start: int, end: int) -> TokenSequence:
         """Tokens `start` to `end` alone. A sequence whose extras belong to places overrides this and cuts them too."""
-        return replace(self, ids=self.ids[start:end], trained=self.trained[start:end])
+        return replace(self, ids=self.ids[start:end], loss_mask=self.loss_mask[start:end])
 
     @property
-    def trained_tokens(self) -> int:
+    def num_targets(self) -> int:
         """Number of targets. The first token has nothing before it and is never one."""
-        return sum(self.trained[1:])
+        return sum(self.loss_mask[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A tokenised prompt. `extras` are further inputs of the model, as in `TokenSequence`."""
+    """A tokenised prompt. `model_inputs` are further inputs of the model, as in `TokenSequence`."""
 
     ids: Sequence[int]
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    model_inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

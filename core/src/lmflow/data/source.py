@@ -28,7 +28,7 @@ LARGE = 256 << 20
 
 
 @dataclass
-class Pool:
+class Source:
     """The samples of one place, and what was found wrong there."""
 
     format: DataFormat
@@ -73,39 +73,39 @@ def folder_of(path: str) -> str:
     return f"{place if place.is_dir() else place.parent}/"
 
 
-def read_pools(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Pool]:
+def read_sources(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Source]:
     """All samples of each place `data` describes, and what was left out there.
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
     """
-    return [read_pool(place, formats, folder) for place, folder in places(data)]
+    return [read_source(place, formats, folder) for place, folder in places(data)]
 
 
-def validation_pool(
-    data: DataFormat, formats: Sequence[type[DataFormat]], read: Callable[..., Pool] | None = None
-) -> Pool | None:
-    """What is in the file that `data.validation` names, read by `read_pool`; None where that is a share."""
+def validation_source(
+    data: DataFormat, formats: Sequence[type[DataFormat]], read: Callable[..., Source] | None = None
+) -> Source | None:
+    """What is in the file that `data.validation` names, read by `read_source`; None where that is a share."""
     if _as_share(data.validation) is not None:
         return None
-    return (read or read_pool)(
+    return (read or read_source)(
         data.model_copy(update={"path": str(data.validation), "mix": {}, "limit": None}), formats
     )
 
 
-def read_pool(data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "") -> Pool:
+def read_source(data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "") -> Source:
     """The samples of `data.path`; from large files they are read again whenever they are asked for.
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
     """
-    pool = scan_pool(data, formats, folder)
-    if pool.skipped and (data.on_bad_record == "error" or not len(pool.samples)):
-        raise DataError(_bad_records(pool))
-    return pool
+    source = scan_source(data, formats, folder)
+    if source.skipped and (data.on_bad_record == "error" or not len(source.samples)):
+        raise DataError(_bad_records(source))
+    return source
 
 
-def scan_pool(
+def scan_source(
     data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "", shown: int | None = SHOWN
-) -> Pool:
+) -> Source:
     """All samples there are, and what is wrong with the other records: the first `shown` of them, or all.
 
     `folder` goes before the names of the files, which tells them from others of a mix. Raises DataError where the file
@@ -115,25 +115,25 @@ def scan_pool(
         return _embedded(data)[0]
     found = renamed(placed(iterate_records(data.path), folder), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
-    first, records = look_at(found)
+    first, records = peek(found)
     if not first:
         return _unusable(data, [str(each) for each in records if isinstance(each, DataError)], shown)
     chosen = resolve_format(data, formats, first)
-    alike = likeness(chosen, formats) if isinstance(data, Auto) else None
+    alike = format_matcher(chosen, formats) if isinstance(data, Auto) else None
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
-    pool = Pool(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
+    source = Source(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
-    for sample, record in interpreted(records, pool, alike):
+    for sample, record in interpreted(records, source, alike):
         if kept is None:
             samples.append(sample)
         else:
             kept.append(record)
-    pool.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
-    return pool
+    source.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
+    return source
 
 
-def look_at(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:
+def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:
     """The first good records, none if there is none, and everything from the first on."""
     seen: list[Record | DataError] = []
     good: list[Record] = []
@@ -145,15 +145,15 @@ def look_at(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator
     return good, chain(seen, found)
 
 
-def _unusable(data: DataFormat, problems: list[str], shown: int | None) -> Pool:
+def _unusable(data: DataFormat, problems: list[str], shown: int | None) -> Source:
     """A pool without samples where all problems are wanted. Raises DataError with the first where they are not."""
     if shown is not None or not problems:
         raise DataError(problems[0] if problems else f"{data.path} holds no record.")
     count = len(problems)
-    return Pool(data, [], fingerprint(str(data.path)), count, count, problems, shown=shown)
+    return Source(data, [], fingerprint(str(data.path)), count, count, problems, shown=shown)
 
 
-def likeness(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:
+def format_matcher(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:
     """Whether a record is declared as the format that was recognised or one that it includes, or looks like that."""
     names = {chosen.name, *chosen.includes}
     kinds = [each for each in formats if each.name in names]
@@ -163,23 +163,23 @@ def likeness(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callabl
 
 
 def interpreted(
-    records: Iterable[Record | DataError], pool: Pool, alike: Callable[[Record], bool] | None = None
+    records: Iterable[Record | DataError], source: Source, alike: Callable[[Record], bool] | None = None
 ) -> Iterator[tuple[Sample, Record]]:
     """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems.
 
     With `alike`, records that do not look like the others are among these, though the format might read a part of them.
     """
     for record in records:
-        pool.records += 1
+        source.records += 1
         try:
             if isinstance(record, DataError):
                 raise record
             if alike is not None and not alike(record):
-                raise DataError(_unlike(record, pool.format.name))
-            yield pool.format.sample(record.fields, record.source), record
+                raise DataError(_unlike(record, source.format.name))
+            yield source.format.sample(record.fields, record.source), record
         except DataError as error:
-            pool.skipped += 1
-            pool.problems += [str(error)] if pool.shown is None or len(pool.problems) < pool.shown else []
+            source.skipped += 1
+            source.problems += [str(error)] if source.shown is None or len(source.problems) < source.shown else []
 
 
 def _unlike(record: Record, name: str) -> str:
@@ -193,11 +193,11 @@ def _unlike(record: Record, name: str) -> str:
     return f"{record.source}: {what} the {name} of the records before it; --data {name} reads it all the same"
 
 
-def _bad_records(pool: Pool) -> str:
-    more = f"\n… and {pool.skipped - SHOWN} more" if pool.skipped > SHOWN else ""
-    count = f"{pool.skipped} of {pool.records} records do not fit format {pool.format.name}:\n"
+def _bad_records(source: Source) -> str:
+    more = f"\n… and {source.skipped - SHOWN} more" if source.skipped > SHOWN else ""
+    count = f"{source.skipped} of {source.records} records do not fit format {source.format.name}:\n"
     hint = "\nMend them (lmflow data check lists them all), or leave them out with --data.on_bad_record skip."
-    return count + "\n".join(pool.problems) + more + hint
+    return count + "\n".join(source.problems) + more + hint
 
 
 def placed(records: Iterable[Record | DataError], folder: str) -> Iterator[Record | DataError]:
@@ -237,7 +237,7 @@ def _as_share(validation: float | str) -> float | None:
     return share
 
 
-def _embedded(data: DataFormat) -> tuple[Pool, list[Sample]]:
+def _embedded(data: DataFormat) -> tuple[Source, list[Sample]]:
     """What the format brings: the pool to train on, and the samples that are held out."""
     brought = data.embedded()
     if brought is None:
@@ -246,6 +246,6 @@ def _embedded(data: DataFormat) -> tuple[Pool, list[Sample]]:
         [Record(fields, f"{data.name}: record {number}") for number, fields in enumerate(part, 1)] for part in brought
     )
     digest = hashlib.sha256(json.dumps([[dict(r.fields) for r in part] for part in (train, heldout)]).encode())
-    pool = Pool(data, [], digest.hexdigest(), 0)
-    pool.samples = [sample for sample, _ in interpreted(train[: data.limit], pool)]
-    return pool, [sample for sample, _ in interpreted(heldout, Pool(data, [], "", 0))]
+    source = Source(data, [], digest.hexdigest(), 0)
+    source.samples = [sample for sample, _ in interpreted(train[: data.limit], source)]
+    return source, [sample for sample, _ in interpreted(heldout, Source(data, [], "", 0))]

@@ -62,7 +62,7 @@ def encode_samples(
         else:
             sequences = [_encode_plain(tokenizer, sample, train_on, end_ids)]
         if train_on == "all":
-            sequences = [replace(each, trained=[True] * len(each)) for each in sequences]
+            sequences = [replace(each, loss_mask=[True] * len(each)) for each in sequences]
         encoded.append(sequences)
     return encoded
 
@@ -204,7 +204,7 @@ def _targets(
     tokenizer: Any, rendering: Rendering, tokens: _Tokens, train_on: str, end_ids: Sequence[int]
 ) -> TokenSequence:
     """The tokens inside a span are targets; found spans end with the token that ends the answer, not after it."""
-    trained = [False] * len(tokens.ids)
+    loss_mask = [False] * len(tokens.ids)
     chosen = range(len(rendering.spans))[-1:] if train_on == "last" else range(len(rendering.spans))
     for number in chosen:
         start, end = rendering.spans[number]
@@ -214,10 +214,10 @@ def _targets(
             found = rendering.text.find(said, start, end)
             after = tokens.first_from(found + len(said)) if found >= 0 else None
             last = _end_of_answer(tokens.ids, first, last, after, {*tokenizer.all_special_ids, *end_ids})
-        elif first < last < len(trained) and tokens.ids[last - 1] not in end_ids and tokens.ids[last] in end_ids:
+        elif first < last < len(loss_mask) and tokens.ids[last - 1] not in end_ids and tokens.ids[last] in end_ids:
             last += 1  # marks around what is said alone: the model must learn to stop after earlier answers too
-        trained[first:last] = [True] * (last - first)
-    return _ended(rendering.sample, tokens.ids, trained, end_ids)
+        loss_mask[first:last] = [True] * (last - first)
+    return _ended(rendering.sample, tokens.ids, loss_mask, end_ids)
 
 
 def _end_of_answer(ids: Sequence[int], first: int, last: int, after: int | None, special: set[int]) -> int:
@@ -226,31 +226,31 @@ def _end_of_answer(ids: Sequence[int], first: int, last: int, after: int | None,
     return next((index for index in places if ids[index] in special), last - 1) + 1
 
 
-def _ended(sample: Sample, ids: list[int], trained: list[bool], end_ids: Sequence[int]) -> TokenSequence:
+def _ended(sample: Sample, ids: list[int], loss_mask: list[bool], end_ids: Sequence[int]) -> TokenSequence:
     """Make sure that the last answer ends with a token the model can learn to stop at."""
     if sample.messages[-1].role == "assistant":
-        last = next((i for i in range(len(trained) - 1, -1, -1) if trained[i]), None)
+        last = next((i for i in range(len(loss_mask) - 1, -1, -1) if loss_mask[i]), None)
         if last is not None and ids[last] not in end_ids and not set(ids[last + 1 :]) & set(end_ids):
-            ids, trained = [*ids[: last + 1], end_ids[0]], [*trained[: last + 1], True]
+            ids, loss_mask = [*ids[: last + 1], end_ids[0]], [*loss_mask[: last + 1], True]
         elif last is not None and ids[last] not in end_ids:
             stop = next(i for i in range(last + 1, len(ids)) if ids[i] in end_ids)
-            trained = [is_trained or last < i <= stop for i, is_trained in enumerate(trained)]
-    return TokenSequence(ids, trained, sample.source)
+            loss_mask = [is_trained or last < i <= stop for i, is_trained in enumerate(loss_mask)]
+    return TokenSequence(ids, loss_mask, sample.source)
 
 
 def _encode_plain(tokenizer: Any, sample: Sample, train_on: str, end_ids: Sequence[int]) -> TokenSequence:
     """Contents one after the other; the last one's end is marked if it is the assistant's."""
     ids: list[int] = []
-    trained: list[bool] = []
+    loss_mask: list[bool] = []
     final = len(sample.messages) - 1
     for index, turn in enumerate(sample.messages):
         piece = _plain_ids(tokenizer, turn, index)
         ids += piece
-        trained += [turn.role == "assistant" and (train_on != "last" or index == final)] * len(piece)
+        loss_mask += [turn.role == "assistant" and (train_on != "last" or index == final)] * len(piece)
     if sample.messages[-1].role == "assistant":
         ids.append(end_ids[0])
-        trained.append(True)
-    return TokenSequence(ids, trained, sample.source)
+        loss_mask.append(True)
+    return TokenSequence(ids, loss_mask, sample.source)
 
 
 def _plain_ids(tokenizer: Any, turn: Message, index: int) -> list[int]:

@@ -31,7 +31,7 @@ class Worker:
     launcher: str
 
     @property
-    def is_main(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether it is the one that writes and shows."""
         return self.rank == 0
 

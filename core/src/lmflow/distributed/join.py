@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lmflow.distributed.environment import Worker, take_part, this_worker
-from lmflow.distributed.processes import Group, this_group
+from lmflow.distributed.processes import Processes, current_processes
 from lmflow.errors import RecipeError
 
 if TYPE_CHECKING:
     from lmflow.recipe.resolve import Recipe
 
 
-def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Group:
+def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Processes:
     """The processes that carry out `recipe`, once all are there; a process that nobody launched is alone.
 
     Raises RecipeError where the recipe asks for other processes than there are, or for more than there are GPUs, where
@@ -26,12 +26,12 @@ def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Group:
     worker = this_worker()
     check_number(recipe, worker)
     if worker is None or worker.size == 1:
-        return Group()
+        return Processes()
     from lmflow.models.device import choose_device
-    from lmflow.recipe.resolve import alone
+    from lmflow.recipe.resolve import single_process_reasons
 
     components = [recipe.model, recipe.context, recipe.data, recipe.tuner, recipe.aligner, recipe.inferencer]
-    if reasons := list(alone(each for each in [*components, recipe.reward, *recipe.trackers] if each)):
+    if reasons := list(single_process_reasons(each for each in [*components, recipe.reward, *recipe.trackers] if each)):
         raise RecipeError(reasons)
     device = choose_device(recipe.training.device)
     if device == "cuda":
@@ -41,9 +41,9 @@ def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Group:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         note(f"process {worker.rank} of {worker.size} waits for the others at {place}")
     with ended_by_ctrl_c():
-        group = this_group(device, minutes=recipe.launch.timeout)
-    check_alike(recipe, group)
-    return group
+        processes = current_processes(device, minutes=recipe.launch.timeout)
+    check_alike(recipe, processes)
+    return processes
 
 
 @contextmanager
@@ -88,15 +88,15 @@ def check_gpus(worker: Worker) -> None:
         )
 
 
-def check_alike(recipe: Recipe, group: Group) -> None:
+def check_alike(recipe: Recipe, processes: Processes) -> None:
     """All processes were given the same recipe; raises RecipeError in each."""
     from lmflow.recipe.resolve import dump
 
-    of_main = group.broadcast(dump(recipe)).splitlines()
+    of_main = processes.broadcast(dump(recipe)).splitlines()
     mine = dump(recipe).splitlines()
     other = next((f"{a.strip()!r} there, {b.strip()!r} here" for a, b in zip(of_main, mine) if a != b), None)
     if other is None and of_main != mine:
         other = "sections differ"
-    found = [difference for difference in group.gather(other) if difference]
+    found = [difference for difference in processes.gather(other) if difference]
     if found:
         raise RecipeError(f"the processes were not given the same recipe: {found[0]}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from lmflow.distributed.environment import LAUNCHER, REPORT, usual_threads
-from lmflow.distributed.outcome import Ended, Verdict, judge
+from lmflow.distributed.outcome import ExitStatus, Outcome, summarize
 from lmflow.distributed.worker import read_report
 from lmflow.recipe.sections.launch import LaunchOptions
 
@@ -31,13 +31,13 @@ PAUSE = 0.05
 
 
 @dataclass
-class Started:
+class WorkerProcess:
     """A process that was started, and how it ended."""
 
     rank: int
     process: subprocess.Popen[bytes]
     report: Path
-    said: Path | None
+    stderr: Path | None
     """What it wrote to standard error, where that is not the terminal."""
     killed: bool = False
     ended_at: float | None = None
@@ -62,11 +62,11 @@ class Started:
             except ProcessLookupError:
                 self.process.kill()
 
-    def ended(self) -> Ended:
+    def ended(self) -> ExitStatus:
         """How it ended."""
-        lines = self.said.read_text(errors="replace").splitlines() if self.said else []
+        lines = self.stderr.read_text(errors="replace").splitlines() if self.stderr else []
         code, report = self.process.returncode, read_report(self.report)
-        return Ended(self.rank, self.process.pid, code, self.ended_at or 0.0, self.killed, report, lines)
+        return ExitStatus(self.rank, self.process.pid, code, self.ended_at or 0.0, self.killed, report, lines)
 
 
 @dataclass
@@ -79,17 +79,17 @@ class Stop:
 
 def launch(
     options: LaunchOptions, recipe: str, output: Path, arguments: Sequence[str], *, show_all: bool = False
-) -> Verdict:
+) -> Outcome:
     """Carry out `recipe` (YAML) in several processes on this machine; returns how they ended, once all have.
 
     `arguments` go on with `lmflow run RECIPE --output OUTPUT`. With `show_all` every process writes to the terminal.
     """
-    with tempfile.TemporaryDirectory(prefix="lmflow-launch-") as folder, listening() as stop:
+    with tempfile.TemporaryDirectory(prefix="lmflow-launch-") as folder, handle_signals() as stop:
         file = Path(folder) / "recipe.yaml"
         file.write_text(recipe, encoding="utf-8")
         # -P: as the command itself, and unlike -m alone, it imports nothing that happens to lie in this directory.
         command = [sys.executable, "-P", "-m", "lmflow", "run", str(file), "--output", str(output), *arguments]
-        workers: list[Started] = []
+        workers: list[WorkerProcess] = []
         try:
             for local_rank in range(options.processes):
                 environment = worker_environment(options, local_rank, Path(folder), os.environ)
@@ -98,15 +98,15 @@ def launch(
         finally:
             for worker in workers:
                 worker.kill()
-        return judge(ended, options.total, output, stop.asked[0] if stop.asked else None)
+        return summarize(ended, options.total, output, stop.asked[0] if stop.asked else None)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, *, show: bool) -> Started:
+def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, *, show: bool) -> WorkerProcess:
     """Start one process. It is a session of its own: a Ctrl-C reaches it through the launcher alone, and so once."""
     rank = int(environment["RANK"])
     seen = show or rank == 0
-    said = None if seen else folder / f"process-{rank}.txt"
-    with open(said or os.devnull, "wb") as file:
+    stderr = None if seen else folder / f"process-{rank}.txt"
+    with open(stderr or os.devnull, "wb") as file:
         process = subprocess.Popen(
             command,
             env=environment,
@@ -115,7 +115,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
             stderr=None if seen else file,
             start_new_session=True,
         )
-    return Started(rank, process, Path(environment[REPORT]), said)
+    return WorkerProcess(rank, process, Path(environment[REPORT]), stderr)
 
 
 def worker_environment(
@@ -150,7 +150,7 @@ def _free_port(folder: Path) -> str:
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
+def handle_signals() -> Iterator[Stop]:
     """Within the context signals that end a process are kept for the processes it started."""
     stop = Stop()
 
@@ -167,7 +167,7 @@ def listening() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def supervise(workers: Sequence[Started], stop: Stop) -> list[Ended]:
+def supervise(workers: Sequence[WorkerProcess], stop: Stop) -> list[ExitStatus]:
     """Wait for all processes, pass signals on to them, and end those that outlive one that failed."""
     deadline: float | None = None
     while running := [worker for worker in workers if worker.is_running()]:
@@ -184,7 +184,7 @@ def supervise(workers: Sequence[Started], stop: Stop) -> list[Ended]:
     return [worker.ended() for worker in workers]
 
 
-def has_failed(worker: Started) -> bool:
+def has_failed(worker: WorkerProcess) -> bool:
     """Whether it ended otherwise than by finishing its work, or by stopping when it was asked to."""
     if worker.is_running() or worker.process.returncode == 0:
         return False

@@ -19,7 +19,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Ended:
+class ExitStatus:
     """How one process ended: `code` is its exit code, or minus the signal that ended it."""
 
     rank: int
@@ -29,7 +29,7 @@ class Ended:
     killed: bool = False
     """Whether the launcher ended it, because of another."""
     report: Report | None = None
-    said: Sequence[str] = ()
+    stderr: Sequence[str] = ()
     """What it wrote to standard error."""
 
     @property
@@ -41,20 +41,20 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """The exit code of the command, and the lines it ends with on standard error."""
 
     code: int
     lines: Sequence[str] = ()
 
 
-def judge(ended: Sequence[Ended], size: int, output: Path, asked: int | None) -> Verdict:
+def summarize(ended: Sequence[ExitStatus], size: int, output: Path, asked: int | None) -> Outcome:
     """How the run of `size` processes ended; `ended` are those of this machine, `asked` a signal that the user sent.
 
     Where the main process could not write what became of the run, or knew less, run.json and the report are completed.
     """
     if (ended[0].kind == "completed" and ended[0].rank == 0) or all(each.kind == "completed" for each in ended):
-        return Verdict(0)
+        return Outcome(0)
     # A process that is asked to stop before it listens to signals has no words for it.
     failures = [each for each in ended if each.kind == "error" or (each.kind == "crashed" and not asked)]
     stopped = asked or next((each.report.code - 128 for each in ended if each.report and each.kind == "interrupted"), 0)
@@ -64,29 +64,29 @@ def judge(ended: Sequence[Ended], size: int, output: Path, asked: int | None) ->
     return _failed(first, ended, size, output)
 
 
-def _interrupted(ended: Sequence[Ended], number: int, output: Path) -> Verdict:
+def _interrupted(ended: Sequence[ExitStatus], number: int, output: Path) -> Outcome:
     written = _complete_record(ended, output, "interrupted", None)
     words = next((each.report.lines for each in ended if each.report and each.kind == "interrupted"), None)
     if words is None:
         words = [f"Stopped. {_how_to_go_on(output)}" if written else "Stopped before the run began."]
-    return Verdict(128 + number, words)
+    return Outcome(128 + number, words)
 
 
-def _failed(first: Ended, ended: Sequence[Ended], size: int, output: Path) -> Verdict:
+def _failed(first: ExitStatus, ended: Sequence[ExitStatus], size: int, output: Path) -> Outcome:
     own_words = first.report.lines if first.report else []
     alike = [each for each in ended if each.report and each.report.lines == own_words]
     if first.kind == "error" and (len(alike) == len(ended) or alike[0].rank == 0):
-        return Verdict(first.report.code if first.report else 1, own_words)  # the run would fail in one process too
+        return Outcome(first.report.code if first.report else 1, own_words)  # the run would fail in one process too
     who = f"process {first.rank} of {size}"
     if first.kind == "error":
         lines = [f"error: {who}: {own_words[0].removeprefix('error: ')}", *own_words[1:]]
     elif first.kind == "crashed":
-        lines = [f"error: {who} {_fate(first.code)}", *(f"  {line}" for line in first.said[-SHOWN:])]
+        lines = [f"error: {who} {_fate(first.code)}", *(f"  {line}" for line in first.stderr[-SHOWN:])]
     else:
         lines = [f"error: {who} has lost the others: {' '.join(own_words).removeprefix('error: ')[:300]}"]
     if _complete_record(ended, output, "failed", lines[0].removeprefix("error: ")):
         lines.append(f"error: all processes are stopped. {_how_to_go_on(output)}")
-    return Verdict(first.report.code if first.report else 1, lines)
+    return Outcome(first.report.code if first.report else 1, lines)
 
 
 def _fate(code: int) -> str:
@@ -104,7 +104,7 @@ def _how_to_go_on(output: Path) -> str:
     return f"{kept}. Continue with: lmflow run --resume --output {shlex.quote(str(output))}"
 
 
-def _complete_record(ended: Sequence[Ended], output: Path, status: str, error: str | None) -> bool:
+def _complete_record(ended: Sequence[ExitStatus], output: Path, status: str, error: str | None) -> bool:
     """Write into run.json how the run ended, where the main process could not; returns whether the run had begun."""
     main = next((each for each in ended if each.rank == 0), None)
     if main is None or not _was_opened_by(output, main.pid):

@@ -25,7 +25,7 @@ _meeting_place: Any = None
 
 
 @dataclass(frozen=True)
-class Group:
+class Processes:
     """One process by itself, which is a group too: every exchange gives back what was put in.
 
     Several processes are a `Processes`, of the same interface. All processes have to call a method, in the same
@@ -38,7 +38,7 @@ class Group:
     """How many processes there are."""
 
     @property
-    def is_main(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the process that writes and shows: rank 0."""
         return self.rank == 0
 
@@ -65,22 +65,22 @@ class Group:
         """Whether the flag is set in any process."""
         return self.max(float(flag)) > 0
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's part of `items`: one in `size` of them, so that parts of what is sorted are alike."""
         return items[self.rank :: self.size]
 
-    def on_main(self, make: Callable[[], Made]) -> Made:
+    def on_rank0(self, make: Callable[[], Made]) -> Made:
         """What `make` makes in the main process, in every process; where it fails there, all fail."""
         return make()
 
-    def once_per_machine(self, make: Callable[[], Made]) -> Made:
+    def once_per_node(self, make: Callable[[], Made]) -> Made:
         """What `make` makes in one process of each machine, in every process; where one fails, all fail.
 
         What is made is pickled for the others. A machine that has no /proc makes it in every process.
         """
         return make()
 
-    def map_shares(self, make: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]) -> list[Made]:
+    def map_sharded(self, make: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]) -> list[Made]:
         """What `make` makes of `items`, one thing of each, in their order, while each process makes its share.
 
         It gives what `make(items)` would where what is made of an item does not depend on the other items. Where one
@@ -90,7 +90,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Processes(Group):
+class ProcessGroup(Processes):
     """The processes of torch's default process group. What they exchange here never passes a GPU."""
 
     def barrier(self) -> None:
@@ -113,14 +113,14 @@ class Processes(Group):
         """The largest of all processes' values."""
         return self._reduced(value, "MAX")
 
-    def on_main(self, make: Callable[[], Made]) -> Made:
+    def on_rank0(self, make: Callable[[], Made]) -> Made:
         """What `make` makes in the main process, in every process; where it fails there, all fail."""
-        made, failure = _tried(make) if self.is_main else (None, None)
+        made, failure = _tried(make) if self.is_rank0 else (None, None)
         sign, sent = self.broadcast((_as_sign(failure), made))
         _raise_all(failure, [sign])
-        return made if self.is_main else sent  # type: ignore[return-value]
+        return made if self.is_rank0 else sent  # type: ignore[return-value]
 
-    def once_per_machine(self, make: Callable[[], Made]) -> Made:
+    def once_per_node(self, make: Callable[[], Made]) -> Made:
         """What `make` makes in one process of each machine, in every process; where one fails, all fail."""
         machines = self.gather(this_machine() or f"process {self.rank}")
         makers = [machines.index(each) for each in machines]
@@ -134,9 +134,9 @@ class Processes(Group):
         self.barrier()  # the makers keep what they made at least until all have it
         return made  # type: ignore[return-value]  # it is what was made, or sent
 
-    def map_shares(self, make: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]) -> list[Made]:
+    def map_sharded(self, make: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]) -> list[Made]:
         """What `make` makes of `items`, one thing of each, in their order, while each process makes its share."""
-        mine = self.share(items)
+        mine = self.shard(items)
         made, failure = _tried(lambda: list(make(mine)) if mine else [])
         parts = self.gather((_as_sign(failure), made))
         _raise_all(failure, [sign for sign, _ in parts])
@@ -195,7 +195,7 @@ def _raise_all(mine: Exception | None, signs: Sequence[int | None]) -> None:
         raise Interrupted(max(told)) if all(told) else FailedElsewhere("another process of the run failed")
 
 
-def this_group(device: str | None = None, *, minutes: float = MINUTES) -> Group:
+def current_processes(device: str | None = None, *, minutes: float = MINUTES) -> Processes:
     """The group this process belongs to; it is formed at the first call where RANK and WORLD_SIZE say there are others.
 
     `device` is what the run computes on ("cpu", "cuda"; if None, a GPU where there is one). Numbers and objects go
@@ -203,7 +203,7 @@ def this_group(device: str | None = None, *, minutes: float = MINUTES) -> Group:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2 or "RANK" not in os.environ:
-        return Group()
+        return Processes()
     import torch
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
@@ -225,11 +225,11 @@ def this_group(device: str | None = None, *, minutes: float = MINUTES) -> Group:
                 f"{size} processes could not meet at {place}: {reason}. Each of them has to be started, and to reach "
                 "that address (--launch.address, MASTER_ADDR and MASTER_PORT)."
             ) from error
-        atexit.register(leave_group)
-    return Processes(distributed.get_rank(), distributed.get_world_size())
+        atexit.register(leave_processes)
+    return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
 
 
-def leave_group() -> None:
+def leave_processes() -> None:
     """Take leave of the others, if there are any."""
     from torch import distributed
 
@@ -237,17 +237,17 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def has_met_others() -> bool:
+def has_joined() -> bool:
     """Whether this process has formed a group with others, be it that it left it since."""
     return _meeting_place is not None
 
 
-def is_said_by_main(text: str, *, seconds: float = 3.0) -> bool:
+def is_reported_by_rank0(text: str, *, seconds: float = 3.0) -> bool:
     """Whether the main process ends with the same words: what all processes found wrong is to be told once.
 
     It is asked by a process that ends because of an error, and may be all that is left of the group.
     """
-    if not has_met_others():
+    if not has_joined():
         return False
     from torch import distributed
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmflow.distributed.environment import LAUNCHER, report_file, this_worker
-from lmflow.distributed.processes import has_met_others, is_said_by_main
+from lmflow.distributed.processes import has_joined, is_reported_by_rank0
 from lmflow.errors import FailedElsewhere, Interrupted, LostContact, RecipeError
 
 Kind = Literal["error", "interrupted", "lost", "elsewhere"]
@@ -59,8 +59,8 @@ def report_end(error: BaseException, code: int, lines: Sequence[str]) -> Sequenc
         worker = this_worker()
     except RecipeError:
         return lines
-    told = kind_of(error) == "error" and is_said_by_main("\n".join(lines))
-    if worker is None or worker.is_main:
+    told = kind_of(error) == "error" and is_reported_by_rank0("\n".join(lines))
+    if worker is None or worker.is_rank0:
         return lines
     if told or kind_of(error) != "error" or isinstance(error, RecipeError):
         return []
@@ -81,7 +81,7 @@ class Ending:
 
     def __call__(self) -> None:
         """End the process, if it met others and its exit code is known."""
-        if self.code is None or not has_met_others():
+        if self.code is None or not has_joined():
             return
         logging.shutdown()  # an exit handler too, and an older one
         for stream in (sys.stdout, sys.stderr):

@@ -71,7 +71,7 @@ def check_disk(places: Sequence[Place], measure: Callable[[Path], os.statvfs_res
     room = []
     for sharing in disks.values():
         free = measure(sharing[0].standing)
-        fault = _judge_room(sharing, free)
+        fault = _check_space(sharing, free)
         faults += fault
         if not fault:
             room.append(f"{size(free.f_bavail * free.f_frsize)} for {_uses(sharing)}")
@@ -94,7 +94,7 @@ def why_unwritable(place: Place) -> str:
     return ""
 
 
-def _judge_room(sharing: Sequence[Place], free: os.statvfs_result) -> list[Finding]:
+def _check_space(sharing: Sequence[Place], free: os.statvfs_result) -> list[Finding]:
     found, remedies = [], "\n".join(dict.fromkeys(place.mend for place in sharing))
     where = f"the disk of {shlex.quote(str(sharing[0].standing))}, for {_uses(sharing)}"
     space = free.f_bavail * free.f_frsize

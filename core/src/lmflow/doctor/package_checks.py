@@ -68,8 +68,10 @@ def check_requirements(roots: Iterable[str], installed: Mapping[str, Distributio
     """
     roots = [normal_name(root) for root in roots]
     demands = collect_demands(roots, installed)
-    faults = [finding for name, each in demands.items() for finding in _judge(name, each, installed.get(name))]
-    faults += [finding for name in [*roots, *demands] for finding in _judge_python(installed.get(name))]
+    faults = [
+        finding for name, each in demands.items() for finding in _check_requirement(name, each, installed.get(name))
+    ]
+    faults += [finding for name in [*roots, *demands] for finding in _check_python(installed.get(name))]
     yield from faults
     if not faults:
         versions = [f"{name} {installed[name].version}" for name in NAMED if name in installed]
@@ -92,7 +94,7 @@ def check_duplicates(names: Iterable[str], distributions: Sequence[Distribution]
             folders[name].setdefault(folder, each)
     for name, found in folders.items():
         if len(found) > 1:
-            yield _judge_duplicate(name, *list(found.values())[:2])
+            yield _check_duplicate(name, *list(found.values())[:2])
 
 
 def requirement_closure(roots: Iterable[str], installed: Mapping[str, Distribution]) -> set[str]:
@@ -138,7 +140,7 @@ def _requirements(distribution: Distribution, extras: frozenset[str]) -> Iterato
             yield requirement
 
 
-def _judge(name: str, demands: Demands, found: Distribution | None) -> Iterator[Finding]:
+def _check_requirement(name: str, demands: Demands, found: Distribution | None) -> Iterator[Finding]:
     if found is None:
         who, requirement = demands.requirements[0]
         text = f"{who} needs {requirement.name}{requirement.specifier}, which is not installed."
@@ -157,7 +159,7 @@ def _judge(name: str, demands: Demands, found: Distribution | None) -> Iterator[
         )
 
 
-def _judge_python(distribution: Distribution | None) -> Iterator[Finding]:
+def _check_python(distribution: Distribution | None) -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet
 
     wanted = distribution.metadata.json.get("requires_python") if distribution else None
@@ -167,7 +169,7 @@ def _judge_python(distribution: Distribution | None) -> Iterator[Finding]:
         yield Finding(NAME, "error", text, pip(f"install --upgrade {distribution.name}"))
 
 
-def _judge_duplicate(name: str, first: Distribution, second: Distribution) -> Finding:
+def _check_duplicate(name: str, first: Distribution, second: Distribution) -> Finding:
     one, other = folder_of(first), folder_of(second)
     text = (
         f"{name} is installed twice: {first.version} in {one.parent}, which is imported, and {second.version} in "

@@ -72,8 +72,8 @@ def check_torch(answers: Answers, environment: Mapping[str, str], gpu_present: b
         yield Finding("torch", "error", text, pip("install --force-reinstall torch"))
         return
     devices = answers.said.get("devices", ())
-    faults = [*_judge_build(facts, devices, environment, gpu_present)]
-    faults += [fault for number, device in enumerate(devices) for fault in _judge_device(number, device, facts)]
+    faults = [*_check_build(facts, devices, environment, gpu_present)]
+    faults += [fault for number, device in enumerate(devices) for fault in _check_device(number, device, facts)]
     yield from faults
     if not faults:
         built = f"CUDA {facts['cuda']}" if facts["cuda"] else f"ROCm {facts['rocm']}" if facts["rocm"] else "CPUs only"
@@ -130,7 +130,7 @@ def check_extensions(
         yield Finding("extensions", "ok", f"{', '.join(works)}: loaded beside this torch.")
 
 
-def _judge_build(
+def _check_build(
     facts: Mapping[str, Any], devices: Sequence[Any], environment: Mapping[str, str], gpu_present: bool
 ) -> Iterator[Finding]:
     """A GPU that torch does not see."""
@@ -158,7 +158,7 @@ def hides_all(visible: str) -> bool:
     return visible.strip().partition(",")[0].strip() in ("", "-1", "NoDevFiles")
 
 
-def _judge_device(number: int, device: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_device(number: int, device: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
     name = f"GPU {number} ({device['name']})"
     if facts["cuda"] and not has_kernels(tuple(device["capability"]), facts["architectures"]):
         wanted = ".".join(map(str, device["capability"]))

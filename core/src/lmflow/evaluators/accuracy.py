@@ -16,7 +16,7 @@ from lmflow.inference.types import Sampling
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 
 class Answering(Evaluator):
@@ -42,7 +42,7 @@ class Answering(Evaluator):
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
 
     def answers(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> list[dict[str, Any]]:
         """A row per sample: source, prompt, expected, completion and finish_reason."""
         from lmflow.evaluators.answering import draw_answers, expected_answer, with_prompt_structure
@@ -51,7 +51,7 @@ class Answering(Evaluator):
             raise DataError(f"{self.name}: there is no record to measure")
         expected = [expected_answer(sample, self.name) for sample in samples]
         asked = [with_prompt_structure(sample, self.prompt_structure) for sample in samples]
-        completions = draw_answers(model, asked, inferencer, self.sampling, journal)
+        completions = draw_answers(model, asked, inferencer, self.sampling, log)
         return [
             {
                 "source": sample.source,
@@ -77,7 +77,7 @@ class Accuracy(Answering):
     )
 
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """Compare the answer found in the completion with the one found in the record's own.
 
@@ -86,7 +86,7 @@ class Accuracy(Answering):
         """
         extract = NAMES[self.answer_type]
         wanted = [self._wanted(sample) for sample in samples]
-        rows = self.answers(model, samples, inferencer, journal)
+        rows = self.answers(model, samples, inferencer, log)
         for row, right in zip(rows, wanted):
             given = extract(row["completion"])
             row |= {"expected_answer": right, "answer": given}
@@ -116,11 +116,11 @@ class ExactMatch(Answering):
     normalise: bool = Field(False, description="Also ignore case, repeated spaces, and quotes or a full stop around.")
 
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """Compare completions with the records' answers; metrics as those of `accuracy`, under `exact_match`."""
         prepare = plain if self.normalise else str.strip
-        rows = self.answers(model, samples, inferencer, journal)
+        rows = self.answers(model, samples, inferencer, log)
         for row in rows:
             row["correct"] = prepare(row["completion"]) == prepare(row["expected"])
         return Evaluation({**share_right("exact_match", rows), "records": len(rows)}, rows)

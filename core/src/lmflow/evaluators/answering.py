@@ -14,7 +14,7 @@ from lmflow.inference.types import Completion, Sampling
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 SLOT = "{input}"
 
@@ -37,16 +37,14 @@ def with_prompt_structure(sample: Sample, structure: str) -> Sample:
 
 
 def draw_answers(
-    model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, sampling: Sampling, journal: Journal
+    model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, sampling: Sampling, log: RunLog
 ) -> list[Completion]:
     """One completion per sample. Raises DataError for a prompt that does not fit the model's context."""
     drawn: dict[int, Completion] = {}
-    with journal.phase("answering", len(samples)):
+    with log.phase("answering", len(samples)):
         for start in range(0, len(samples), WINDOW):
             prompts = [encode_prompt(model, sample) for sample in samples[start : start + WINDOW]]
-            for index, completions in inferencer.generate_each(
-                model, prompts, sampling, lambda _: journal.check_stop()
-            ):
+            for index, completions in inferencer.generate_each(model, prompts, sampling, lambda _: log.check_stop()):
                 drawn[start + index] = completions[0]
-                journal.advance()
+                log.advance()
     return [drawn[index] for index in range(len(samples))]

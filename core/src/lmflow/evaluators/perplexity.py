@@ -14,7 +14,7 @@ from lmflow.errors import DataError
 
 if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 WINDOW_WITHOUT_LIMIT = 2048
 """Tokens per window for a model whose configuration names no limit."""
@@ -36,7 +36,7 @@ class Perplexity(Evaluator):
     batch_tokens: int = Field(4096, gt=0, description="Most tokens in one forward pass.")
 
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """exp of the mean loss over all tokens of all texts but each text's first, every token counted once.
 
@@ -45,7 +45,7 @@ class Perplexity(Evaluator):
         """
         from lmflow.evaluators.scoring import token_losses
 
-        window = window_for(model, self.window, journal)
+        window = window_for(model, self.window, log)
         stride = window if self.stride is None else self.stride
         if stride > window:
             raise DataError(f"perplexity: a stride of {stride} leaves tokens out between windows of {window}; lower it")
@@ -57,8 +57,8 @@ class Perplexity(Evaluator):
         count = sum(max(len(each) - 1, 0) for each in sequences)
         if not count:
             raise DataError("perplexity: no text has two tokens, so there is nothing to predict; give more text")
-        with journal.phase("measuring perplexity", count):
-            losses = token_losses(model, sequences, window, stride, self.batch_tokens, journal)
+        with log.phase("measuring perplexity", count):
+            losses = token_losses(model, sequences, window, stride, self.batch_tokens, log)
         rows = [
             {"source": text.source, **_figures(float(loss.double().sum()), len(loss))}
             for text, loss in zip(texts, losses)
@@ -78,7 +78,7 @@ class Nll(Evaluator):
     batch_tokens: int = Field(4096, gt=0, description="Most tokens in one forward pass.")
 
     def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, journal: Journal
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
     ) -> Evaluation:
         """Sum the losses of a record's answers, each token predicted from all before it.
 
@@ -101,11 +101,11 @@ class Nll(Evaluator):
                 owners.append(number)
         window = model.context_length
         stride = 1 if window is None else max(1, window // 2)
-        with journal.phase("measuring nll", sum(max(len(each) - 1, 0) for each in sequences)):
-            losses = token_losses(model, sequences, window, stride, self.batch_tokens, journal)
+        with log.phase("measuring nll", sum(max(len(each) - 1, 0) for each in sequences)):
+            losses = token_losses(model, sequences, window, stride, self.batch_tokens, log)
         sums, counts = [0.0] * len(samples), [0] * len(samples)
         for owner, sequence, loss in zip(owners, sequences, losses):
-            counted = [value for value, trained in zip(loss.tolist(), sequence.trained[1:]) if trained]
+            counted = [value for value, trained in zip(loss.tolist(), sequence.loss_mask[1:]) if trained]
             sums[owner] += sum(counted)
             counts[owner] += len(counted)
         if not sum(counts):
@@ -118,7 +118,7 @@ class Nll(Evaluator):
         return Evaluation(metrics, rows)
 
 
-def window_for(model: LanguageModel, wanted: int | None, journal: Journal) -> int:
+def window_for(model: LanguageModel, wanted: int | None, log: RunLog) -> int:
     """The window asked for, or the model's context. Raises DataError for one longer than that."""
     limit = model.context_length
     if wanted is not None and limit is not None and wanted > limit:
@@ -127,7 +127,7 @@ def window_for(model: LanguageModel, wanted: int | None, journal: Journal) -> in
             "stretch the context with --context"
         )
     if wanted is None and limit is None:
-        journal.note(f"the model names no limit of its context: windows of {WINDOW_WITHOUT_LIMIT:,} tokens are used")
+        log.note(f"the model names no limit of its context: windows of {WINDOW_WITHOUT_LIMIT:,} tokens are used")
     return wanted or limit or WINDOW_WITHOUT_LIMIT
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lmflow.data.sample import Prompt, TokenSequence
-from lmflow.inference.decoder import concatenate_extras, eval_mode
+from lmflow.inference.decoder import concatenate_inputs, eval_mode
 from lmflow.models.language_model import LanguageModel
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 IGNORED = -100
 """What cross_entropy takes for no target."""
@@ -55,7 +55,7 @@ def token_losses(
     window: int | None,
     stride: int,
     batch_tokens: int,
-    journal: Journal,
+    log: RunLog,
 ) -> list[Tensor]:
     """Negative log-likelihood in nats of each token but the first: one float32 tensor (T - 1,) per sequence of T.
 
@@ -73,7 +73,7 @@ def token_losses(
         for batch in _batches(order, batch_tokens):
             for each, found in zip(batch, _losses_of(model, [sequences[w.sequence] for w in batch], batch)):
                 losses[each.sequence][each.first - 1 : each.end] = found
-            journal.advance_or_stop(sum(each.end + 1 - each.first for each in batch))
+            log.advance_or_stop(sum(each.end + 1 - each.first for each in batch))
     return losses
 
 
@@ -95,7 +95,9 @@ def _losses_of(model: LanguageModel, sequences: Sequence[TokenSequence], batch: 
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     for row, piece in enumerate(read):
         ids[row, : len(piece)] = torch.tensor(piece.ids)
-    inputs: dict[str, Any] = dict(concatenate_extras([Prompt(each.ids, each.extras) for each in read], model.device))
+    inputs: dict[str, Any] = dict(
+        concatenate_inputs([Prompt(each.ids, each.model_inputs) for each in read], model.device)
+    )
     lengths = torch.tensor([len(window) for window in batch])
     if int(lengths.min()) < width:
         inputs["attention_mask"] = (torch.arange(width) < lengths.unsqueeze(-1)).long().to(model.device)

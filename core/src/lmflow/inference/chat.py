@@ -113,7 +113,7 @@ class Dialogue:
 # Commands
 
 
-class Leave(Exception):
+class ExitChat(Exception):
     """The user asked to leave."""
 
 
@@ -123,10 +123,10 @@ class Command:
 
     takes: str
     help: str
-    obey: Callable[[Dialogue, str], str]
+    run_command: Callable[[Dialogue, str], str]
 
 
-def obey(dialogue: Dialogue, line: str) -> str:
+def run_command(dialogue: Dialogue, line: str) -> str:
     """Do what a line that begins with "/" says; returns what to tell the user.
 
     Raises LmflowError for an unknown command or a wrong argument, and Leave for /exit.
@@ -136,7 +136,7 @@ def obey(dialogue: Dialogue, line: str) -> str:
     if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise DataError(f"no command is called {name}; " + (f"did you mean {near[0]}?" if near else "see /help"))
-    return command.obey(dialogue, argument.strip())
+    return command.run_command(dialogue, argument.strip())
 
 
 def changed_sampling(sampling: Sampling, assignment: str) -> Sampling:
@@ -202,7 +202,7 @@ def _image(dialogue: Dialogue, name: str) -> str:
 
 
 def _exit(_: Dialogue, __: str) -> str:
-    raise Leave
+    raise ExitChat
 
 
 COMMANDS: dict[str, Command] = {

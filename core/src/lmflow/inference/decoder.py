@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.kv_cache import drop_left, growing_cache, is_flexible, join
+from lmflow.inference.kv_cache import concat, growing_cache, is_flexible, trim_left
 
 
 class Decoder:
@@ -51,7 +51,7 @@ class Decoder:
         ids = torch.tensor([[0] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts])
         self._padding = torch.tensor([width - length for length in lengths], device=self._device)
         self._padded = min(lengths) < width
-        logits = self._forward(ids.to(self._device), concatenate_extras(prompts, self._device))
+        logits = self._forward(ids.to(self._device), concatenate_inputs(prompts, self._device))
         if n > 1:
             repeated = torch.arange(len(prompts), device=self._device).repeat_interleave(n)
             self._select(repeated)
@@ -69,14 +69,14 @@ class Decoder:
             return
         shared = int(self._padding.min())
         if shared and self.flexible:
-            drop_left(self._cache, shared)
+            trim_left(self._cache, shared)
             self._padding = self._padding - shared
             self._width -= shared
         self._padded = bool(self._padding.any())
 
-    def join(self, other: Decoder) -> None:
+    def concat(self, other: Decoder) -> None:
         """Add the rows of another decoder of the same model below these; both must be flexible."""
-        join(self._cache, other._cache)
+        concat(self._cache, other._cache)
         width = max(self._width, other._width)
         self._padded = self._padded or other._padded or self._width != other._width
         self._padding = torch.cat([self._padding + width - self._width, other._padding + width - other._width])
@@ -86,7 +86,7 @@ class Decoder:
         self._cache.batch_select_indices(rows)
         self._padding = self._padding[rows]
 
-    def _forward(self, ids: Tensor, extras: dict[str, Tensor]) -> Tensor:
+    def _forward(self, ids: Tensor, model_inputs: dict[str, Tensor]) -> Tensor:
         """Logits (R, V) after the last of `ids`, (R, T)."""
         columns = torch.arange(self._width + ids.shape[1], device=self._device)
         inputs: dict[str, Any] = {}
@@ -96,7 +96,7 @@ class Decoder:
         if self._positioned:
             inputs["position_ids"] = (columns[self._width :] - self._padding.unsqueeze(-1)).clamp_min(0)
         output = self._module(
-            input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs, **self._last_only, **extras
+            input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs, **self._last_only, **model_inputs
         )
         self._width += ids.shape[1]
         logits: Tensor = output.logits[:, -1]
@@ -125,11 +125,11 @@ def check_decodable(module: nn.Module) -> None:
         )
 
 
-def concatenate_extras(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+def concatenate_inputs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
     """Further inputs of the model, those of all prompts that have them in row order."""
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.extras)
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.model_inputs)
     return {
-        name: torch.cat([prompt.extras[name] for prompt in prompts if name in prompt.extras]).to(device)
+        name: torch.cat([prompt.model_inputs[name] for prompt in prompts if name in prompt.model_inputs]).to(device)
         for name in names
     }
 

@@ -12,7 +12,7 @@ from lmflow.data.sample import Prompt
 from lmflow.inference.types import Completion, Sampling
 
 if TYPE_CHECKING:
-    from lmflow.inference.generate import Drawn
+    from lmflow.inference.generate import StepOutput
     from lmflow.inference.text_stream import TextStream
     from lmflow.models.language_model import LanguageModel
 
@@ -27,8 +27,8 @@ class PassInferencer(Inferencer):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         new_text: Callable[[], TextStream] | None = None,
-    ) -> Generator[Drawn, None, None]:
-        """Draw `sampling.n` completions for each prompt; numbers and `new_text` as in `draw_completions`.
+    ) -> Generator[StepOutput, None, None]:
+        """Draw `sampling.n` completions for each prompt; numbers and `new_text` as in `generate_completions`.
 
         Raises DataError for a prompt that is empty or leaves no room in the model's context.
         """

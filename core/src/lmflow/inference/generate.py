@@ -12,7 +12,7 @@ from torch import Tensor
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError
 from lmflow.inference.decoder import Decoder, eval_mode
-from lmflow.inference.sampling import draw_scored, stream_key, uniforms
+from lmflow.inference.sampling import sample_scored, stream_key, uniforms
 from lmflow.inference.scheduler import admit, longest_first
 from lmflow.inference.text_stream import TextStream
 from lmflow.inference.types import Completion, FinishReason, Sampling
@@ -25,7 +25,7 @@ LEAVE_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class StepOutput:
     """What one forward pass brought: how many tokens, and the completions that left, each with its number."""
 
     tokens: int
@@ -33,13 +33,13 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw_completions(
+def generate_completions(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     budget: int,
     new_text: Callable[[], TextStream] | None = None,
-) -> Generator[Drawn, None, None]:
+) -> Generator[StepOutput, None, None]:
     """Draw `sampling.n` completions for each prompt, with at most `budget` tokens in the cache.
 
     Completion j of prompt i has the number i * n + j. `new_text` makes what follows a row's text as it is drawn; with
@@ -48,35 +48,39 @@ def draw_completions(
     if new_text is None and sampling.stop:
         new_text = text_maker(model, sampling)
     n = sampling.n
-    rooms = completion_rooms(prompts, sampling.max_new_tokens, model.context_length)
+    token_budgets = completion_budgets(prompts, sampling.max_new_tokens, model.context_length)
     lengths = [len(prompt.ids) for prompt in prompts]
     queue = longest_first(lengths)
-    rules = Rules(model, sampling)
-    batch: Batch | None = None
+    rules = SamplingRules(model, sampling)
+    batch: DecodingBatch | None = None
     with eval_mode(model.module):
         while queue or batch is not None:
             running = (0, 0, 0) if batch is None else batch.size()
-            chosen = admit(queue, lengths, rooms, n, budget, running) if batch is None or batch.decoder.flexible else []
+            chosen = (
+                admit(queue, lengths, token_budgets, n, budget, running)
+                if batch is None or batch.decoder.flexible
+                else []
+            )
             if chosen:
                 decoder = Decoder(model.module)
                 logits = decoder.prefill([prompts[index] for index in chosen], n)
-                rows = Rows.begin(prompts, chosen, rooms, sampling, model.device)
+                rows = Rows.begin(prompts, chosen, token_budgets, sampling, model.device)
                 texts = [new_text() for _ in range(len(rows))] if new_text is not None else []
-                entering = Batch(decoder, rows, texts)
-                tokens = rules.draw(entering, logits)
-                batch = entering if batch is None else batch.joined(entering)
+                entering = DecodingBatch(decoder, rows, texts)
+                tokens = rules.sample(entering, logits)
+                batch = entering if batch is None else batch.concatenated(entering)
             else:
                 assert batch is not None  # an empty batch admits at least one prompt
-                tokens = rules.draw(batch, batch.decoder.step(batch.rows.last))
+                tokens = rules.sample(batch, batch.decoder.step(batch.rows.last))
             finished = []
             if int(batch.rows.done.sum()) * LEAVE_SHARE >= len(batch.rows):
                 finished = rules.completions(batch)
                 batch = batch.unfinished()
-            yield Drawn(tokens, finished)
+            yield StepOutput(tokens, finished)
 
 
 def whole_prompts(
-    passes: Iterable[Drawn], n: int, progress: Callable[[int], None] | None = None
+    passes: Iterable[StepOutput], n: int, progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Yield a prompt's index and its n completions when the last of them is drawn; `progress` as in `generate`."""
     waiting: dict[int, dict[int, Completion]] = {}
@@ -92,12 +96,12 @@ def whole_prompts(
             progress(drawn.tokens)
 
 
-def completion_rooms(prompts: Sequence[Prompt], new_tokens: int, context_length: int | None) -> list[int]:
+def completion_budgets(prompts: Sequence[Prompt], new_tokens: int, context_length: int | None) -> list[int]:
     """Tokens each prompt's completion may have: `new_tokens`, or fewer where the model's context ends before.
 
     Raises DataError for a prompt without a token, or without room for one more.
     """
-    rooms = []
+    token_budgets = []
     for number, prompt in enumerate(prompts, 1):
         length = len(prompt.ids)
         if not length:
@@ -107,8 +111,8 @@ def completion_rooms(prompts: Sequence[Prompt], new_tokens: int, context_length:
                 f"Prompt {number} of {len(prompts)} has {length} tokens; the model's context is {context_length}, "
                 "which leaves no room for an answer. Shorten it."
             )
-        rooms.append(new_tokens if context_length is None else min(new_tokens, context_length - length))
-    return rooms
+        token_budgets.append(new_tokens if context_length is None else min(new_tokens, context_length - length))
+    return token_budgets
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Rows:
 
     numbers: Tensor
     keys: Tensor
-    rooms: Tensor
+    token_budgets: Tensor
     counts: Tensor
     """Tokens drawn so far."""
     done: Tensor
@@ -134,7 +138,7 @@ class Rows:
         cls,
         prompts: Sequence[Prompt],
         chosen: Sequence[int],
-        rooms: Sequence[int],
+        token_budgets: Sequence[int],
         sampling: Sampling,
         device: torch.device,
     ) -> Rows:
@@ -142,11 +146,11 @@ class Rows:
         names = [(index, sample) for index in chosen for sample in range(sampling.n)]
         keys = [stream_key(prompts[index].ids, sample, sampling.seed) for index, sample in names]
         empty = torch.zeros(len(names), dtype=torch.long, device=device)
-        width = max(rooms[index] for index in chosen) + 1
+        width = max(token_budgets[index] for index in chosen) + 1
         return cls(
             numbers=torch.tensor([index * sampling.n + sample for index, sample in names], device=device),
             keys=torch.tensor(keys, device=device),
-            rooms=torch.tensor([rooms[index] for index, _ in names], device=device),
+            token_budgets=torch.tensor([token_budgets[index] for index, _ in names], device=device),
             counts=empty,
             done=empty.bool(),
             last=empty,
@@ -172,9 +176,9 @@ class Rows:
         return Rows(
             numbers=self.numbers,
             keys=self.keys,
-            rooms=self.rooms,
+            token_budgets=self.token_budgets,
             counts=counts,
-            done=self.done | ends | (counts >= self.rooms),
+            done=self.done | ends | (counts >= self.token_budgets),
             last=tokens,
             tokens=self.tokens.scatter_(-1, place, tokens.unsqueeze(-1)),
             logprobs=self.logprobs.scatter_(-1, place, logprobs.unsqueeze(-1)),
@@ -182,7 +186,7 @@ class Rows:
 
 
 @dataclass
-class Batch:
+class DecodingBatch:
     """Rows, their cache, and where text is followed one stream for each."""
 
     decoder: Decoder
@@ -191,37 +195,37 @@ class Batch:
 
     def size(self) -> tuple[int, int, int]:
         """Rows, tokens in the cache of each, and the most that are still to come to one."""
-        return len(self.rows), self.decoder.width, int((self.rows.rooms - self.rows.counts).max())
+        return len(self.rows), self.decoder.width, int((self.rows.token_budgets - self.rows.counts).max())
 
-    def joined(self, other: Batch) -> Batch:
+    def concatenated(self, other: DecodingBatch) -> DecodingBatch:
         """This batch with the rows of `other` below its own."""
-        self.decoder.join(other.decoder)
-        return Batch(self.decoder, self.rows.above(other.rows), self.texts + other.texts)
+        self.decoder.concat(other.decoder)
+        return DecodingBatch(self.decoder, self.rows.above(other.rows), self.texts + other.texts)
 
-    def unfinished(self) -> Batch | None:
+    def unfinished(self) -> DecodingBatch | None:
         """The batch without its finished rows, None if there are no others."""
         staying = (~self.rows.done).nonzero().squeeze(-1)
         if not len(staying):
             return None
         self.decoder.keep(staying)
         texts = [self.texts[row] for row in staying.tolist()] if self.texts else []
-        return Batch(self.decoder, self.rows.at(staying), texts)
+        return DecodingBatch(self.decoder, self.rows.at(staying), texts)
 
 
-class Rules:
+class SamplingRules:
     """How one call draws: its sampling options, and which tokens end a completion or are never drawn."""
 
     def __init__(self, model: LanguageModel, sampling: Sampling) -> None:
         self._model = model
         self._sampling = sampling
         self._end_ids = torch.tensor(model.end_ids, dtype=torch.long, device=model.device)
-        self._never = model.never_drawn
+        self._never = model.suppressed_ids
 
-    def draw(self, batch: Batch, logits: Tensor) -> int:
+    def sample(self, batch: DecodingBatch, logits: Tensor) -> int:
         """Draw the next token of every row from logits (R, V); how many of the rows were unfinished."""
         sampling, rows = self._sampling, batch.rows
         random = uniforms(rows.keys, rows.counts)
-        tokens, logprobs = draw_scored(
+        tokens, logprobs = sample_scored(
             self.allowed(logits, rows.counts), random, sampling.temperature, sampling.top_k, sampling.top_p
         )
         check_finite(logprobs)
@@ -243,7 +247,7 @@ class Rules:
             logits[early, self._end_ids[self._end_ids < vocabulary]] = -torch.inf
         return logits
 
-    def completions(self, batch: Batch) -> list[tuple[int, Completion]]:
+    def completions(self, batch: DecodingBatch) -> list[tuple[int, Completion]]:
         """The finished rows as completions, each with its number."""
         gone = batch.rows.done.nonzero().squeeze(-1)
         rows = batch.rows.at(gone)
@@ -278,7 +282,7 @@ def text_maker(model: LanguageModel, sampling: Sampling) -> Callable[[], TextStr
     return lambda: TextStream(model.decode, sampling.stop)
 
 
-def _follow(batch: Batch, tokens: Tensor, without_text: Tensor) -> Tensor:
+def _follow(batch: DecodingBatch, tokens: Tensor, without_text: Tensor) -> Tensor:
     """Add the tokens to the rows' texts, but where there is none to add; which rows a stop string ends, (R,)."""
     stopped = [False] * len(batch.texts)
     for row, (token, skip) in enumerate(zip(tokens.tolist(), without_text.tolist(), strict=True)):

@@ -12,7 +12,7 @@ from lmflow.inference.engine import PassInferencer
 from lmflow.inference.types import Sampling
 
 if TYPE_CHECKING:
-    from lmflow.inference.generate import Drawn
+    from lmflow.inference.generate import StepOutput
     from lmflow.inference.text_stream import TextStream
     from lmflow.models.language_model import LanguageModel
 
@@ -35,8 +35,8 @@ class HuggingFace(PassInferencer):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         new_text: Callable[[], TextStream] | None = None,
-    ) -> Generator[Drawn, None, None]:
-        """See `draw_completions`."""
-        from lmflow.inference.generate import draw_completions
+    ) -> Generator[StepOutput, None, None]:
+        """See `generate_completions`."""
+        from lmflow.inference.generate import generate_completions
 
-        return draw_completions(model, prompts, sampling, self.batch_tokens, new_text)
+        return generate_completions(model, prompts, sampling, self.batch_tokens, new_text)

@@ -39,18 +39,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # Transformers is not f
         self._key_store, self.keys = _select(self._key_store, self.keys, indices)
         self._value_store, self.values = _select(self._value_store, self.values, indices)
 
-    def drop_left(self, tokens: int) -> None:
+    def trim_left(self, tokens: int) -> None:
         """Forget the first `tokens` positions of all rows, without copying."""
         self._key_store, self.keys = _drop_left(self._key_store, self.keys, tokens)
         self._value_store, self.values = _drop_left(self._value_store, self.values, tokens)
 
-    def take(self, positions: Tensor) -> None:
+    def gather(self, positions: Tensor) -> None:
         """Keep of each row the positions given, (B, T), in that order."""
         index = positions[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
         self.keys = self.keys.gather(2, index.expand(-1, -1, -1, self.keys.shape[-1]))
         self.values = self.values.gather(2, index.expand(-1, -1, -1, self.values.shape[-1]))
 
-    def join(self, other: GrowingLayer) -> None:
+    def concat(self, other: GrowingLayer) -> None:
         """Add the rows of `other` below these, both padded on the left to the longer of the two."""
         self._key_store, self.keys = _join(self.keys, other.keys)
         self._value_store, self.values = _join(self.values, other.values)
@@ -80,10 +80,10 @@ def is_flexible(cache: Cache) -> bool:
     return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
-def drop_left(cache: Cache, tokens: int) -> None:
+def trim_left(cache: Cache, tokens: int) -> None:
     """Forget the first `tokens` positions of a flexible cache."""
     for layer in cache.layers:
-        layer.drop_left(tokens)
+        layer.trim_left(tokens)
 
 
 def drop_right(cache: Cache, tokens: int) -> None:
@@ -92,16 +92,16 @@ def drop_right(cache: Cache, tokens: int) -> None:
         layer.crop(-tokens)
 
 
-def take(cache: Cache, positions: Tensor) -> None:
+def gather(cache: Cache, positions: Tensor) -> None:
     """Keep of each row of a flexible cache the positions given, (B, T), in that order."""
     for layer in cache.layers:
-        layer.take(positions)
+        layer.gather(positions)
 
 
-def join(cache: Cache, other: Cache) -> None:
+def concat(cache: Cache, other: Cache) -> None:
     """Add the rows of one flexible cache below those of another."""
     for layer, added in zip(cache.layers, other.layers, strict=True):
-        layer.join(added)
+        layer.concat(added)
 
 
 def _append(store: Tensor | None, held: Tensor, new: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -140,5 +140,5 @@ def _join(above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backs(store: Tensor, held: Tensor) -> bool:
-    """Whether `held` still is the beginning of `store`; cropping keeps that, other operations need not."""
+    """Whether `validation` still is the beginning of `store`; cropping keeps that, other operations need not."""
     return store.data_ptr() == held.data_ptr() and store.shape[0] == held.shape[0]

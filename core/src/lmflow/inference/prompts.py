@@ -18,7 +18,7 @@ from lmflow.inference.types import Completion, Sampling
 if TYPE_CHECKING:
     from lmflow.inference.completion_file import CompletionFile
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 WINDOW = 256
 """Prompts that are tokenised together: enough to fill batches, few enough for those that hold pictures."""
@@ -189,7 +189,7 @@ def in_order(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def complete_to_file(
-    model: LanguageModel, file: CompletionFile, inferencer: Inferencer, sampling: Sampling, journal: Journal
+    model: LanguageModel, file: CompletionFile, inferencer: Inferencer, sampling: Sampling, log: RunLog
 ) -> None:
     """Append a record for every prompt `file` lacks, each as soon as it is complete.
 
@@ -198,12 +198,12 @@ def complete_to_file(
     """
     missing = file.missing()
     begun = len(file) > 0
-    drawing = complete(model, missing, inferencer, sampling, lambda _: journal.check_stop(), stop_if_none=not begun)
+    drawing = complete(model, missing, inferencer, sampling, lambda _: log.check_stop(), stop_if_none=not begun)
     try:
-        with file, journal.phase("generating", len(missing)):
+        with file, log.phase("generating", len(missing)):
             for record in drawing:
                 file.append(record)
-                journal.advance_or_stop()
+                log.advance_or_stop()
     except (Interrupted, KeyboardInterrupt) as error:
         number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
         text = f"Stopped; {len(file):,} of {file.expected:,} records are in {file.path}."

@@ -35,7 +35,7 @@ def filtered_logprobs(logits: Tensor, temperature: float, top_k: int = 0, top_p:
     return logits.log_softmax(-1)
 
 
-def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+def sample(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row, (B,): the inverse of the cumulative distribution (B, V) at uniforms (B,) in [0, 1).
 
     A row's token depends on its own number alone, and never has probability 0. Logits that differ in their last bits,
@@ -49,7 +49,7 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     return found.clamp_max(logprobs.shape[-1] - 1)  # a row of nan, whose token then has the log-probability nan
 
 
-def draw_scored(
+def sample_scored(
     logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor]:
     """Tokens drawn from logits (B, V), and their log-probabilities as `Completion` defines them, (B,) each."""
@@ -57,7 +57,7 @@ def draw_scored(
         tokens, logprobs = logits.argmax(-1), logits.float().log_softmax(-1)
     else:
         logprobs = filtered_logprobs(logits, temperature, top_k, top_p)
-        tokens = draw(logprobs, uniforms)
+        tokens = sample(logprobs, uniforms)
     return tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 

@@ -12,7 +12,12 @@ def longest_first(lengths: Sequence[int]) -> deque[int]:
 
 
 def admit(
-    queue: deque[int], lengths: Sequence[int], rooms: Sequence[int], n: int, budget: int, running: tuple[int, int, int]
+    queue: deque[int],
+    lengths: Sequence[int],
+    token_budgets: Sequence[int],
+    n: int,
+    budget: int,
+    running: tuple[int, int, int],
 ) -> list[int]:
     """Take from the front of `queue` the prompts that can be decoded beside what is running, n rows each.
 
@@ -21,11 +26,11 @@ def admit(
     single prompt is alone in it. None is taken while those that fit are few beside the rows running, for reading
     prompts costs a forward pass.
     """
-    rows, width, room = running
+    rows, width, token_budget = running
     fitting = 0
     for index in queue:
-        width, room = max(width, lengths[index]), max(room, rooms[index])
-        if rows + fitting > 0 and (rows + fitting + n) * (width + room) > budget:
+        width, token_budget = max(width, lengths[index]), max(token_budget, token_budgets[index])
+        if rows + fitting > 0 and (rows + fitting + n) * (width + token_budget) > budget:
             break
         fitting += n
     if fitting < len(queue) * n and fitting * 4 < rows:

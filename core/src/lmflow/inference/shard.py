@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lmflow.data.sample import Prompt
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.inference.types import Completion, Sampling
 
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
 
-def draw_shared(
+def generate_sharded(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     inferencer: Inferencer,
     sampling: Sampling,
-    journal: Journal,
+    log: RunLog,
     phase: str,
 ) -> list[list[Completion]]:
     """The completions of all prompts in every process, each of which draws those of its share; shown as `phase`.
@@ -30,14 +30,14 @@ def draw_shared(
     They are those that one process draws, because a prompt's completions depend on the prompt and the seed alone. Where
     each process holds a part of the model only, all draw everything: they can pass the model only together.
     """
-    group = Group() if holds_part(model.module) else journal.group
-    most = len(group.share(prompts)) * sampling.n * sampling.max_new_tokens
+    processes = Processes() if holds_part(model.module) else log.processes
+    most = len(processes.shard(prompts)) * sampling.n * sampling.max_new_tokens
 
     def generate(some: Sequence[Prompt]) -> list[list[Completion]]:
-        return inferencer.generate(model, some, sampling, journal.advance_or_stop)
+        return inferencer.generate(model, some, sampling, log.advance_or_stop)
 
-    with journal.phase(phase, most):
-        return group.map_shares(generate, prompts)
+    with log.phase(phase, most):
+        return processes.map_sharded(generate, prompts)
 
 
 def holds_part(module: nn.Module) -> bool:

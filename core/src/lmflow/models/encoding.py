@@ -16,7 +16,7 @@ from lmflow.data import lengths
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.tokens import cached
 from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
-from lmflow.data.prefetch import made_ahead
+from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def encode(
 def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[TokenSequence]:
     """The sequences of all samples; a chunk of samples is tokenised while what the last one gave is used."""
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-    for chunk in made_ahead(lambda some: model.encode_all(some, train_on), chunks):
+    for chunk in prefetch(lambda some: model.encode_all(some, train_on), chunks):
         for sequences in chunk:
             yield from sequences
 

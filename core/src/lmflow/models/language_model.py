@@ -107,7 +107,7 @@ class LanguageModel:
         return self.end_ids[0] if pad is None else pad
 
     @property
-    def never_drawn(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         """Tokens that no answer has: padding here, and what stands for other inputs in models that have such."""
         pad = self.tokenizer.pad_token_id
         return () if pad is None or pad in self.end_ids else (pad,)

@@ -23,7 +23,7 @@ class Compute(BaseModel):
     )
 
 
-def open_model(model: Model, context: Context | None = None, compute: Compute | None = None) -> LanguageModel:
+def load_for_inference(model: Model, context: Context | None = None, compute: Compute | None = None) -> LanguageModel:
     """Load `model` to use it, changed by `context` if there is one.
 
     Raises LmflowError with what is missing, and RecipeError where a GPU is asked for and there is none.

@@ -45,7 +45,7 @@ class Pretrained(Model):
         kept_only = {"local_files_only": True} if asks_hub(self.path) and hub_is_out_of_reach() else {}
         return {"trust_remote_code": self.trust_remote_code, **revision, **kept_only}
 
-    def outline(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, context: Context | None = None) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
         check_path(self.path, self.revision)
         from transformers import AutoTokenizer, GenerationConfig

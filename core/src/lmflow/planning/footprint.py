@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from lmflow.data.collate import Batch
 from lmflow.distributed.strategies.base import blocks, trainable_parameters
 from lmflow.training.chunked_loss import LogitTransform, checkpointed_logprobs, chunked_nll
-from lmflow.training.loss import model_inputs
+from lmflow.training.loss import forward_inputs
 from lmflow.training.output_head import configured_cap, in_place_of_logits
 
 MASTER = 4
@@ -75,7 +75,7 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: Setting) -> Foot
     """
     trainable = list(trainable_parameters(module).values())
     moving = MASTER * sum(each.numel() for each in trainable)
-    targets = batch.trained_tokens  # outside of the mode, in which nothing has a value
+    targets = batch.num_targets  # outside of the mode, in which nothing has a value
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = without_values(module)
@@ -194,7 +194,7 @@ def fake_loss(module: nn.Module, batch: Batch, targets: int, ledger: Ledger) -> 
             return -checkpointed_logprobs(chosen, own, wanted, transform).sum()
 
     with in_place_of_logits(head, compute) as results:
-        module(**model_inputs(batch))
+        module(**forward_inputs(batch))
     return results[0]
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from lmflow.components import Tuner, Workload
-from lmflow.errors import LmflowError, UnforeseeableError
+from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
 from lmflow.recipe.resolve import Recipe
@@ -45,7 +45,7 @@ class Steps:
     """Samples of an epoch (of an iteration, where they are made by the model)."""
     tokens: float
     """Tokens of a step in all processes, on average."""
-    trained_tokens: float
+    num_targets: float
     """Those of them that are targets."""
     passes: int
     """Forward passes of the step that has most."""
@@ -70,7 +70,7 @@ class Plan:
     steps: Steps
     memory: Footprint | None
     """None where it cannot be foreseen, as for a model whose forward pass depends on values."""
-    unforeseen: str
+    not_estimated: str
     """Why not, in one line."""
     available: int | None
     """What there is for each process; None where that is not known."""
@@ -109,15 +109,15 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
-    """The plan of a recipe whose data is read; `model` is its `outline`, which the tuner changes.
+    """The plan of a recipe whose data is read; `model` is its `skeleton`, which the tuner changes.
 
-    Raises UnforeseeableError where the tuner cannot do with an outline.
+    Raises EstimateError where the tuner cannot do with an outline.
     """
     device, precision = computing(recipe)
     workload = recipe.aligner.workload(model, data, recipe.training) or told_by_data(model, data)
     model = prepared(model, recipe.tuner)
     parameters = list(model.module.parameters())
-    steps, memory, unforeseen = foresee(recipe, model, workload)
+    steps, memory, not_estimated = estimate(recipe, model, workload)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
     plan = Plan(
@@ -129,7 +129,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         steps=steps,
         memory=memory and replace(memory, libraries=libraries),
-        unforeseen=unforeseen,
+        not_estimated=not_estimated,
         available=available_memory(device, recipe.launch.processes),
     )
     if plan.fits:
@@ -145,28 +145,28 @@ def computing(recipe: Recipe) -> tuple[str, str]:
     return device, choose_precision(recipe.training.precision, device)
 
 
-def outline(recipe: Recipe) -> LanguageModel:
+def skeleton(recipe: Recipe) -> LanguageModel:
     """The recipe's model before it is tuned, with weights that may have no values."""
     import torch
 
     from lmflow.data.chat_templates import use_template
     from lmflow.models.device import DTYPES
 
-    model = recipe.model.outline(recipe.context)
+    model = recipe.model.skeleton(recipe.context)
     use_template(model.tokenizer, recipe.data.template)
     model.module.to(getattr(torch, DTYPES[computing(recipe)[1]]))
     return model
 
 
 def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
-    """The outline as the tuner makes it trainable. Raises UnforeseeableError where that takes weights with values."""
+    """The outline as the tuner makes it trainable. Raises EstimateError where that takes weights with values."""
     try:
         return model.prepare(tuner)
     except LmflowError:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UnforeseeableError(
+        raise EstimateError(
             f"tuner {tuner.name} prepares no model whose weights have no values ({why}), so what a run with it takes "
             "cannot be foreseen"
         ) from error
@@ -179,7 +179,7 @@ def told_by_data(model: LanguageModel, data: Dataset) -> Workload:
     return Workload(encode_answered(model, data.train, data.options), None)
 
 
-def foresee(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
+def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
     """The steps of a prepared model, the memory they take, or else why that cannot be said."""
     from lmflow.planning.footprint import Setting, predict_footprint
 
@@ -204,7 +204,7 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     """The steps of a workload, and the largest of the batches that the main process goes through."""
     from lmflow.data.packing import plan_epoch
     from lmflow.models.encoding import length_limit
-    from lmflow.training.trainer import as_group, micro_batches
+    from lmflow.training.trainer import micro_batches, sequences_of
 
     options, items = recipe.training, workload.items
     limit = length_limit(model, recipe.data)
@@ -212,10 +212,10 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     real, positions = 0, 0
     looked_at = min(STEPS_LOOKED_AT, workload.steps or STEPS_LOOKED_AT)
     for chosen in islice(plan_epoch(len(items), options.batch_size, options.seed, 0), looked_at):
-        groups = [as_group(items[index]) for index in chosen]
+        groups = [sequences_of(items[index]) for index in chosen]
         seen += 1
         tokens += sum(len(sequence) for group in groups for sequence in group)
-        trained += sum(sequence.trained_tokens for group in groups for sequence in group)
+        trained += sum(sequence.num_targets for group in groups for sequence in group)
         share = groups[:: recipe.launch.total]
         batches = micro_batches(share, options, recipe.data.packing, limit, model.pad_id)
         passes = max(passes, len(batches))
@@ -232,7 +232,7 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
 
 def weight_of(batch: Batch) -> tuple[int, int]:
     """What decides how much memory a batch takes: its tokens with padding, then its targets."""
-    return batch.input_ids.numel(), batch.trained_tokens
+    return batch.input_ids.numel(), batch.num_targets
 
 
 # What there is, and what to do where it is too little
@@ -261,8 +261,8 @@ def remedies(
         if changed == recipe:
             continue
         if changed.tuner != recipe.tuner:
-            model = prepared(outline(changed), changed.tuner)
-        _, memory, _ = foresee(changed, model, workload)
+            model = prepared(skeleton(changed), changed.tuner)
+        _, memory, _ = estimate(changed, model, workload)
         if memory is None or memory.total > NOTABLE * least:
             continue
         recipe, least, options = changed, memory.total, f"{options} {option}".strip()

@@ -20,8 +20,8 @@ import pluggy
 from lmflow import components, hookspecs
 from lmflow.components import Command, Component, Tracker
 from lmflow.errors import PluginError
-from lmflow.plugins.isolation import process_state_kept
-from lmflow.plugins.known import home_of
+from lmflow.plugins.isolation import preserve_process_state
+from lmflow.plugins.known import distribution_for
 from lmflow.versions import INTERFACE_VERSION
 
 GROUP = "lmflow"
@@ -174,7 +174,7 @@ class Plugins:
         return found[0][0] if found else None
 
     @contextmanager
-    def telling(self, trackers: Iterable[Tracker]) -> Iterator[None]:
+    def with_trackers(self, trackers: Iterable[Tracker]) -> Iterator[None]:
         """Within the context events reach `trackers` too."""
         names = [self.manager.register(tracker, name=f"tracker {tracker.name}") for tracker in trackers]
         try:
@@ -196,7 +196,7 @@ class Plugins:
             if name in self._silenced:
                 continue
             try:
-                with process_state_kept(), redirect_stdout(sys.stderr):
+                with preserve_process_state(), redirect_stdout(sys.stderr):
                     implementation.function(*(_read_only(values[argument]) for argument in implementation.argnames))
             except (Exception, SystemExit) as error:
                 self._silenced.add(name)
@@ -218,7 +218,7 @@ class Plugins:
         text = f"no {slot} is called {reference}"
         text += f"; did you mean {near[0]}?" if near else "."
         text += f" Installed: {', '.join(names) or 'none'}.{self.why_missing()}"
-        home = home_of(slot, reference)
+        home = distribution_for(slot, reference)
         present = home is None or home in self.distributions()
         return text if present else f"{text} Install it with: pip install {home}"
 

@@ -12,7 +12,7 @@ Restore = Callable[[], None]
 
 
 @contextmanager
-def process_state_kept() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """Leave the working directory, random numbers, and torch's modes as they were, whatever happens within.
 
     A metric drawn at random, or gradients switched off for a moment, would otherwise change the weights a run ends

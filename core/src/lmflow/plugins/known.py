@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 
 
-def home_of(slot: str, name: str) -> str | None:
+def distribution_for(slot: str, name: str) -> str | None:
     """The distribution that brings the component; None if no known one does."""
     return next((home for home, offered in _known().items() if name in offered.get(slot, ())), None)
 

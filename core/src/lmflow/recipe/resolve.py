@@ -75,9 +75,9 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     if problems:
         raise RecipeError(problems)
     names = {section: choice.written for section, choice in chosen.items() if choice}
-    listening = [parts.pop(section) for section in trackers]
+    handle_signals = [parts.pop(section) for section in trackers]
     names |= {f"{TRACKERS}.{choice.component.name}": choice.written for choice in trackers.values()}
-    recipe = Recipe(names=names, trackers=cast(list[Tracker], listening), **parts)
+    recipe = Recipe(names=names, trackers=cast(list[Tracker], handle_signals), **parts)
     return ResolvedRecipe(recipe, origins)
 
 
@@ -202,7 +202,9 @@ def _launch(
         return None
     if options.total > 1:
         place = given["processes"].place if "processes" in given else LAUNCH
-        problems += [f"{place}: {why}" for why in alone(choice.component for choice in chosen if choice)]
+        problems += [
+            f"{place}: {why}" for why in single_process_reasons(choice.component for choice in chosen if choice)
+        ]
     if missing := options.missing():
         problems.append(f"{given['strategy'].place}: {missing}")
     return options
@@ -284,7 +286,7 @@ def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[st
     return problems
 
 
-def alone(components: Iterable[type[Component] | Component]) -> Iterator[str]:
+def single_process_reasons(components: Iterable[type[Component] | Component]) -> Iterator[str]:
     """Why a run with these components has to be one process, a line for each that cannot be in several."""
     for component in components:
         if component.one_process is not None:
@@ -301,11 +303,11 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         part: Component | None = getattr(recipe, slot)
         name = recipe.names.get(slot) or (part.name if part else None)
         sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
-    listening = {
+    handle_signals = {
         recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
     }
     plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN}
-    return sections | plain | {TRACKERS: listening}
+    return sections | plain | {TRACKERS: handle_signals}
 
 
 def dump(recipe: Recipe) -> str:

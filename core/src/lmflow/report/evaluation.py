@@ -62,7 +62,7 @@ def write_evaluation(
     directory.mkdir(parents=True, exist_ok=True)
     rows, results = directory / ROWS, directory / RESULTS
     rows.write_text("".join(f"{to_json(row)}\n" for row in evaluation.rows), encoding="utf-8")
-    pictures = evaluator.draw(evaluation, directory)
+    pictures = evaluator.plot(evaluation, directory)
     results.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     report = directory / REPORT
     write_atomically(report, render_evaluation(record, pictures))

@@ -10,10 +10,10 @@ from typing import Any
 from lmflow.components import Inferencer, Reward
 from lmflow.data.sample import Message, Prompt, Sample, TokenSequence
 from lmflow.inference.rewards import score_completions
-from lmflow.inference.shard import draw_shared
+from lmflow.inference.shard import generate_sharded
 from lmflow.inference.types import Completion, Sampling
 from lmflow.models.language_model import LanguageModel
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.trainer import Trainer
 
 GENERIC_CHUNK = 256
@@ -26,8 +26,8 @@ def generic_sequences(model: LanguageModel) -> list[TokenSequence]:
     [whole] = model.encode(Sample((Message("assistant", text),), templated=False, source="generic text"))
     length = min(GENERIC_CHUNK, model.context_length or GENERIC_CHUNK)
     pieces = [slice(start, start + length) for start in range(0, len(whole), length)]
-    chunks = [TokenSequence(whole.ids[at], whole.trained[at], whole.source) for at in pieces]
-    return [chunk for chunk in chunks if chunk.trained_tokens]
+    chunks = [TokenSequence(whole.ids[at], whole.loss_mask[at], whole.source) for at in pieces]
+    return [chunk for chunk in chunks if chunk.num_targets]
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ def answer(
     inferencer: Inferencer,
     reward: Reward | None,
     sampling: Sampling,
-    journal: Journal,
+    log: RunLog,
 ) -> Answers:
     """Complete each sample's prompt once as `sampling` says, and score the completions."""
     prompts = [model.encode_prompt(sample) for sample in samples]
     with trainer.autocast():
-        drawn = draw_shared(model, prompts, inferencer, sampling, journal, "answering held-out prompts")
+        drawn = generate_sharded(model, prompts, inferencer, sampling, log, "answering held-out prompts")
     completions = [each[0] for each in drawn]
     rewards = None
     if reward is not None:
         texts = [completion.text for completion in completions]
-        rewards = journal.group.on_main(lambda: score_completions(reward, samples, texts))
+        rewards = log.processes.on_rank0(lambda: score_completions(reward, samples, texts))
     return Answers(samples, prompts, completions, rewards)
 
 

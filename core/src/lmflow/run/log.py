@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.errors import Interrupted
 from lmflow.run.directory import RunDirectory
 from lmflow.run.display import Display, Silent
@@ -20,10 +20,10 @@ Emit = Callable[..., Iterable[str] | None]
 """Tells plugins of an event; returns what to say of those that failed."""
 
 
-ALONE = Group()
+ALONE = Processes()
 
 
-class Journal:
+class RunLog:
     """Passed to whatever works on a run; the one place that writes metrics, shows progress and fires events.
 
     `metrics` is the flat summary that ends in run.json, `tables` what belongs there and is not flat, `notes` what the
@@ -32,14 +32,14 @@ class Journal:
     """
 
     def __init__(
-        self, directory: RunDirectory | None, emit: Emit, display: Display | None = None, group: Group = ALONE
+        self, directory: RunDirectory | None, emit: Emit, display: Display | None = None, processes: Processes = ALONE
     ) -> None:
         self.metrics: dict[str, Any] = {}
         self.tables: dict[str, Mapping[str, Any]] = {}
         self.seconds: dict[str, float] = defaultdict(float)
         self.notes: list[str] = []
         self.stop_signal: int | None = None
-        self.group = group
+        self.processes = processes
         self._asked: int | None = None
         self._directory = directory
         self._emit = emit
@@ -80,13 +80,13 @@ class Journal:
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of an optimizer step or an aligner's iteration; `step` is required.
 
-        Every process of a run calls it: here they agree on whether to stop (see `agree`).
+        Every process of a run calls it: here they agree on whether to stop (see `sync_stop`).
         """
-        self.agree()
+        self.sync_stop()
         if self._directory:
             self._directory.append_metrics(metrics)
         self._display.update(metrics)
-        self.tell("lmflow_step_finished", step=metrics["step"], metrics=metrics)
+        self.emit("lmflow_step_finished", step=metrics["step"], metrics=metrics)
 
     def note(self, text: str) -> None:
         """Tell the user something they should know, such as how many samples were cut; said again, shown once."""
@@ -101,9 +101,9 @@ class Journal:
 
     def checkpoint_saved(self, path: Path) -> None:
         """Tell plugins of a complete checkpoint."""
-        self.tell("lmflow_checkpoint_saved", path=path)
+        self.emit("lmflow_checkpoint_saved", path=path)
 
-    def tell(self, event: str, **values: Any) -> None:
+    def emit(self, event: str, **values: Any) -> None:
         """Tell plugins of an event, and the user of those that could not take it."""
         for failure in self._emit(event, **values) or ():
             self.note(failure)
@@ -113,9 +113,9 @@ class Journal:
         if self._directory:
             self._directory.drop_metrics_after(step)
 
-    def agree(self) -> None:
+    def sync_stop(self) -> None:
         """Let all processes know whether one was asked to stop, so that they stop at the same place: all call it."""
-        asked = int(self.group.max(self._asked or 0))
+        asked = int(self.processes.max(self._asked or 0))
         if asked:
             self.stop_signal = asked
 
@@ -127,18 +127,18 @@ class Journal:
         if self.stop_signal is not None:
             raise Interrupted(self.stop_signal)
 
-    def agree_or_stop(self) -> None:
-        """`agree`, then `check_stop`: between stages of a run."""
-        self.agree()
+    def sync_and_check_stop(self) -> None:
+        """`sync_stop`, then `check_stop`: between stages of a run."""
+        self.sync_stop()
         self.check_stop()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Within the context SIGINT and SIGTERM ask the run to stop at the next safe place; a second one kills."""
 
         def ask(number: int, _: FrameType | None) -> None:
             self._asked = number
-            if self.group.size == 1:
+            if self.processes.size == 1:
                 self.stop_signal = number
             self.note("stopping at the next safe place; once more to stop at once")
             for each in previous:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmflow.distributed.join import join
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.distributed.worker import is_lost_contact
 from lmflow.errors import (
+    EstimateError,
     Interrupted,
     LmflowError,
     LostContact,
     RunDirectoryError,
     TrainingError,
-    UnforeseeableError,
     is_disk_full,
 )
 from lmflow.planning.machine_memory import give_back_freed_memory
@@ -31,7 +31,7 @@ from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump
 from lmflow.recipe.settings import LAUNCH
 from lmflow.run.directory import FollowedDirectory, RunDirectory
 from lmflow.run.display import Display
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 
 if TYPE_CHECKING:
     from lmflow.components import Tuner
@@ -65,7 +65,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
-    foresee: bool = True,
+    estimate: bool = True,
 ) -> RunResult:
     """Carry out a recipe in its own directory.
 
@@ -74,9 +74,9 @@ def run(
     Raises LmflowError after recording in run.json why the run ended; finished work stays in the directory.
     """
     recipe = resolved.recipe
-    group = join(recipe, display.note if display else None)
-    if not group.is_main:
-        return follow(recipe, plugins, group, resume)
+    processes = join(recipe, display.note if display else None)
+    if not processes.is_rank0:
+        return follow(recipe, plugins, processes, resume)
     directory: RunDirectory | None = None
 
     def begin() -> Path:
@@ -86,22 +86,22 @@ def run(
         return directory.path.absolute()
 
     try:
-        group.on_main(begin)
+        processes.on_rank0(begin)
         assert directory is not None
-        journal = Journal(directory, plugins.emit, display, group)
-        with plugins.telling(recipe.trackers), journal.listening():
-            return Run(recipe, plugins, directory, journal, resume, foresee=foresee).carry_out()
+        log = RunLog(directory, plugins.emit, display, processes)
+        with plugins.with_trackers(recipe.trackers), log.handle_signals():
+            return Run(recipe, plugins, directory, log, resume, estimate=estimate).carry_out()
     finally:
         if directory is not None:
             directory.close()
 
 
-def follow(recipe: Recipe, plugins: Plugins, group: Group, resume: bool) -> RunResult:
+def follow(recipe: Recipe, plugins: Plugins, processes: Processes, resume: bool) -> RunResult:
     """Carry out the same recipe as the main process, in the directory that it has opened, and in silence."""
-    directory = FollowedDirectory(group.on_main(Path))
-    journal = Journal(None, lambda *_, **__: None, None, group)
-    with journal.listening():
-        return Run(recipe, plugins, directory, journal, resume).carry_out()
+    directory = FollowedDirectory(processes.on_rank0(Path))
+    log = RunLog(None, lambda *_, **__: None, None, processes)
+    with log.handle_signals():
+        return Run(recipe, plugins, directory, log, resume).carry_out()
 
 
 class Run:
@@ -112,18 +112,18 @@ class Run:
         recipe: Recipe,
         plugins: Plugins,
         directory: RunDirectory,
-        journal: Journal,
+        log: RunLog,
         resume: bool,
         *,
-        foresee: bool = True,
+        estimate: bool = True,
     ) -> None:
         self.recipe = recipe
         self.plugins = plugins
         self.directory = directory
-        self.journal = journal
+        self.log = log
         previous = directory.read_record() if resume else {}
         self.resume = resume
-        self.foresees = foresee
+        self.estimates = estimate
         self.earlier_seconds = float(previous.get("wall_seconds", 0.0))
         self.started = time.time()
         self.peak_memory = 0
@@ -133,7 +133,7 @@ class Run:
             "seed": recipe.training.seed,
             "versions": versions(),
             "plugins": dict(plugins.versions()),
-            "processes": journal.group.size,
+            "processes": log.processes.size,
             "error": None,
         }
 
@@ -141,7 +141,7 @@ class Run:
         """Work, and record how it ended."""
         self.directory.write_recipe(dump(self.recipe))
         self.write_record()
-        self.journal.tell("lmflow_run_started", recipe=self.recipe, directory=self.directory.path)
+        self.log.emit("lmflow_run_started", recipe=self.recipe, directory=self.directory.path)
         try:
             self.work()
         except Interrupted as error:
@@ -171,13 +171,13 @@ class Run:
 
     def work(self) -> None:
         """The run itself: load, read, prepare, align, save, and measure before and after."""
-        recipe, journal = self.recipe, self.journal
-        outline = self.outline()
+        recipe, log = self.recipe, self.log
+        skeleton = self.skeleton()
         data = self.read_data()
-        self.foresee(outline, data)
-        journal.agree_or_stop()
+        self.estimate(skeleton, data)
+        log.sync_and_check_stop()
         model, precision = self.load_model()
-        journal.agree_or_stop()
+        log.sync_and_check_stop()
         self.compare_context(model, data)
         model = self.prepare(model)
         trainer = self.make_trainer(model, data, precision)
@@ -185,45 +185,45 @@ class Run:
         before = self.measure("before", trainer, model, data)
         if self.resume:
             trainer.restore()
-        recipe.aligner.align(model, data, trainer, recipe.inferencer, recipe.reward, journal)
-        journal.group.barrier()  # what the main process wrote last can be read by all
+        recipe.aligner.align(model, data, trainer, recipe.inferencer, recipe.reward, log)
+        log.processes.barrier()  # what the main process wrote last can be read by all
         trainer.choose_result()
         result = self.save(trainer)
         after = self.measure("after", trainer, model, data)
         self.compare(before, after)
         self.record["result"] = result.name
-        journal.metrics |= recipe.inferencer.figures()
-        journal.metrics["tokens"] = trainer.tokens
-        training_seconds = journal.seconds["training"]
-        journal.metrics["tokens_per_second"] = trainer.tokens / training_seconds if training_seconds else None
-        journal.metrics["steps"] = trainer.step
-        self.peak_memory = int(journal.group.max(peak_memory()))
+        log.metrics |= recipe.inferencer.figures()
+        log.metrics["tokens"] = trainer.tokens
+        training_seconds = log.seconds["training"]
+        log.metrics["tokens_per_second"] = trainer.tokens / training_seconds if training_seconds else None
+        log.metrics["steps"] = trainer.step
+        self.peak_memory = int(log.processes.max(peak_memory()))
 
-    def outline(self) -> LanguageModel | None:
+    def skeleton(self) -> LanguageModel | None:
         """The model without its weights, for the process that says what the run will take; None where none does."""
         from lmflow.components import Model
-        from lmflow.planning.plan import outline
+        from lmflow.planning.plan import skeleton
 
-        whole = type(self.recipe.model).outline is Model.outline
-        return outline(self.recipe) if self.foresees and self.journal.group.is_main and not whole else None
+        whole = type(self.recipe.model).skeleton is Model.skeleton
+        return skeleton(self.recipe) if self.estimates and self.log.processes.is_rank0 and not whole else None
 
-    def foresee(self, outline: LanguageModel | None, data: Dataset) -> None:
+    def estimate(self, skeleton: LanguageModel | None, data: Dataset) -> None:
         """Say so before anything is loaded where the run will not fit into memory."""
         from lmflow.planning.plan import make_plan
 
-        if outline is None:
+        if skeleton is None:
             return
         try:
-            with self.journal.phase("tokenising and planning"):
-                plan = make_plan(self.recipe, outline, data, self.plugins)
-        except UnforeseeableError as error:
-            self.journal.note(str(error))
+            with self.log.phase("tokenising and planning"):
+                plan = make_plan(self.recipe, skeleton, data, self.plugins)
+        except EstimateError as error:
+            self.log.note(str(error))
             return
         self.record["plan"] = plan.as_dict()
         if not plan.fits:
-            self.journal.note(plan.warning())
+            self.log.note(plan.warning())
         if plan.tight and give_back_freed_memory():
-            self.journal.note("memory is tight: what is freed goes back to the system at once, which takes time")
+            self.log.note("memory is tight: what is freed goes back to the system at once, which takes time")
 
     def load_model(self) -> tuple[LanguageModel, str]:
         """The model on its device, and the precision the run computes in."""
@@ -232,7 +232,7 @@ class Run:
 
         device = choose_device(self.recipe.training.device)
         precision = choose_precision(self.recipe.training.precision, device)
-        with self.journal.phase(f"loading model {self.recipe.model.name}"):
+        with self.log.phase(f"loading model {self.recipe.model.name}"):
             model = self.recipe.model.load(DTYPES[precision], device, self.recipe.context)
         use_template(model.tokenizer, self.recipe.data.template)
         self.record |= {"device": device, "precision": precision}
@@ -242,14 +242,14 @@ class Run:
         """The samples, as the recipe's format reads them."""
         from lmflow.data.dataset import load_dataset
 
-        with self.journal.phase("reading data"):
+        with self.log.phase("reading data"):
             formats = self.plugins.classes("data")
-            data, summary = self.journal.group.once_per_machine(
+            data, summary = self.log.processes.once_per_node(
                 lambda: load_dataset(self.recipe.data, formats, self.recipe.training.seed)
             )
         self.record["data"] = asdict(summary)
         if summary.recognised or summary.skipped or summary.unread:
-            self.journal.note(summary.describe())
+            self.log.note(summary.describe())
         return data
 
     def compare_context(self, model: LanguageModel, data: Dataset) -> None:
@@ -261,14 +261,12 @@ class Run:
             return
         asked = data.options.max_length
         if asked is not None and asked > reach:
-            self.journal.note(
-                f"data.max_length {asked:,} is more than the model's context, which is the limit: {reach:,}"
-            )
+            self.log.note(f"data.max_length {asked:,} is more than the model's context, which is the limit: {reach:,}")
         if self.recipe.context is None:
             return
         longest = min(longest_sequence(model, data.train), length_limit(model, data.options) or reach)
         if longest < reach:
-            self.journal.note(
+            self.log.note(
                 f"the context {self.recipe.context.name} reaches {reach:,} tokens, but what is trained on has at most "
                 f"{longest:,}: positions beyond are not trained"
             )
@@ -282,8 +280,8 @@ class Run:
         prepared = model.prepare(self.recipe.tuner)
         check_savable(self.recipe.tuner, before, parameter_names(prepared))
         parameters = list(prepared.module.parameters())
-        self.journal.metrics["parameters"] = sum(p.numel() for p in parameters)
-        self.journal.metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+        self.log.metrics["parameters"] = sum(p.numel() for p in parameters)
+        self.log.metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
         return prepared
 
     def make_trainer(self, model: LanguageModel, data: Dataset, precision: str) -> Trainer:
@@ -294,7 +292,7 @@ class Run:
         return Trainer(
             model,
             self.recipe.training,
-            self.journal,
+            self.log,
             self.directory.checkpoints,
             precision=precision,
             packing=data.options.packing,
@@ -309,7 +307,7 @@ class Run:
         from lmflow.models.encoding import probe_sequences
         from lmflow.training.selftest import check_model
 
-        with self.journal.phase("self-test"):
+        with self.log.phase("self-test"):
             check_model(trainer, probe_sequences(model, data), packing=data.options.packing)
 
     def measure(self, when: str, trainer: Trainer, model: LanguageModel, data: Dataset) -> Answers | None:
@@ -317,7 +315,7 @@ class Run:
         from lmflow.inference.types import Sampling
         from lmflow.run.before_after import answer, generic_sequences
 
-        recipe, metrics = self.recipe, self.journal.metrics
+        recipe, metrics = self.recipe, self.log.metrics
         if trainer.heldout:
             metrics[f"eval_loss_{when}"] = trainer.evaluate(trainer.heldout)
         metrics[f"generic_loss_{when}"] = trainer.evaluate(generic_sequences(model))
@@ -328,7 +326,7 @@ class Run:
         if not samples:
             return None
         greedy = Sampling(temperature=0.0, max_new_tokens=aligner.max_new_tokens)
-        answers = answer(model, samples, trainer, recipe.inferencer, recipe.reward, greedy, self.journal)
+        answers = answer(model, samples, trainer, recipe.inferencer, recipe.reward, greedy, self.log)
         if answers.rewards is not None:
             metrics[f"heldout_greedy_reward_{when}"] = answers.mean_reward
             if recipe.reward is not None and recipe.reward.verifiable:
@@ -338,7 +336,7 @@ class Run:
     def save(self, trainer: Trainer) -> Path:
         """Write the result, by one process for all; where it lies."""
         whole = trainer.whole_model()  # of weights that are split, every process gives its part
-        return self.journal.group.on_main(lambda: whole.save_tuned(self.recipe.tuner, self.directory.path))
+        return self.log.processes.on_rank0(lambda: whole.save_tuned(self.recipe.tuner, self.directory.path))
 
     def compare(self, before: Answers | None, after: Answers | None) -> None:
         """Keep the answers from before and after side by side."""
@@ -354,28 +352,26 @@ class Run:
         self.record |= {"status": status, "error": error, "finished": now()}
         try:
             self.write_record()
-            if self.journal.group.is_main:
+            if self.log.processes.is_rank0:
                 write_report(self.directory.path)
         except OSError:
             if status == "completed":
                 raise
-        self.journal.tell(
-            "lmflow_run_finished", directory=self.directory.path, status=status, metrics=self.journal.metrics
-        )
+        self.log.emit("lmflow_run_finished", directory=self.directory.path, status=status, metrics=self.log.metrics)
 
     def wait_for_others(self) -> None:
         """Leave together: no process ends while the main one writes, which a launcher might take for a fault."""
         with suppress(RuntimeError):  # another is gone already
-            self.journal.group.barrier()
+            self.log.processes.barrier()
 
     def write_record(self) -> None:
         """run.json as things stand."""
         self.record["wall_seconds"] = round(self.earlier_seconds + time.time() - self.started, 2)
         self.record["peak_memory_bytes"] = max(self.peak_memory, peak_memory())  # of the process that took most
-        self.record["seconds"] = {name: round(value, 3) for name, value in self.journal.seconds.items()}
-        self.record["metrics"] = dict(self.journal.metrics)
-        self.record["tables"] = dict(self.journal.tables)
-        self.record["notes"] = list(self.journal.notes)
+        self.record["seconds"] = {name: round(value, 3) for name, value in self.log.seconds.items()}
+        self.record["metrics"] = dict(self.log.metrics)
+        self.record["tables"] = dict(self.log.tables)
+        self.record["notes"] = list(self.log.notes)
         self.directory.write_record(self.record)
 
     def resume_command(self) -> str:

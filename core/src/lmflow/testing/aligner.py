@@ -213,7 +213,7 @@ class AlignerSuite(RunSuite):
         notes: list[str] = []
         try:
             prepared = bench.prepare(self._small({"data.path": str(path), "data.validation": 0}))
-            notes = prepared.journal.notes
+            notes = prepared.log.notes
             prepared.align()
         except Exception as error:
             return error, notes

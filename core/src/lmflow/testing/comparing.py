@@ -44,14 +44,14 @@ def read_logits(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Ten
     import torch
 
     from lmflow.data.collate import collate
-    from lmflow.training.loss import model_inputs
+    from lmflow.training.loss import forward_inputs
 
     model.module.eval()
     rows = []
     with torch.no_grad():
         for sequence in sequences:
             batch = collate([sequence], model.pad_id).to(model.device)
-            rows.append(model.module(**model_inputs(batch)).logits[0].float())
+            rows.append(model.module(**forward_inputs(batch)).logits[0].float())
     return torch.cat(rows)
 
 
@@ -60,7 +60,7 @@ def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float
     from lmflow.training.loss import sequence_logprobs
 
     logprobs = sequence_logprobs(model.module, sequences, pad_id=model.pad_id, device=model.device)
-    return -float(logprobs.sum()) / sum(sequence.trained_tokens for sequence in sequences)
+    return -float(logprobs.sum()) / sum(sequence.num_targets for sequence in sequences)
 
 
 def heldout_loss(plugins: Plugins, model: LanguageModel, recipe: Recipe) -> float:

@@ -167,7 +167,7 @@ class DataFormatSuite:
             if sample.images or not answers:
                 continue
             sequences = model.encode(sample)
-            trained = [[i for i, on in zip(s.ids, s.trained, strict=True) if on] for s in sequences]
+            trained = [[i for i, on in zip(s.ids, s.loss_mask, strict=True) if on] for s in sequences]
             text = "".join(model.decode(ids) for ids in trained)
             lost = [answer for answer in answers if answer not in text]
             assert not lost, f"expected the answers {answers} to be trained; found {text!r}"

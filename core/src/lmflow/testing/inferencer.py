@@ -361,7 +361,7 @@ def next_logits(model: LanguageModel, ids: Sequence[int]) -> Tensor:
 
     with torch.no_grad():
         logits: Tensor = model.module(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1].double()
-    logits[list(model.never_drawn)] = -torch.inf
+    logits[list(model.suppressed_ids)] = -torch.inf
     return logits
 
 

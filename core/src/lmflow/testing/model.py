@@ -118,7 +118,7 @@ class ModelSuite:
     def test_every_token_has_an_embedding(self, loaded: LanguageModel) -> None:
         """No token's id lies beyond the table of embeddings, but for those that stand for other inputs."""
         size = loaded.module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        inputs = set(loaded.never_drawn)
+        inputs = set(loaded.suppressed_ids)
         beyond = [token for token, i in loaded.tokenizer.get_vocab().items() if i >= size and i not in inputs]
         assert not beyond, (
             f"expected {size} embeddings to be enough for the tokenizer; {some(sorted(beyond))} lie beyond. Usual "
@@ -147,14 +147,15 @@ class ModelSuite:
         """In a tokenised dialogue each answer is trained, and the last trained token is one that ends it."""
         sequences = loaded.encode(Sample(DIALOGUE, source="dialogue"))
         for sequence in sequences:
-            trained = [i for i, is_trained in zip(sequence.ids, sequence.trained, strict=True) if is_trained]
+            trained = [i for i, is_trained in zip(sequence.ids, sequence.loss_mask, strict=True) if is_trained]
             assert trained, "expected the answers of a dialogue to be trained; no token is"
             assert trained[-1] in loaded.end_ids, (
                 f"expected the last trained token to be one of {loaded.end_ids}, so that the model learns to stop; "
                 f"found {trained[-1]} ({loaded.tokenizer.convert_ids_to_tokens(trained[-1])!r})"
             )
         texts = [
-            loaded.decode([i for i, is_trained in zip(s.ids, s.trained, strict=True) if is_trained]) for s in sequences
+            loaded.decode([i for i, is_trained in zip(s.ids, s.loss_mask, strict=True) if is_trained])
+            for s in sequences
         ]
         assert "four" in "".join(texts), f"expected the answers among what is trained; found {texts}"
         assert "two and two" not in "".join(texts), f"expected questions not to be trained; found {texts}"
@@ -173,11 +174,11 @@ class ModelSuite:
         import torch
 
         from lmflow.data.collate import collate
-        from lmflow.training.loss import model_inputs
+        from lmflow.training.loss import forward_inputs
 
         short, long = (loaded.encode(Sample(DIALOGUE[:count], source="d"))[0] for count in (2, 4))
         with torch.no_grad():
-            together = loaded.module(**model_inputs(collate([short, long], loaded.pad_id))).logits[0, : len(short)]
+            together = loaded.module(**forward_inputs(collate([short, long], loaded.pad_id))).logits[0, : len(short)]
         apart = (together.float() - read_logits(loaded, [short])).abs().max().item()
         assert apart < 1e-3, (
             f"expected padding to change no logit by 0.001; one differs by {apart:.3g}. Usual cause: a model that "

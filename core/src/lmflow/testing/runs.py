@@ -29,7 +29,7 @@ from lmflow.testing.comparing import all_tensors, different, file_hashes, heldou
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset, TokenSequence
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -138,7 +138,7 @@ class Prepared:
     model: LanguageModel
     data: Dataset
     trainer: Trainer
-    journal: Journal
+    log: RunLog
     directory: Path
 
     def sequences(self) -> list[TokenSequence]:
@@ -150,12 +150,12 @@ class Prepared:
     def tokens(self, model: LanguageModel) -> list[tuple[list[int], list[bool]]]:
         """The training samples as `model` tokenises them, and which tokens it would be trained on."""
         sequences = [each for sample in self.data.train for each in model.encode(sample)]
-        return [(list(each.ids), list(each.trained)) for each in sequences]
+        return [(list(each.ids), list(each.loss_mask)) for each in sequences]
 
     def align(self) -> None:
         """Let the recipe's aligner do its work."""
         recipe = self.recipe
-        recipe.aligner.align(self.model, self.data, self.trainer, recipe.inferencer, recipe.reward, self.journal)
+        recipe.aligner.align(self.model, self.data, self.trainer, recipe.inferencer, recipe.reward, self.log)
 
     def take_steps(self, sequences: Sequence[TokenSequence], steps: int) -> None:
         """Train for so many steps with the trainer of the run; the model is in eval mode afterwards."""
@@ -169,16 +169,16 @@ class Prepared:
 
 def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepared:
     """Begin a run as `lmflow run` does, up to where the aligner takes over."""
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
 
     directory = RunDirectory(output)
-    journal = Journal(directory, plugins.emit)
-    begun = Run(resolved.recipe, plugins, directory, journal, resume=False)
+    log = RunLog(directory, plugins.emit)
+    begun = Run(resolved.recipe, plugins, directory, log, resume=False)
     try:
         model, precision = begun.load_model()
         data = begun.read_data()
         model = begun.prepare(model)
-        return Prepared(resolved.recipe, model, data, begun.make_trainer(model, data, precision), journal, output)
+        return Prepared(resolved.recipe, model, data, begun.make_trainer(model, data, precision), log, output)
     finally:
         directory.close()
 
@@ -200,9 +200,9 @@ class StopAfter(Tracker):
 
 def interrupt(resolved: ResolvedRecipe, plugins: Plugins, output: Path, *, after: int, resume: bool = False) -> None:
     """Begin (or resume) the run and interrupt it after so many lines of metrics; fails unless it stops then."""
-    with plugins.telling([StopAfter(lines=after)]):
+    with plugins.with_trackers([StopAfter(lines=after)]):
         try:
-            run(resolved, plugins, output=output, resume=resume, foresee=False)
+            run(resolved, plugins, output=output, resume=resume, estimate=False)
         except Interrupted:
             return
     pytest.fail(f"expected {output.name} to be interrupted {after} lines into {METRICS}; it ran to its end", False)
@@ -279,16 +279,16 @@ class Bench:
 
     def run(self, name: str, changes: Mapping[str, Any]) -> RunResult:
         """The whole run of that name, carried out at the first call; where it failed, every call fails alike."""
-        return self._once(name, lambda output: run(self.recipe(changes), self.plugins, output=output, foresee=False))
+        return self._once(name, lambda output: run(self.recipe(changes), self.plugins, output=output, estimate=False))
 
     def workload(self, changes: Mapping[str, Any]) -> Workload | None:
         """What the aligner tells `lmflow plan` of the run."""
         from lmflow.data.dataset import load_dataset
-        from lmflow.planning.plan import outline
+        from lmflow.planning.plan import skeleton
 
         recipe = self.recipe(changes).recipe
         data, _ = load_dataset(recipe.data, self.plugins.classes("data"), recipe.training.seed)
-        return recipe.aligner.workload(outline(recipe), data, recipe.training)
+        return recipe.aligner.workload(skeleton(recipe), data, recipe.training)
 
     def run_in_pieces(self, name: str, changes: Mapping[str, Any]) -> RunResult:
         """The run of that name again, interrupted past its half, resumed, interrupted again and resumed again."""
@@ -299,7 +299,7 @@ class Bench:
             interrupt(self.recipe(changes), self.plugins, output, after=lines // 2 + 1)
             check_left_checkpoint(output, f"interrupted {lines // 2 + 1} lines into the {lines} of {METRICS}")
             interrupt(stored_recipe(self.plugins, output), self.plugins, output, after=lines // 4, resume=True)
-            return run(stored_recipe(self.plugins, output), self.plugins, output=output, resume=True, foresee=False)
+            return run(stored_recipe(self.plugins, output), self.plugins, output=output, resume=True, estimate=False)
 
         return self._once(f"{name}-in-pieces", carry_out)
 

@@ -21,7 +21,12 @@ from lmflow.errors import TrainingError
 STEP_NAME = re.compile(r"step-(\d{6,})$")
 MANIFEST = "manifest.json"
 """Size and SHA-256 of every other file; written last."""
-WEIGHTS, MOMENTS, NUMBERS, STATE = "trainable.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"
+WEIGHTS, OPTIMIZER_STATE, OPTIMIZER_SCALARS, STATE = (
+    "trainable.safetensors",
+    "optimizer.safetensors",
+    "optimizer.json",
+    "state.json",
+)
 SCORE = "eval_loss"
 """The entry of a checkpoint's state by which the best one is known; the lowest is."""
 
@@ -85,8 +90,8 @@ def save_checkpoint(directory: Path, step: int, checkpoint: Checkpoint, *, keep:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote. Raises DamagedCheckpoint, naming the file, where it is not that."""
     check_manifest(path)
-    numbers: dict[str, dict[str, Any]] = json.loads((path / NUMBERS).read_text())
-    for key, tensor in load_file(path / MOMENTS).items():
+    numbers: dict[str, dict[str, Any]] = json.loads((path / OPTIMIZER_SCALARS).read_text())
+    for key, tensor in load_file(path / OPTIMIZER_STATE).items():
         name, _, entry = key.rpartition("/")
         numbers[name][entry] = tensor
     return Checkpoint(load_file(path / WEIGHTS), numbers, read_state(path))
@@ -99,7 +104,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(directory: Path, tell: Callable[[str], None]) -> tuple[Path, Checkpoint] | None:
-    """The newest checkpoint that is undamaged; `tell` is given a sentence on each that is not. None if there is none.
+    """The newest checkpoint that is undamaged; `emit` is given a sentence on each that is not. None if there is none.
 
     Raises TrainingError where there are checkpoints and all are damaged.
     """
@@ -153,15 +158,15 @@ def flush_to_disk(file: Path) -> None:
 
 
 def _write(directory: Path, checkpoint: Checkpoint) -> None:
-    moments: dict[str, Tensor] = {}
+    optimizer_state: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for name, entries in checkpoint.optimizer.items():
         tensors = {key for key, value in entries.items() if isinstance(value, torch.Tensor)}
-        moments |= {f"{name}/{key}": entries[key] for key in tensors}
+        optimizer_state |= {f"{name}/{key}": entries[key] for key in tensors}
         numbers[name] = {key: value for key, value in entries.items() if key not in tensors}
     save_file(dict(checkpoint.weights), directory / WEIGHTS)
-    save_file(moments, directory / MOMENTS)
-    (directory / NUMBERS).write_text(json.dumps(numbers))
+    save_file(optimizer_state, directory / OPTIMIZER_STATE)
+    (directory / OPTIMIZER_SCALARS).write_text(json.dumps(numbers))
     (directory / STATE).write_text(json.dumps(dict(checkpoint.state)))
     files = sorted(directory.iterdir())
     for file in files:

@@ -20,7 +20,7 @@ from lmflow.training.output_head import in_place_of_logits, output_head
 
 
 def target_mask(trained: Tensor) -> Tensor:
-    """Positions whose next token is a target: (B, T) bool from (B, T) bool `trained`; the last column is False."""
+    """Positions whose next token is a target: (B, T) bool from (B, T) bool `loss_mask`; the last column is False."""
     mask = torch.zeros_like(trained)
     mask[:, :-1] = trained[:, 1:]
     return mask
@@ -41,13 +41,13 @@ def head_restricted_to(module: nn.Module, mask: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
+def forward_inputs(batch: Batch) -> dict[str, Any]:
     """What the model's forward is given for `batch`.
 
     Packed batches have no attention mask: Transformers then derives block-diagonal attention from positions that
     start again at 0, but only with `use_cache=False` (measured; with a cache it attends across samples).
     """
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False, **batch.extras}
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False, **batch.model_inputs}
     if batch.attention_mask is None:
         inputs["position_ids"] = batch.position_ids
     else:
@@ -61,10 +61,10 @@ def target_logits(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tup
     Targets are in row-major order. `forward` is what is called (it may be wrapped for several processes); `unwrapped`
     is the model in it.
     """
-    mask = target_mask(batch.trained)
+    mask = target_mask(batch.loss_mask)
     targets = torch.roll(batch.input_ids, -1, dims=1)[mask]
     with head_restricted_to(unwrapped, mask):
-        logits: Tensor = forward(**model_inputs(batch)).logits
+        logits: Tensor = forward(**forward_inputs(batch)).logits
     return logits, targets, mask
 
 
@@ -81,7 +81,7 @@ def sums_by_sequence(values: Tensor, mask: Tensor, batch: Batch) -> Tensor:
 
     `values` and `mask` are as `target_logprobs` gives them; it is differentiable in `values`.
     """
-    return values.new_zeros(len(batch.sequences)).index_add(0, batch.segments[mask], values)
+    return values.new_zeros(len(batch.sequences)).index_add(0, batch.segment_ids[mask], values)
 
 
 def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
@@ -102,17 +102,17 @@ def _score(
         logits, targets, mask = target_logits(forward, unwrapped, batch)
         return -nn.functional.cross_entropy(logits.float(), targets, reduction="none"), mask
     # By numbers rather than by a mask, of which a GPU would first have to be asked how many it has.
-    targets = batch.input_ids.flatten()[batch.predictors + 1]
+    targets = batch.input_ids.flatten()[batch.target_positions + 1]
 
     def compute(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
-        wanted = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        wanted = hidden.flatten(0, 1).index_select(0, batch.target_positions)
         if head.weight is None:
             return checkpointed_logprobs(wanted, own, targets, head.transform or IDENTITY)
         return chunked(wanted, head.weight, head.module.bias, targets, head.transform)
 
     with in_place_of_logits(head.module, compute) as results:
-        forward(**model_inputs(batch))
-    return results[0], target_mask(batch.trained)
+        forward(**forward_inputs(batch))
+    return results[0], target_mask(batch.loss_mask)
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
 from lmflow.training.loss import (
+    forward_inputs,
     head_restricted_to,
-    model_inputs,
     negative_log_likelihood,
     target_logprobs,
     target_mask,
@@ -53,7 +53,7 @@ def check_model(trainer: Trainer, sequences: Sequence[TokenSequence], *, packing
 def choose_probes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
     """Up to three sequences of different length, cut around their first targets to at most PROBE_TOKENS."""
     # Those with extras first: some parameters are used for nothing else.
-    usable = sorted((s for s in sequences if s.trained_tokens), key=lambda s: (not s.extras, len(s)))
+    usable = sorted((s for s in sequences if s.num_targets), key=lambda s: (not s.model_inputs, len(s)))
     if not usable:
         raise TrainingError("No sample has a trained token.")
     chosen = [usable[0], usable[len(usable) // 2], usable[-1]][: len(usable)]
@@ -61,12 +61,12 @@ def choose_probes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
 
 
 def _cut(sequence: TokenSequence) -> TokenSequence:
-    if sequence.extras:  # inputs beyond tokens belong to positions, which a cut would shift
+    if sequence.model_inputs:  # inputs beyond tokens belong to positions, which a cut would shift
         return sequence
-    first = next(i for i, trained in enumerate(sequence.trained) if trained and i > 0)
+    first = next(i for i, trained in enumerate(sequence.loss_mask) if trained and i > 0)
     start = max(0, first - PROBE_TOKENS // 2)
     window = slice(start, start + PROBE_TOKENS)
-    return TokenSequence(sequence.ids[window], sequence.trained[window], sequence.source)
+    return TokenSequence(sequence.ids[window], sequence.loss_mask[window], sequence.source)
 
 
 @torch.no_grad()
@@ -106,12 +106,12 @@ def check_isolation(model: LanguageModel, probes: Sequence[TokenSequence]) -> No
     by as much as without packing.
     """
     last = probes[-1]
-    if last.extras:  # inputs that belong to places among the tokens, of which no other order can be asked
+    if last.model_inputs:  # inputs that belong to places among the tokens, of which no other order can be asked
         return
     pairs = [[first, last] for first in (last, reversed_of(last))]
     packed, apart = (
         [
-            target_logprobs(model.module, model.module, batch.to(model.device))[0][-last.trained_tokens :]
+            target_logprobs(model.module, model.module, batch.to(model.device))[0][-last.num_targets :]
             for batch in batches
         ]
         for batches in (
@@ -135,8 +135,8 @@ def reversed_of(sequence: TokenSequence) -> TokenSequence:
 
 def all_logprobs(module: nn.Module, batch: Batch) -> Tensor:
     """Log-probabilities of the targets, (N,), from the logits of every position: the plain reference."""
-    logits: Tensor = module(**model_inputs(batch)).logits.float()
-    mask = target_mask(batch.trained)
+    logits: Tensor = module(**forward_inputs(batch)).logits.float()
+    mask = target_mask(batch.loss_mask)
     targets = torch.roll(batch.input_ids, -1, dims=1)
     return -nn.functional.cross_entropy(logits[mask], targets[mask], reduction="none")
 
@@ -170,10 +170,10 @@ def check_movement(model: LanguageModel, batch: Batch) -> None:
 
 def last_logits(module: nn.Module, batch: Batch) -> Tensor:
     """Logits that predict the first row's first target, (1, V)."""
-    mask = torch.zeros_like(batch.trained)
-    mask[0, int(target_mask(batch.trained)[0].int().argmax())] = True
+    mask = torch.zeros_like(batch.loss_mask)
+    mask[0, int(target_mask(batch.loss_mask)[0].int().argmax())] = True
     with head_restricted_to(module, mask):
-        logits: Tensor = module(**model_inputs(batch)).logits
+        logits: Tensor = module(**forward_inputs(batch)).logits
     return logits.float()
 
 

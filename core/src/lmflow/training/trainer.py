@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.packing import group_rows, pack_rows, plan_epoch, split_micro
-from lmflow.data.prefetch import made_ahead
+from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import TokenSequence
-from lmflow.distributed.processes import this_group
-from lmflow.distributed.strategies import arrange
+from lmflow.distributed.processes import current_processes
+from lmflow.distributed.strategies import make_strategy
 from lmflow.distributed.strategies.base import trainable_parameters
-from lmflow.distributed.strategies.ddp import Replicated
+from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow.training.checkpoint import (
     SCORE,
     Checkpoint,
@@ -47,7 +47,7 @@ Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
 Item = TokenSequence | tuple[TokenSequence, ...]
 """What is shuffled and counted as one sample: a sequence, or several that the objective must see together."""
 
-Group = tuple[TokenSequence, ...]
+ItemSequences = tuple[TokenSequence, ...]
 
 MICRO_BATCH_SIZE, MICRO_BATCH_TOKENS = 8, 4096
 """Samples and padded tokens per forward pass where `micro_batch_size` does not say; memory grows with the latter."""
@@ -65,7 +65,7 @@ class Trainer:
         self,
         model: LanguageModel,
         options: TrainingOptions,
-        journal: Journal,
+        log: RunLog,
         checkpoints: Path,
         *,
         precision: str = "fp32",
@@ -77,7 +77,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.options = options
-        self.journal = journal
+        self.log = log
         self.heldout = heldout
         self.step = 0
         self.total_steps = 0
@@ -97,7 +97,7 @@ class Trainer:
         self._packing = packing
         self._max_length = max_length
         self._strategy = strategy
-        self._group = this_group(model.device.type)
+        self._processes = current_processes(model.device.type)
         self._compiled = CompiledLayers(model.module) if options.compile else None
         if options.gradient_checkpointing:
             model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -106,7 +106,7 @@ class Trainer:
             raise TrainingError("The tuner left no parameter to train.")
         for parameter in trainable.values():  # master weights; compute follows `precision`
             parameter.data = parameter.data.float()
-        if keep_start_weights and strategy != "ddp" and self._group.size > 1:
+        if keep_start_weights and strategy != "ddp" and self._processes.size > 1:
             raise RecipeError(
                 [
                     f"launch.strategy: this aligner compares with the weights training started from, which {strategy} "
@@ -116,9 +116,11 @@ class Trainer:
         self._start = {name: p.detach().clone() for name, p in trainable.items()} if keep_start_weights else None
 
     @cached_property
-    def _parallel(self) -> Replicated:
+    def _parallel(self) -> DDP:
         """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
-        return arrange(self._strategy, self.model.module, self._make_optimizer, self._group, self.options.max_grad_norm)
+        return make_strategy(
+            self._strategy, self.model.module, self._make_optimizer, self._processes, self.options.max_grad_norm
+        )
 
     def _make_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         options = self.options
@@ -132,7 +134,7 @@ class Trainer:
     @property
     def processes(self) -> int:
         """How many processes train together."""
-        return self._group.size
+        return self._processes.size
 
     # Planning
 
@@ -143,9 +145,9 @@ class Trainer:
     def plan(self, total_steps: int) -> None:
         """Set the number of steps the learning-rate schedule runs over."""
         self.total_steps = total_steps
-        self.journal.plan(total_steps, "steps")
+        self.log.plan(total_steps, "steps")
         if self.step:
-            self.journal.advance_plan(self.step)
+            self.log.advance_plan(self.step)
 
     # Training
 
@@ -180,9 +182,9 @@ class Trainer:
         losses = []
         if self._evaluate_if_due():
             self.checkpoint({})
-        with self.journal.phase("training", end - self.step):
+        with self.log.phase("training", end - self.step):
             steps = self._steps(len(items), start, end, first_epoch)
-            for groups, batches in made_ahead(lambda chosen: self._read_step(items, chosen), steps):
+            for groups, batches in prefetch(lambda chosen: self._read_step(items, chosen), steps):
                 losses.append(self._train_step(groups, batches, objective, per, checkpoints))
                 self._after_step(checkpoints)
         self._parallel.forward.eval()
@@ -200,15 +202,15 @@ class Trainer:
                 position += 1
             epoch += 1
 
-    def _read_step(self, items: Sequence[Item], chosen: Sequence[int]) -> tuple[list[Group], list[Batch]]:
+    def _read_step(self, items: Sequence[Item], chosen: Sequence[int]) -> tuple[list[ItemSequences], list[Batch]]:
         """The items of a step and this process's batches of them."""
-        groups = [as_group(items[i]) for i in chosen]
+        groups = [sequences_of(items[i]) for i in chosen]
         batches = self._micro_batches(groups)
         return groups, [each.pinned() for each in batches] if self.model.device.type == "cuda" else batches
 
     def _train_step(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[ItemSequences],
         micro_batches: Sequence[Batch],
         objective: Objective,
         per: str,
@@ -216,18 +218,18 @@ class Trainer:
     ) -> float:
         """One optimizer step over `groups`; returns the mean loss, in nats `per` what it says."""
         started = time.perf_counter()
-        torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._group.rank)
+        torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._processes.rank)
         learning_rate = self._set_learning_rate()
-        targets = self._group.sum(sum(batch.trained_tokens for batch in micro_batches))
+        targets = self._processes.sum(sum(batch.num_targets for batch in micro_batches))
         if not targets:
             raise TrainingError("A step has no trained token: " + ", ".join(g[0].source for g in groups[:5]))
         share_of = len(groups) if per == "item" else targets
         total = torch.zeros((), device=self.model.device)
         passes = len(micro_batches)
         if self._parallel.is_split:
-            passes = int(self._group.max(passes))
+            passes = int(self._processes.max(passes))
         for index in range(passes):
-            idle = index >= len(micro_batches) or self._group.rank >= len(groups)
+            idle = index >= len(micro_batches) or self._processes.rank >= len(groups)
             batch = micro_batches[index] if index < len(micro_batches) else self._idle_batch(groups)
             with self._parallel.gradient_sync(index == passes - 1), self._compiled or nullcontext():
                 with self.autocast():
@@ -235,22 +237,22 @@ class Trainer:
                 if idle:
                     loss = loss * 0  # this process only takes part in what all do together
                 # Data-parallel wrappers average over processes; the sum is what is wanted.
-                self._parallel.backward(loss * (self._group.size / share_of))
+                self._parallel.backward(loss * (self._processes.size / share_of))
             total += loss.detach()
         # The norm first: a GPU that still goes back finds what scales its gradient waiting when it is done.
         steps_when_clipping = self._parallel.steps_when_clipping
         gradient_norm = math.nan if steps_when_clipping else self._parallel.clip()
-        mean = self._group.sum(total.item()) / share_of
+        mean = self._processes.sum(total.item()) / share_of
         if steps_when_clipping and math.isfinite(mean):
             gradient_norm = self._parallel.clip()
         if not (math.isfinite(mean) and math.isfinite(gradient_norm)):
             self._refuse_non_finite(mean, gradient_norm, groups, checkpoints)
         self._parallel.step()
         self.step += 1
-        tokens = int(self._group.sum(sum(batch.tokens for batch in micro_batches)))
+        tokens = int(self._processes.sum(sum(batch.tokens for batch in micro_batches)))
         self.tokens += tokens
         seconds = time.perf_counter() - started
-        self.journal.step(
+        self.log.step(
             {
                 "step": self.step,
                 "loss": mean,
@@ -264,8 +266,8 @@ class Trainer:
         return mean
 
     def _after_step(self, checkpoints: bool) -> None:
-        self.journal.advance()
-        self.journal.advance_plan()
+        self.log.advance()
+        self.log.advance_plan()
         options = self.options
         every = options.evaluate_every if self.heldout else None
         self._evaluation_due = bool(every) and self.step % (every or 1) == 0
@@ -276,9 +278,9 @@ class Trainer:
                 self.checkpoint({})  # says that this step is yet to be evaluated
             raise
         due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
-        if checkpoints and (due or improved or self.journal.stop_signal):
+        if checkpoints and (due or improved or self.log.stop_signal):
             self.checkpoint({})
-        self.journal.check_stop()
+        self.log.check_stop()
 
     def _evaluate_if_due(self) -> bool:
         """Whether the step was evaluated and no checkpoint has a lower loss, where the best is wanted."""
@@ -287,25 +289,25 @@ class Trainer:
         loss = self.evaluate(self.heldout)
         self._evaluation_due = False
         self._eval_loss = self.step, loss
-        self.journal.step({"step": self.step, "eval_loss": loss})
+        self.log.step({"step": self.step, "eval_loss": loss})
         self._parallel.forward.train()
-        return self.options.result == "best" and self._group.on_main(lambda: self._is_best(loss))
+        return self.options.result == "best" and self._processes.on_rank0(lambda: self._is_best(loss))
 
     def _is_best(self, eval_loss: float) -> bool:
         """Whether no checkpoint has a lower loss on the held-out samples."""
         best = best_checkpoint(self._checkpoints)
         return best is None or eval_loss < read_state(best)[SCORE]
 
-    def _micro_batches(self, groups: Sequence[Group]) -> list[Batch]:
+    def _micro_batches(self, groups: Sequence[ItemSequences]) -> list[Batch]:
         """This process's share of a step's groups in micro-batches."""
-        share = groups[self._group.rank :: self._group.size]
+        share = groups[self._processes.rank :: self._processes.size]
         if not share:
             return [self._idle_batch(groups)]
         return micro_batches(share, self.options, self._packing, self._max_length, self.model.pad_id)
 
-    def _idle_batch(self, groups: Sequence[Group]) -> Batch:
+    def _idle_batch(self, groups: Sequence[ItemSequences]) -> Batch:
         """What adds nothing, for a process that must take part in the exchange of gradients all the same."""
-        return collate([replace(idle, trained=[False] * len(idle)) for idle in groups[0]], self.model.pad_id)
+        return collate([replace(idle, loss_mask=[False] * len(idle)) for idle in groups[0]], self.model.pad_id)
 
     def _set_learning_rate(self) -> float:
         options = self.options
@@ -317,10 +319,10 @@ class Trainer:
             minimum=options.min_learning_rate_ratio,
         )
         for group in self._parallel.optimizer.param_groups:
-            group["lr"] = group["highest_lr"] * factor
+            group["lr"] = group["initial_lr"] * factor
         return options.learning_rate * factor
 
-    def _refuse_non_finite(self, loss: float, norm: float, groups: Sequence[Group], checkpoints: bool) -> None:
+    def _refuse_non_finite(self, loss: float, norm: float, groups: Sequence[ItemSequences], checkpoints: bool) -> None:
         self._parallel.forget_gradients()
         kept = not (math.isfinite(loss) and self._parallel.steps_when_clipping)
         if checkpoints and self.step and kept:
@@ -343,14 +345,14 @@ class Trainer:
         lengths = [len(sequence) for sequence in sequences]
         order = sorted(range(len(sequences)), key=lengths.__getitem__)
         loss, targets = 0.0, 0
-        with self.journal.phase("evaluating", len(sequences)), self.autocast():
+        with self.log.phase("evaluating", len(sequences)), self.autocast():
             for start in range(0, len(order), size):
                 chosen = [sequences[i] for i in order[start : start + size]]
                 batch = collate(chosen, self.model.pad_id).to(self.model.device)
                 loss += negative_log_likelihood(self.model.module, self.model.module, batch).item()
-                targets += batch.trained_tokens
-                self.journal.advance(len(chosen))
-                self.journal.check_stop()
+                targets += batch.num_targets
+                self.log.advance(len(chosen))
+                self.log.check_stop()
         return loss / targets
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -377,24 +379,24 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "aligner": dict(aligner_state),
-            "metrics": dict(self.journal.metrics),
+            "metrics": dict(self.log.metrics),
             "evaluation_due": self._evaluation_due,
             SCORE: self._eval_loss[1] if self._eval_loss[0] == self.step else None,
         }
         saved = Checkpoint(self._parallel.weights(), self._parallel.optimizer_state(), state)
         best = self.options.result == "best"
-        path = self._group.on_main(
+        path = self._processes.on_rank0(
             lambda: save_checkpoint(
                 self._checkpoints, self.step, saved, keep=self.options.keep_checkpoints, keep_best=best
             )
         )
-        self.journal.checkpoint_saved(path)
+        self.log.checkpoint_saved(path)
 
     def restore(self) -> None:
         """Continue from the newest checkpoint that is undamaged, if there is one."""
-        found = newest_checkpoint(self._checkpoints, self.journal.note)
+        found = newest_checkpoint(self._checkpoints, self.log.note)
         if found is None:
-            self.journal.forget_after(-1)  # steps before the first checkpoint
+            self.log.forget_after(-1)  # steps before the first checkpoint
             return
         path, saved = found
         self._set_weights(path, saved.weights)
@@ -403,8 +405,8 @@ class Trainer:
         self.tokens = saved.state["tokens"]
         self.restored = saved.state["aligner"]
         self._evaluation_due = saved.state["evaluation_due"]
-        self.journal.metrics.update(saved.state["metrics"])
-        self.journal.forget_after(self.step)
+        self.log.metrics.update(saved.state["metrics"])
+        self.log.forget_after(self.step)
 
     def choose_result(self) -> None:
         """Take the weights that `training.result` asks for: the last are there already."""
@@ -412,11 +414,11 @@ class Trainer:
             return
         best = best_checkpoint(self._checkpoints)
         if best is None:
-            self.journal.note("training.result: no checkpoint was evaluated, so the result is the last step")
+            self.log.note("training.result: no checkpoint was evaluated, so the result is the last step")
             return
         score = read_state(best)[SCORE]
-        self.journal.note(f"the result is step {step_of(best):,}, whose held-out loss was lowest ({score:.4f})")
-        self.journal.metrics["result_step"] = step_of(best)
+        self.log.note(f"the result is step {step_of(best):,}, whose held-out loss was lowest ({score:.4f})")
+        self.log.metrics["result_step"] = step_of(best)
         self._set_weights(best, load_checkpoint(best).weights)
 
     def _set_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -429,18 +431,18 @@ class Trainer:
         return self.model.with_module(self._parallel.whole_module())
 
 
-def as_group(item: Item) -> Group:
+def sequences_of(item: Item) -> ItemSequences:
     """The sequences of an item."""
     return (item,) if isinstance(item, TokenSequence) else item
 
 
-def flat(groups: Iterable[Group]) -> list[TokenSequence]:
+def flat(groups: Iterable[ItemSequences]) -> list[TokenSequence]:
     """The sequences of several groups, one group after the other."""
     return [sequence for group in groups for sequence in group]
 
 
 def micro_batches(
-    groups: Sequence[Group], options: TrainingOptions, packing: bool, max_length: int | None, pad_id: int
+    groups: Sequence[ItemSequences], options: TrainingOptions, packing: bool, max_length: int | None, pad_id: int
 ) -> list[Batch]:
     """Groups as batches of at most `micro_batch_size` rows, which a group of several sequences stays together in."""
     size = options.micro_batch_size or min(options.batch_size, MICRO_BATCH_SIZE)
@@ -472,5 +474,5 @@ def parameter_groups(
             ([p for p in chosen if p.dim() < 2], 0.0),
         ):
             if members:
-                groups.append({"params": members, "weight_decay": decay, "lr": rate, "highest_lr": rate})
+                groups.append({"params": members, "weight_decay": decay, "lr": rate, "initial_lr": rate})
     return groups

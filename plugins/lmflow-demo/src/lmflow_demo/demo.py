@@ -26,10 +26,10 @@ class Demo(Model):
         with as_file(files("lmflow_demo") / "model") as directory:
             return Pretrained(path=str(directory)).load(dtype, device, context)
 
-    def outline(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, context: Context | None = None) -> LanguageModel:
         """The packaged configuration and tokenizer."""
         with as_file(files("lmflow_demo") / "model") as directory:
-            return Pretrained(path=str(directory)).outline(context)
+            return Pretrained(path=str(directory)).skeleton(context)
 
 
 class DemoTasks(DataFormat):

@@ -55,9 +55,9 @@ class SmolLM2(Model):
         """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
         return Pretrained(path=str(self._directory())).load(dtype, device, context)
 
-    def outline(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, context: Context | None = None) -> LanguageModel:
         """Configuration and tokenizer; the weights are converted first where that has not been done."""
-        return Pretrained(path=str(self._directory())).outline(context)
+        return Pretrained(path=str(self._directory())).skeleton(context)
 
     def _directory(self) -> Path:
         directory = cache_directory() / self.folder

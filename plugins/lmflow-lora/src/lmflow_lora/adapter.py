@@ -51,7 +51,7 @@ class Adapter(Model):
         module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
         return LanguageModel(module, self._tokenizer(base_path), self.path)
 
-    def outline(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, context: Context | None = None) -> LanguageModel:
         """The base's configuration and the adapter's tokenizer: once merged, the adapter has no shape of its own."""
         from lmflow.models.language_model import LanguageModel
         from lmflow.models.pretrained import skeleton

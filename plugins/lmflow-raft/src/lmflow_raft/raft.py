@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
     from lmflow.models.language_model import LanguageModel
     from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.run.log import Journal
+    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
 
 
@@ -62,46 +62,46 @@ class Raft(Aligner):
         trainer: Trainer,
         inferencer: Inferencer,
         reward: Reward | None,
-        journal: Journal,
+        log: RunLog,
     ) -> None:
         """Run the iterations left to do; each ends with a checkpoint, so a resumed run repeats at most one."""
         assert reward is not None  # declared in `needs`
-        work = Work(model, trainer, inferencer, reward, journal)
-        pool = with_room(model, data.train, self.max_new_tokens, data.options.max_length, journal, "training")
-        fixed = with_room(model, data.heldout, self.max_new_tokens, data.options.max_length, journal, "held-out")
+        work = Work(model, trainer, inferencer, reward, log)
+        pool = with_room(model, data.train, self.max_new_tokens, data.options.max_length, log, "training")
+        fixed = with_room(model, data.heldout, self.max_new_tokens, data.options.max_length, log, "held-out")
         fixed = fixed[: self.heldout_prompts]
         trainer.plan(trainer.options.max_steps or self.iterations * self._steps(trainer, len(pool)))
         done = int(trainer.restored.get("iteration", 0))
         if not done:
             before = self._measure(work, fixed)
-            journal.step({"step": 0, "iteration": 0, **before})
-            remember(journal, "before", before)
+            log.step({"step": 0, "iteration": 0, **before})
+            remember(log, "before", before)
         for iteration in range(done + 1, self.iterations + 1):
             if trainer.step >= trainer.total_steps:
                 break
             chosen = [pool[i] for i in draw_prompts(len(pool), self.prompts, iteration, trainer.options.seed)]
             drawn = self._draw(work, chosen, self.samples, seed=trainer.options.seed * 100_003 + iteration)
             kept = self._select(drawn)
-            journal.samples(iteration, sample_rows(iteration, drawn, kept))
+            log.samples(iteration, sample_rows(iteration, drawn, kept))
             sequences = [training_sequence(drawn, at) for at in kept]
-            loss, training_before = None, journal.seconds["training"]
+            loss, training_before = None, log.seconds["training"]
             if sequences:
                 loss = trainer.fit(
                     sequences, epochs=self.epochs, first_epoch=(iteration - 1) * self.epochs, checkpoints=False
                 )
             else:
-                journal.note(f"iteration {iteration}: no completion reached --aligner.min_reward; nothing to train on")
+                log.note(f"iteration {iteration}: no completion reached --aligner.min_reward; nothing to train on")
             after = self._measure(work, fixed)
-            journal.step(
+            log.step(
                 {
                     "step": trainer.step,
                     "iteration": iteration,
                     **describe(drawn, kept, loss),
-                    "seconds_training": journal.seconds["training"] - training_before,
+                    "seconds_training": log.seconds["training"] - training_before,
                     **after,
                 }
             )
-            remember(journal, "after", after)
+            remember(log, "after", after)
             trainer.checkpoint({"iteration": iteration})
 
     def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
@@ -111,7 +111,9 @@ class Raft(Aligner):
         for index in draw_prompts(len(data.train), self.prompts, 1, options.seed):
             prompt = model.encode_prompt(data.train[index])
             trained = [False] * len(prompt.ids) + [True] * len(room)
-            sequences.append(TokenSequence([*prompt.ids, *room], trained, data.train[index].source, prompt.extras))
+            sequences.append(
+                TokenSequence([*prompt.ids, *room], trained, data.train[index].source, prompt.model_inputs)
+            )
         kept = self._kept(len(sequences))
         sequences = [sequences[index % len(sequences)] for index in range(kept)]
         return Workload(sequences, options.max_steps or self.iterations * options.steps_for(kept, self.epochs))
@@ -124,15 +126,15 @@ class Raft(Aligner):
         """Completions that an iteration of so many prompts trains on."""
         return prompts if self.strategy == "local" else max(1, round(self.fraction * prompts * self.samples))
 
-    def _draw(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> Drawn:
+    def _draw(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> StepOutput:
         """Sample n completions for each prompt and score them.
 
         Of several processes each samples for a share of the prompts, and the main one scores, as a reward that looks at
         a whole batch has to.
         """
-        from lmflow.inference.shard import draw_shared
+        from lmflow.inference.shard import generate_sharded
 
-        journal = work.journal
+        log = work.log
         sampling = Sampling(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -143,15 +145,15 @@ class Raft(Aligner):
             seed=seed,
         )
         prompts = [work.model.encode_prompt(sample) for sample in samples]
-        seconds = dict(journal.seconds)
+        seconds = dict(log.seconds)
         with work.trainer.autocast():
-            completions = draw_shared(work.model, prompts, work.inferencer, sampling, journal, "sampling")
-        with journal.phase("scoring", len(prompts) * n):
-            rewards = journal.group.on_main(lambda: work.score(samples, completions))
-        spent = {name: journal.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
-        return Drawn(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
+            completions = generate_sharded(work.model, prompts, work.inferencer, sampling, log, "sampling")
+        with log.phase("scoring", len(prompts) * n):
+            rewards = log.processes.on_rank0(lambda: work.score(samples, completions))
+        spent = {name: log.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
+        return StepOutput(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
 
-    def _select(self, drawn: Drawn) -> list[tuple[int, int]]:
+    def _select(self, drawn: StepOutput) -> list[tuple[int, int]]:
         if self.strategy == "local":
             chosen = keep_best_of_each(drawn.rewards)
         else:
@@ -176,7 +178,7 @@ class Work:
     trainer: Trainer
     inferencer: Inferencer
     reward: Reward
-    journal: Journal
+    log: RunLog
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Rewards in the shape of `completions`; raises RewardError if the reward misbehaves."""
@@ -186,7 +188,7 @@ class Work:
         scores = iter(score_completions(self.reward, [s for s, _ in pairs], [text for _, text in pairs]))
         return [[next(scores) for _ in row] for row in completions]
 
-    def kl_to_start(self, drawn: Drawn) -> float:
+    def kl_to_start(self, drawn: StepOutput) -> float:
         """Estimate of KL(policy || start model) per completion, in nats: the mean of log p(y|x) - log p0(y|x).
 
         Unbiased for completions sampled at temperature 1 from all tokens; both models are read at temperature 1.
@@ -197,7 +199,7 @@ class Work:
             training_sequence(drawn, (i, j)) for i, row in enumerate(drawn.completions) for j in range(len(row))
         ]
         settings: dict[str, Any] = {"pad_id": self.model.pad_id, "device": self.model.device}
-        with self.journal.phase("comparing with the start model"), self.trainer.autocast():
+        with self.log.phase("comparing with the start model"), self.trainer.autocast():
             now = sequence_logprobs(self.model.module, sequences, **settings)
             with self.trainer.start_weights():
                 start = sequence_logprobs(self.model.module, sequences, **settings)
@@ -205,7 +207,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StepOutput:
     """Completions of a batch of prompts with their rewards, [prompt][sample]."""
 
     samples: Sequence[Sample]
@@ -216,11 +218,11 @@ class Drawn:
     seconds_scoring: float
 
 
-def training_sequence(drawn: Drawn, at: tuple[int, int]) -> TokenSequence:
+def training_sequence(drawn: StepOutput, at: tuple[int, int]) -> TokenSequence:
     """Prompt and completion as drawn, the loss on the completion's tokens and its end-of-text token only."""
     prompt, completion = drawn.prompts[at[0]], drawn.completions[at[0]][at[1]]
     trained = [False] * len(prompt.ids) + [True] * len(completion.ids)
-    return TokenSequence([*prompt.ids, *completion.ids], trained, drawn.samples[at[0]].source, prompt.extras)
+    return TokenSequence([*prompt.ids, *completion.ids], trained, drawn.samples[at[0]].source, prompt.model_inputs)
 
 
 def with_room(
@@ -228,7 +230,7 @@ def with_room(
     samples: Sequence[Sample],
     max_new_tokens: int,
     max_length: int | None,
-    journal: Journal,
+    log: RunLog,
     what: str,
 ) -> list[Sample]:
     """Samples whose prompt leaves room for a completion; the others are counted and named, never dropped in silence.
@@ -249,12 +251,12 @@ def with_room(
         )
         if len(too_long) == len(samples):
             raise DataError(f"{text}. Lower --aligner.max_new_tokens or shorten the prompts.")
-        journal.note(f"{text}; they are left out")
-        journal.metrics[f"prompts_too_long_{what.replace('-', '')}"] = len(too_long)
+        log.note(f"{text}; they are left out")
+        log.metrics[f"prompts_too_long_{what.replace('-', '')}"] = len(too_long)
     return [sample for sample, length in zip(samples, lengths) if length + max_new_tokens <= room]
 
 
-def describe(drawn: Drawn, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:
+def describe(drawn: StepOutput, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:
     """The metrics of one iteration's samples."""
     completions = flat(drawn.completions)
     ids = [completion.ids for completion in completions]
@@ -273,7 +275,7 @@ def describe(drawn: Drawn, kept: Sequence[tuple[int, int]], loss: float | None) 
     return {name: value for name, value in metrics.items() if value is not None and value == value}
 
 
-def sample_rows(iteration: int, drawn: Drawn, kept: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+def sample_rows(iteration: int, drawn: StepOutput, kept: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """One row per completion for samples/, in the order drawn."""
     chosen = set(kept)
     return [
@@ -292,12 +294,12 @@ def sample_rows(iteration: int, drawn: Drawn, kept: Sequence[tuple[int, int]]) -
     ]
 
 
-def remember(journal: Journal, when: str, measured: Mapping[str, float]) -> None:
+def remember(log: RunLog, when: str, measured: Mapping[str, float]) -> None:
     """Put the held-out reward into the run's summary."""
     if "heldout_reward" in measured:
-        journal.metrics[f"heldout_reward_{when}"] = measured["heldout_reward"]
+        log.metrics[f"heldout_reward_{when}"] = measured["heldout_reward"]
     if when == "after":
-        journal.metrics["kl"] = measured.get("kl")
+        log.metrics["kl"] = measured.get("kl")
 
 
 def flat(rows: Sequence[Sequence[Any]]) -> list[Any]:

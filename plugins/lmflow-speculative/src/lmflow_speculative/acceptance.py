@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmflow.inference.sampling import draw
+from lmflow.inference.sampling import sample
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """What became of a block of proposals, one entry per row."""
 
     accepted: Tensor
@@ -50,9 +50,9 @@ def residual(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(equal, target, rest.log())
 
 
-def judge(
+def verify(
     target: Tensor, proposed: Tensor, counts: Tensor, draft: Tensor | None, uniforms: Tensor, following: Tensor
-) -> Verdict:
+) -> Verification:
     """Keep proposals and draw the token after them.
 
     Shapes as in `accept`, but `target` has one place more, (R, K + 1, V): row r's proposals are followed by the one
@@ -70,12 +70,12 @@ def judge(
             final[rejected, proposed[rejected, where]] = -torch.inf
         else:
             final[rejected] = residual(final[rejected], draft[rejected, where])
-    return Verdict(accepted, draw(final, following[rows, accepted]))
+    return Verification(accepted, sample(final, following[rows, accepted]))
 
 
-def judge_greedy(best: Tensor, proposed: Tensor, counts: Tensor) -> Verdict:
+def judge_greedy(best: Tensor, proposed: Tensor, counts: Tensor) -> Verification:
     """The limit of temperature 0: proposals are kept while they are the target's most probable, `best` (R, K + 1)."""
     places = proposed.shape[1]
     there = torch.arange(places, device=proposed.device) < counts.unsqueeze(-1)
     accepted = (there & (proposed == best[:, :places])).long().cumprod(-1).sum(-1)
-    return Verdict(accepted, best.gather(-1, accepted.unsqueeze(-1)).squeeze(-1))
+    return Verification(accepted, best.gather(-1, accepted.unsqueeze(-1)).squeeze(-1))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
-from lmflow.inference.decoder import beneath_adapter, check_decodable, concatenate_extras
-from lmflow.inference.kv_cache import drop_left, drop_right, join, take, whole_cache
+from lmflow.inference.decoder import beneath_adapter, check_decodable, concatenate_inputs
+from lmflow.inference.kv_cache import concat, drop_right, gather, trim_left, whole_cache
 from lmflow_speculative.statistics import Passes
 
 HOLES = 0.25
@@ -58,7 +58,7 @@ class BlockDecoder:
         real = None
         if min(lengths) < width:
             real = torch.arange(width) >= width - torch.tensor(lengths).unsqueeze(-1)
-        logits = self._forward(ids, lengths, real, 1, concatenate_extras(prompts, self._device))[:, -1]
+        logits = self._forward(ids, lengths, real, 1, concatenate_inputs(prompts, self._device))[:, -1]
         if n > 1:
             rows = [row for row in range(len(prompts)) for _ in range(n)]
             self._select(rows)
@@ -95,12 +95,12 @@ class BlockDecoder:
         self._select(rows)
         self._tidy()
 
-    def join(self, other: BlockDecoder) -> None:
+    def concat(self, other: BlockDecoder) -> None:
         """Add the rows of another decoder of the same model below these."""
         width = max(self.width, other.width)
         masks = [each._mask() for each in (self, other)]
         padded = [torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks]
-        join(self._cache, other._cache)
+        concat(self._cache, other._cache)
         self._real = torch.cat(padded)
         self.width = width
         self.lengths = self.lengths + other.lengths
@@ -109,7 +109,7 @@ class BlockDecoder:
     # Inside
 
     def _forward(
-        self, ids: Tensor, counts: Sequence[int], real: Tensor | None, keep: int, extras: dict[str, Tensor]
+        self, ids: Tensor, counts: Sequence[int], real: Tensor | None, keep: int, model_inputs: dict[str, Tensor]
     ) -> Tensor:
         """Logits of the last `keep` columns of `ids`, (R, W), of which `real` says what is there (all, if None)."""
         ids = ids.to(self._device)
@@ -124,7 +124,7 @@ class BlockDecoder:
             inputs["position_ids"] = (before + block.long().cumsum(-1) - 1).clamp_min(0)
         if self._keeps:
             inputs["logits_to_keep"] = keep
-        output = self._module(input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs, **extras)
+        output = self._module(input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs, **model_inputs)
         self._real = after
         self.width += ids.shape[1]
         self.lengths = [held + count for held, count in zip(self.lengths, counts, strict=True)]
@@ -156,7 +156,7 @@ class BlockDecoder:
         first, last = (int(used[0]), int(used[-1])) if len(used) else (self.width, self.width - 1)
         self._drop_right(self.width - 1 - last)
         if first:
-            drop_left(self._cache, first)
+            trim_left(self._cache, first)
             self._real = self._real[:, first:]
             self.width -= first
         longest = max(self.lengths)
@@ -180,7 +180,7 @@ class BlockDecoder:
         """Move every row's tokens to the right end of `width` columns."""
         assert self._real is not None
         order = self._real.long().argsort(dim=1, stable=True)[:, self.width - width :]
-        take(self._cache, order)
+        gather(self._cache, order)
         self._real = self._real.gather(1, order)
         self.width = width
 

@@ -18,7 +18,7 @@ from lmflow.data.sample import Prompt, TokenSequence
 from lmflow.errors import LmflowError
 from lmflow.inference.types import Completion
 from lmflow.models.language_model import LanguageModel
-from lmflow.training.loss import head_restricted_to, model_inputs, target_mask
+from lmflow.training.loss import forward_inputs, head_restricted_to, target_mask
 from lmflow.training.trainer import Objective
 from lmflow_speculative.options import DraftOptions
 
@@ -87,11 +87,11 @@ def distillation_from(target: LanguageModel) -> Objective:
     """
 
     def objective(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
-        mask = target_mask(batch.trained)
+        mask = target_mask(batch.loss_mask)
         with torch.no_grad(), head_restricted_to(target.module, mask):
-            theirs = target.module(**model_inputs(batch)).logits.float().log_softmax(-1)
+            theirs = target.module(**forward_inputs(batch)).logits.float().log_softmax(-1)
         with head_restricted_to(unwrapped, mask):
-            ours = forward(**model_inputs(batch)).logits.float().log_softmax(-1)
+            ours = forward(**forward_inputs(batch)).logits.float().log_softmax(-1)
         return divergence(theirs, ours)
 
     return objective

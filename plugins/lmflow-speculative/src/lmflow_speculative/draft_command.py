@@ -26,7 +26,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import model_from_reference
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import Scope
-from lmflow.run.log import Journal
+from lmflow.run.log import RunLog
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative
 
@@ -105,10 +105,10 @@ def carry_out(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
         )
     check_output(wish)
     display = make_progress(quiet=wish.quiet or wish.as_json)
-    journal = Journal(None, plugins.emit, display)
+    log = RunLog(None, plugins.emit, display)
     try:
-        with warnings.catch_warnings(action="ignore"), journal.listening():
-            record = train_draft(plugins, parts, wish, journal)
+        with warnings.catch_warnings(action="ignore"), log.handle_signals():
+            record = train_draft(plugins, parts, wish, log)
     finally:
         display.close()
     if wish.as_json:
@@ -122,7 +122,7 @@ def carry_out(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
         )
 
 
-def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, journal: Journal) -> dict[str, Any]:
+def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, log: RunLog) -> dict[str, Any]:
     """Sample from the target, train the draft, measure and write it; returns what draft.json holds."""
     from lmflow.models.device import DTYPES, choose_device, choose_precision
     from lmflow.training.trainer import Trainer
@@ -132,17 +132,17 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, journal: Jo
     training, sampling = parts["training"], parts["sampling"]
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
-    with journal.phase(f"loading model {parts['model'].name}"):
+    with log.phase(f"loading model {parts['model'].name}"):
         target = parts["model"].load(DTYPES[precision], device, parts["context"])
         draft = begin_draft(plugins, target, parts["draft"], wish.start, training.seed, device)
     check_vocabularies(draft, target)
     samples = read_samples(parts["data"], plugins, wish.raw, training.seed)
-    prompts = usable_prompts(target, draft, samples, sampling, journal)
+    prompts = usable_prompts(target, draft, samples, sampling, log)
     count = min(parts["draft"].heldout_prompts, max(1, len(prompts) // 10))
     heldout, prompts = prompts[:count], prompts[count:]
-    drawn = answer(target, prompts, parts["inferencer"], sampling, journal)
+    drawn = answer(target, prompts, parts["inferencer"], sampling, log)
     sequences = as_sequences(prompts, drawn)
-    trainer = Trainer(draft, training, journal, wish.output / "checkpoints", precision=precision)
+    trainer = Trainer(draft, training, log, wish.output / "checkpoints", precision=precision)
     steps = training.max_steps or trainer.steps_for(len(sequences), training.epochs)
     trainer.plan(steps)
     loss = trainer.fit(
@@ -150,8 +150,8 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, journal: Jo
     )
     draft.module.eval()
     measured = Speculative().using(draft)
-    with journal.phase("measuring", len(heldout)):
-        measured.generate(target, heldout, sampling.model_copy(update={"n": 1}), lambda _: journal.check_stop())
+    with log.phase("measuring", len(heldout)):
+        measured.generate(target, heldout, sampling.model_copy(update={"n": 1}), lambda _: log.check_stop())
     record = {
         "target": target.source,
         "target_parameters": sum(p.numel() for p in target.module.parameters()),
@@ -197,7 +197,7 @@ def read_samples(data: Any, plugins: Plugins, raw: bool, seed: int) -> list[Samp
 
 
 def usable_prompts(
-    target: LanguageModel, draft: LanguageModel, samples: Sequence[Sample], sampling: Sampling, journal: Journal
+    target: LanguageModel, draft: LanguageModel, samples: Sequence[Sample], sampling: Sampling, log: RunLog
 ) -> list[Prompt]:
     """The prompts with room for an answer in both models. Raises DataError where fewer than two are left."""
     limits = [model.context_length for model in (target, draft) if model.context_length is not None]
@@ -211,21 +211,19 @@ def usable_prompts(
             "--sampling.max_new_tokens, or give others."
         )
     if len(usable) < len(prompts):
-        journal.note(
-            f"{len(prompts) - len(usable):,} of {len(prompts):,} prompts leave no room for an answer: left out"
-        )
+        log.note(f"{len(prompts) - len(usable):,} of {len(prompts):,} prompts leave no room for an answer: left out")
     return usable
 
 
 def answer(
-    target: LanguageModel, prompts: Sequence[Prompt], inferencer: Any, sampling: Sampling, journal: Journal
+    target: LanguageModel, prompts: Sequence[Prompt], inferencer: Any, sampling: Sampling, log: RunLog
 ) -> list[list[Completion]]:
     """The target's completions, `sampling.n` for each prompt."""
     drawn: dict[int, list[Completion]] = {}
-    with journal.phase("sampling from the target", len(prompts)):
-        for index, completions in inferencer.generate_each(target, prompts, sampling, lambda _: journal.check_stop()):
+    with log.phase("sampling from the target", len(prompts)):
+        for index, completions in inferencer.generate_each(target, prompts, sampling, lambda _: log.check_stop()):
             drawn[index] = completions
-            journal.advance()
+            log.advance()
     return [drawn[index] for index in range(len(prompts))]
 
 

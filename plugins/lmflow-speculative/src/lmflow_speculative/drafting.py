@@ -62,10 +62,10 @@ def check_prompts(draft: LanguageModel, prompts: Sequence[Prompt]) -> None:
     """Raise DataError for a prompt the draft cannot read: one with images, or longer than its context."""
     reach = draft.context_length
     for number, prompt in enumerate(prompts, 1):
-        if prompt.extras:
+        if prompt.model_inputs:
             raise DataError(
-                f"Prompt {number} of {len(prompts)} holds more than text ({', '.join(prompt.extras)}), which the draft "
-                "cannot read. Leave --inferencer.draft out: proposals are then looked up in the text."
+                f"Prompt {number} of {len(prompts)} holds more than text ({', '.join(prompt.model_inputs)}), which the "
+                "draft cannot read. Leave --inferencer.draft out: proposals are then looked up in the text."
             )
         if reach is not None and len(prompt.ids) > reach:
             raise DataError(

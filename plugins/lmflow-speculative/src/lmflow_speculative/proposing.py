@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lmflow.data.sample import Prompt
-from lmflow.inference.generate import Rules
-from lmflow.inference.sampling import draw, filtered_logprobs, uniforms
+from lmflow.inference.generate import SamplingRules
+from lmflow.inference.sampling import filtered_logprobs, sample, uniforms
 from lmflow.inference.types import Sampling
 from lmflow_speculative.blocks import BlockDecoder
 from lmflow_speculative.lengths import PRIOR
@@ -47,7 +47,7 @@ class Proposer(Protocol):
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these."""
 
-    def join(self, other: Proposer) -> None:
+    def concat(self, other: Proposer) -> None:
         """Add the rows of another proposer of the same kind below these."""
 
 
@@ -55,7 +55,7 @@ class DraftProposer:
     """Proposes what a smaller model draws, from the distribution the target is sampled with: Leviathan et al."""
 
     def __init__(
-        self, draft: LanguageModel, vocabulary: int, rules: Rules, sampling: Sampling, statistics: Statistics
+        self, draft: LanguageModel, vocabulary: int, rules: SamplingRules, sampling: Sampling, statistics: Statistics
     ) -> None:
         self._decoder = BlockDecoder(draft.module, statistics.draft)
         self._reach = draft.context_length
@@ -100,10 +100,10 @@ class DraftProposer:
         """Drop all rows but these."""
         self._decoder.keep(rows)
 
-    def join(self, other: Proposer) -> None:
+    def concat(self, other: Proposer) -> None:
         """Add the rows of another proposer with the same draft below these."""
         assert isinstance(other, DraftProposer)
-        self._decoder.join(other._decoder)
+        self._decoder.concat(other._decoder)
 
     def _within_reach(self, row: Row, limit: int) -> int:
         """The last proposal is never read by the draft, so one more than its context holds can be made."""
@@ -122,7 +122,7 @@ class DraftProposer:
             return best.indices.tolist(), (best.values - logits.logsumexp(-1)).exp().tolist()
         logprobs.append(filtered_logprobs(logits, sampling.temperature, sampling.top_k, sampling.top_p))
         keys = torch.tensor([row.keys.propose for row in rows], device=self._device)
-        drawn = draw(logprobs[-1], uniforms(keys, counts))
+        drawn = sample(logprobs[-1], uniforms(keys, counts))
         return drawn.tolist(), logprobs[-1].amax(-1).exp().tolist()
 
 
@@ -153,7 +153,7 @@ class LookupProposer:
         """Drop all rows but these."""
         self._indices = [self._indices[row] for row in rows]
 
-    def join(self, other: Proposer) -> None:
+    def concat(self, other: Proposer) -> None:
         """Add the rows of another proposer of this kind below these."""
         assert isinstance(other, LookupProposer)
         self._indices = self._indices + other._indices

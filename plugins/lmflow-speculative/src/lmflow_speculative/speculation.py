@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmflow.data.sample import Prompt
 from lmflow.inference.decoder import eval_mode
-from lmflow.inference.generate import LEAVE_SHARE, Drawn, Rules, completion_rooms, text_maker
+from lmflow.inference.generate import LEAVE_SHARE, SamplingRules, StepOutput, completion_budgets, text_maker
 from lmflow.inference.sampling import filtered_logprobs, uniforms
 from lmflow.inference.scheduler import admit, longest_first
 from lmflow.inference.text_stream import TextStream
@@ -56,17 +56,17 @@ def speculate(
     plan: Plan,
     statistics: Statistics,
     new_text: Callable[[], TextStream] | None = None,
-) -> Generator[Drawn, None, None]:
-    """Draw `sampling.n` completions for each prompt; numbers and `new_text` as in `draw_completions` of the core.
+) -> Generator[StepOutput, None, None]:
+    """Draw `sampling.n` completions for each prompt; numbers and `new_text` as in `generate_completions` of the core.
 
     Gradients are off while this runs, and the models are in eval mode.
     """
     if new_text is None and sampling.stop:
         new_text = text_maker(model, sampling)
     work = Speculation(model, sampling, plan, statistics)
-    rooms = completion_rooms(prompts, sampling.max_new_tokens, model.context_length)
+    token_budgets = completion_budgets(prompts, sampling.max_new_tokens, model.context_length)
     lengths = [len(prompt.ids) for prompt in prompts]
-    spaces = [room + plan.longest for room in rooms]  # proposals that are refused take room too
+    spaces = [room + plan.longest for room in token_budgets]  # proposals that are refused take room too
     queue = longest_first(lengths)
     batch: Batch | None = None
     with eval_mode(model.module):
@@ -79,7 +79,7 @@ def speculate(
                         number=index * sampling.n + sample,
                         history=list(prompts[index].ids),
                         prompt_length=lengths[index],
-                        room=rooms[index],
+                        room=token_budgets[index],
                         keys=Keys.of(prompts[index], sample, sampling.seed),
                         length=plan.new_length(),
                         text=new_text() if new_text is not None else None,
@@ -88,7 +88,7 @@ def speculate(
                     for sample in range(sampling.n)
                 ]
                 entering, tokens = work.enter([prompts[index] for index in chosen], rows)
-                batch = entering if batch is None else joined(batch, entering)
+                batch = entering if batch is None else concatenated(batch, entering)
             else:
                 assert batch is not None  # an empty batch admits at least one prompt
                 tokens = work.step(batch)
@@ -100,14 +100,14 @@ def speculate(
                     if row.done
                 ]
                 batch = unfinished(batch)
-            yield Drawn(tokens, finished)
+            yield StepOutput(tokens, finished)
 
 
 class Speculation:
     """One call's models and options, and the steps that draw with them."""
 
     def __init__(self, model: LanguageModel, sampling: Sampling, plan: Plan, statistics: Statistics) -> None:
-        self.rules = Rules(model, sampling)
+        self.rules = SamplingRules(model, sampling)
         self._model = model
         self._sampling = sampling
         self._plan = plan
@@ -124,7 +124,7 @@ class Speculation:
         logits = target.prefill(prompts, self._sampling.n)
         proposer: Proposer
         if self._plan.draft is None:
-            proposer = LookupProposer(rows, self._plan.lookup, self._model.never_drawn)
+            proposer = LookupProposer(rows, self._plan.lookup, self._model.suppressed_ids)
         else:
             proposer = DraftProposer(self._plan.draft, logits.shape[-1], self.rules, self._sampling, self._statistics)
             proposer.prefill(prompts, self._sampling.n)
@@ -149,9 +149,9 @@ class Speculation:
     def _take(self, batch: Batch, logits: Tensor, proposal: Proposal) -> int:
         """Judge the proposals by the target's logits (R, K + 1, V) and extend the rows; the number of tokens drawn."""
         rows = batch.rows
-        verdict, tokens, logprobs = self._judge(rows, logits, proposal)
+        verification, tokens, logprobs = self._verify(rows, logits, proposal)
         total = 0
-        columns = verdict.accepted.tolist(), tokens.tolist(), logprobs.tolist(), proposal.confidences
+        columns = verification.accepted.tolist(), tokens.tolist(), logprobs.tolist(), proposal.confidences
         for row, accepted, ids, scores, confidences in zip(rows, *columns, strict=True):
             if row.done:
                 continue
@@ -163,9 +163,9 @@ class Speculation:
             row.length.learn(confidences[:judged], min(accepted, judged))
         return total
 
-    def _judge(
+    def _verify(
         self, rows: Sequence[Row], logits: Tensor, proposal: Proposal
-    ) -> tuple[acceptance.Verdict, Tensor, Tensor]:
+    ) -> tuple[acceptance.Verification, Tensor, Tensor]:
         """The verdict, the tokens that stay in their places, and their log-probabilities, (R, K + 1) each."""
         sampling, device = self._sampling, logits.device
         height, places, vocabulary = logits.shape
@@ -178,12 +178,12 @@ class Speculation:
         flat = self.rules.allowed(logits.reshape(height * places, vocabulary), drawn.reshape(-1))
         if sampling.temperature == 0:
             logprobs = flat.log_softmax(-1).view(logits.shape)
-            verdict = acceptance.judge_greedy(flat.argmax(-1).view(height, places), proposed, counts)
+            verification = acceptance.judge_greedy(flat.argmax(-1).view(height, places), proposed, counts)
         else:
             logprobs = filtered_logprobs(flat, sampling.temperature, sampling.top_k, sampling.top_p).view(logits.shape)
             draw_keys = torch.tensor([row.keys.draw for row in rows], device=device).unsqueeze(-1)
             accept_keys = torch.tensor([row.keys.accept for row in rows], device=device).unsqueeze(-1)
-            verdict = acceptance.judge(
+            verification = acceptance.verify(
                 logprobs,
                 proposed,
                 counts,
@@ -192,14 +192,14 @@ class Speculation:
                 uniforms(draw_keys, drawn),
             )
         tokens = torch.nn.functional.pad(proposed, (0, 1))
-        tokens = tokens.scatter(-1, verdict.accepted.unsqueeze(-1), verdict.following.unsqueeze(-1))
-        return verdict, tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        tokens = tokens.scatter(-1, verification.accepted.unsqueeze(-1), verification.following.unsqueeze(-1))
+        return verification, tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def joined(batch: Batch, other: Batch) -> Batch:
+def concatenated(batch: Batch, other: Batch) -> Batch:
     """The batch with the rows of `other` below its own."""
-    batch.target.join(other.target)
-    batch.proposer.join(other.proposer)
+    batch.target.concat(other.target)
+    batch.proposer.concat(other.proposer)
     return Batch(batch.rows + other.rows, batch.target, batch.proposer)
 
 

@@ -16,7 +16,7 @@ from lmflow.inference.types import Sampling
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
-    from lmflow.inference.generate import Drawn
+    from lmflow.inference.generate import StepOutput
     from lmflow.inference.text_stream import TextStream
     from lmflow.models.language_model import LanguageModel
     from lmflow_speculative.speculation import Plan
@@ -76,7 +76,7 @@ class Speculative(PassInferencer):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         new_text: Callable[[], TextStream] | None = None,
-    ) -> Generator[Drawn, None, None]:
+    ) -> Generator[StepOutput, None, None]:
         """See `speculate`. Raises LmflowError where the draft cannot serve the model."""
         from lmflow_speculative.speculation import speculate
 

@@ -90,7 +90,7 @@ def _write_columns(files: Mapping[str, BinaryIO], sequences: Iterable[TokenSeque
         source = sequence.source.encode()
         end, source_end = end + len(sequence), source_end + len(source)
         files["ids"].write(array("i", sequence.ids))  # several times as fast as by way of numpy
-        files["trained"].write(bytes(sequence.trained))
+        files["trained"].write(bytes(sequence.loss_mask))
         files["ends"].write(array("q", [end]))
         files["sources"].write(source)
         files["source_ends"].write(array("q", [source_end]))

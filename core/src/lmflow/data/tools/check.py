@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lmflow.data.dataset import split
 from lmflow.data.lengths import LengthFitter, is_plain_text, length_limit
 from lmflow.data.sample import Message, Sample, TokenSequence
-from lmflow.data.source import places, scan_pool, validation_pool
+from lmflow.data.source import places, scan_source, validation_source
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class CheckReport:
     findings: list[Finding] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
     tokens: int | None = None
-    trained_tokens: int | None = None
+    num_targets: int | None = None
     lengths: list[int] = field(default_factory=list)
     rules: Mapping[str, Any] = field(default_factory=dict)
     touched: list[str] = field(default_factory=list)
@@ -150,7 +150,7 @@ class CheckReport:
             "validation": self.validation,
             "turns": dict(self.turns),
             "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
+            "num_targets": self.num_targets,
             "histogram": [{"from": low, "to": high, "samples": count} for low, high, count in self.histogram()],
             "lengths": dict(self.rules),
             "counts": self.counts,
@@ -164,14 +164,14 @@ def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: Tex
 
     Raises DataError where a file as a whole, or its format, cannot be read.
     """
-    read = partial(scan_pool, shown=None)
-    pools = [read(place, formats, folder) for place, folder in places(data)]
-    held = None if data.path is None and not data.mix else validation_pool(data, formats, read)
+    read = partial(scan_source, shown=None)
+    sources = [read(place, formats, folder) for place, folder in places(data)]
+    held = None if data.path is None and not data.mix else validation_source(data, formats, read)
     checker = Checker(model, data)
-    for pool in (*pools, *([held] if held else [])):
-        for problem in pool.problems:
+    for source in (*sources, *([held] if held else [])):
+        for problem in source.problems:
             checker.bad(problem)
-    sides = [split(pool.samples, held, data, 0) for pool in pools if pool.samples]
+    sides = [split(source.samples, held, data, 0) for source in sources if source.samples]
     for train, _ in sides:
         for sample in train:
             checker.train(sample)
@@ -180,8 +180,8 @@ def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: Tex
             checker.validation(sample)
     report = checker.finish()
     report.path = data.path or ", ".join(data.mix) or None
-    report.format = ", ".join(dict.fromkeys(pool.format.name for pool in pools))
-    report.records = sum(pool.records for pool in pools)
+    report.format = ", ".join(dict.fromkeys(source.format.name for source in sources))
+    report.records = sum(source.records for source in sources)
     return report
 
 
@@ -199,7 +199,7 @@ class Checker:
         if model is not None:
             policy = "truncate" if options.too_long == "error" else options.too_long
             self._fitter = LengthFitter(length_limit(model.context_length, options.max_length), policy)
-            self.report.tokens = self.report.trained_tokens = 0
+            self.report.tokens = self.report.num_targets = 0
 
     def bad(self, problem: str) -> None:
         """Note a record that cannot be used, by the message of its error."""
@@ -253,8 +253,8 @@ class Checker:
         self.report.lengths += [len(sequence) for sequence in sequences]
         fitted = [each for sequence in sequences for each in self._fitter.fit(sequence)]
         self.report.tokens = self._fitter.tokens
-        self.report.trained_tokens = self._fitter.trained_tokens
-        skipped = self._policy == "skip" and any(sequence.trained_tokens for sequence in sequences)
+        self.report.num_targets = self._fitter.num_targets
+        skipped = self._policy == "skip" and any(sequence.num_targets for sequence in sequences)
         unwanted = sample.label is False  # its answer stands beside the messages
         if not (fitted or skipped or unwanted):
             self._find("nothing_to_train", sample.source, "no token of it is trained")
@@ -336,7 +336,7 @@ def end_faults(model: TextModel, sample: Sample, sequences: Sequence[TokenSequen
 
 def trained_stretches(sequence: TokenSequence) -> list[list[int]]:
     """The ids of each run of trained tokens."""
-    runs = groupby(zip(sequence.ids, sequence.trained, strict=True), key=lambda pair: bool(pair[1]))
+    runs = groupby(zip(sequence.ids, sequence.loss_mask, strict=True), key=lambda pair: bool(pair[1]))
     return [[int(each) for each, _ in run] for trained, run in runs if trained]
 
 

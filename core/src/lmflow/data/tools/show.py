@@ -23,7 +23,7 @@ class Piece:
 
     text: str
     ids: tuple[int, ...]
-    trained: bool
+    is_target: bool
     position: int
     """Of its first token."""
 
@@ -45,14 +45,14 @@ def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
         while True:
             text = tokenizer.decode(list(sequence.ids[start:end]), skip_special_tokens=False)
             whole = not text.endswith(BROKEN)
-            same = end < len(sequence) and sequence.trained[end] == sequence.trained[start]
+            same = end < len(sequence) and sequence.loss_mask[end] == sequence.loss_mask[start]
             if whole or not same or end - start == LONGEST_CHARACTER:
                 break
             end += 1
         if not whole:  # not a part of a character that goes on: each byte is shown by itself
             end = start + 1
             text = tokenizer.convert_ids_to_tokens(int(sequence.ids[start]))
-        yield Piece(text, tuple(sequence.ids[start:end]), bool(sequence.trained[start]), start)
+        yield Piece(text, tuple(sequence.ids[start:end]), bool(sequence.loss_mask[start]), start)
         start = end
 
 
@@ -65,9 +65,9 @@ def plain(pieces: Sequence[Piece]) -> str:
     """The text with « and » around what is trained, for where there is no colour."""
     parts, inside = [], False
     for piece in pieces:
-        if piece.trained != inside:
-            parts.append("«" if piece.trained else "»")
-            inside = piece.trained
+        if piece.is_target != inside:
+            parts.append("«" if piece.is_target else "»")
+            inside = piece.is_target
         parts.append(visible(piece.text))
     return "".join(parts) + ("»" if inside else "")
 
@@ -76,7 +76,7 @@ def table(pieces: Sequence[Piece]) -> Iterator[str]:
     """A line for each piece: position, whether it is trained, ids, text."""
     for piece in pieces:
         ids = " ".join(map(str, piece.ids))
-        yield f"{piece.position:>6}  {'trained' if piece.trained else '':7}  {ids:<12}  {piece.text!r}"
+        yield f"{piece.position:>6}  {'trained' if piece.is_target else '':7}  {ids:<12}  {piece.text!r}"
 
 
 def packed_layout(sequences: Sequence[TokenSequence], max_length: int) -> list[list[Place]]:
@@ -99,7 +99,7 @@ def shown_as_data(
         {
             "source": sequence.source,
             "tokens": len(sequence),
-            "trained_tokens": sequence.trained_tokens,
+            "num_targets": sequence.num_targets,
             "pieces": [asdict(piece) for piece in pieces_of(tokenizer, sequence)],
         }
         for sequence in sequences

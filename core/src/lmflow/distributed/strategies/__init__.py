@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.distributed.strategies.base import MakeOptimizer
-from lmflow.distributed.strategies.ddp import Replicated
+from lmflow.distributed.strategies.ddp import DDP
 
 
-def arrange(
-    strategy: str, module: nn.Module, make_optimizer: MakeOptimizer, group: Group, limit: float | None
-) -> Replicated:
+def make_strategy(
+    strategy: str, module: nn.Module, make_optimizer: MakeOptimizer, processes: Processes, limit: float | None
+) -> DDP:
     """The arrangement called `strategy`; one process by itself has everything, whatever it is called."""
-    if group.size == 1 or strategy == "ddp":
-        return Replicated(module, make_optimizer, group, limit)
+    if processes.size == 1 or strategy == "ddp":
+        return DDP(module, make_optimizer, processes, limit)
     if strategy == "fsdp":
-        from lmflow.distributed.strategies.fsdp import Sharded
+        from lmflow.distributed.strategies.fsdp import FSDP
 
-        return Sharded(module, make_optimizer, group, limit)
-    from lmflow.distributed.strategies.zero import Zero
+        return FSDP(module, make_optimizer, processes, limit)
+    from lmflow.distributed.strategies.zero import ZeRO
 
-    return Zero(module, make_optimizer, group, limit, stage=int(strategy.removeprefix("zero")))
+    return ZeRO(module, make_optimizer, processes, limit, stage=int(strategy.removeprefix("zero")))

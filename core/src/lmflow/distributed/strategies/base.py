@@ -35,13 +35,13 @@ def without_weights(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """All of a tensor of which each process may have a part."""
     gather: Callable[[], Tensor] | None = getattr(value, "full_tensor", None)
     return value if gather is None else gather()
 
 
-def like(value: Any, example: Tensor) -> Any:
+def shard_like(value: Any, example: Tensor) -> Any:
     """A tensor of the parameter's shape split as the parameter is; anything else as it comes."""
     if not isinstance(value, Tensor) or value.shape != example.shape or not hasattr(example, "device_mesh"):
         return value
@@ -51,9 +51,9 @@ def like(value: Any, example: Tensor) -> Any:
     return distribute_tensor(value.to(split.device), split.device_mesh, split.placements)
 
 
-def put(value: Tensor, target: Tensor) -> None:
+def copy_into(value: Tensor, target: Tensor) -> None:
     """Copy a whole value into a tensor of which this process may have a part."""
-    split = like(value, target)
+    split = shard_like(value, target)
     if split is value:
         target.copy_(value)
     else:

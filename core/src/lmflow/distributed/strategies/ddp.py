@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.distributed.strategies.base import (
     MakeOptimizer,
-    like,
-    put,
+    copy_into,
+    full_tensor,
+    shard_like,
     trainable_parameters,
-    whole,
 )
 
 
-class Replicated:
+class DDP:
     """Every process has all of the model; of several, gradients are averaged once a step (DistributedDataParallel)."""
 
     steps_when_clipping = False
@@ -32,12 +32,14 @@ class Replicated:
     is_split = False
     """Whether the processes meet in every forward pass, of which each must therefore make as many."""
 
-    def __init__(self, module: nn.Module, make_optimizer: MakeOptimizer, group: Group, limit: float | None) -> None:
+    def __init__(
+        self, module: nn.Module, make_optimizer: MakeOptimizer, processes: Processes, limit: float | None
+    ) -> None:
         self.trainable = trainable_parameters(module)
         self.optimizer = make_optimizer(self.trainable)
         self.forward: Any = module
         self._limit = math.inf if limit is None else limit
-        if group.size > 1:
+        if processes.size > 1:
             device = next(module.parameters()).device
             self.forward = nn.parallel.DistributedDataParallel(
                 module,
@@ -69,19 +71,21 @@ class Replicated:
 
     def weights(self) -> dict[str, Tensor]:
         """The trainable parameters, on the CPU."""
-        return {name: whole(parameter.detach()).cpu().contiguous() for name, parameter in self.trainable.items()}
+        return {name: full_tensor(parameter.detach()).cpu().contiguous() for name, parameter in self.trainable.items()}
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """The inverse of `weights`."""
         for name, parameter in self.trainable.items():
-            put(weights[name], parameter.data)
+            copy_into(weights[name], parameter.data)
         torch.clear_autocast_cache()
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """What the optimizer keeps of each parameter: tensors, on the CPU, and numbers."""
         state = self.optimizer.state
         return {
-            name: {key: whole(value).cpu() if isinstance(value, Tensor) else value for key, value in entries.items()}
+            name: {
+                key: full_tensor(value).cpu() if isinstance(value, Tensor) else value for key, value in entries.items()
+            }
             for name, parameter in self.trainable.items()
             if (entries := state.get(parameter))
         }
@@ -92,7 +96,7 @@ class Replicated:
         order = [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
         full = self.optimizer.state_dict()
         full["state"] = {
-            number: {key: like(value, self.trainable[name]) for key, value in state[name].items()}
+            number: {key: shard_like(value, self.trainable[name]) for key, value in state[name].items()}
             for number, name in enumerate(order)
             if name in state
         }

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmflow.distributed.processes import Group
+from lmflow.distributed.processes import Processes
 from lmflow.distributed.strategies.base import MakeOptimizer, trainable_parameters, without_weights
-from lmflow.distributed.strategies.ddp import Replicated
+from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import RecipeError
 
 
-class Zero(Replicated):
+class ZeRO(DDP):
     """Stage 1 splits the optimizer's state, stage 2 the gradients too, stage 3 also the weights."""
 
     steps_when_clipping = True
     is_split = True
 
     def __init__(
-        self, module: nn.Module, make_optimizer: MakeOptimizer, group: Group, limit: float | None, *, stage: int
+        self, module: nn.Module, make_optimizer: MakeOptimizer, processes: Processes, limit: float | None, *, stage: int
     ) -> None:
         try:
             import deepspeed
@@ -33,7 +33,7 @@ class Zero(Replicated):
                 [f"launch.strategy: zero{stage} needs DeepSpeed; pip install 'lmflow-core[deepspeed]'"]
             ) from error
         self._stage = stage
-        self._group = group
+        self._processes = processes
         self._skeleton = without_weights(module) if stage == 3 else None
         self.trainable = trainable_parameters(module)
         self._shapes = {name: parameter.shape for name, parameter in self.trainable.items()}
@@ -87,7 +87,7 @@ class Zero(Replicated):
         for name, parameter in self.trainable.items():
             self._deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self._engine.device))
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
-                if self._stage < 3 or self._group.is_main:
+                if self._stage < 3 or self._processes.is_rank0:
                     parameter.data.copy_(weights[name])
         torch.clear_autocast_cache()
 
@@ -132,9 +132,9 @@ class Zero(Replicated):
         state = {}
         for name, parameter in self._module.named_parameters():
             with self._deepspeed.zero.GatheredParameters([parameter]):
-                if self._group.is_main:
+                if self._processes.is_rank0:
                     state[name] = parameter.detach().cpu().clone()
-        if self._group.is_main:
+        if self._processes.is_rank0:
             state |= {name: buffer.detach().cpu() for name, buffer in self._module.named_buffers()}
             self._skeleton.load_state_dict(state, strict=False, assign=True)
         tie = getattr(self._skeleton, "tie_weights", None)
