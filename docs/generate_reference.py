@@ -38,7 +38,7 @@ from source_text import (
 
 import lmflow
 import lmflow.testing
-from lmflow import cli, components, errors, hookspecs, plugins
+from lmflow import cli, components, errors, hookspecs, plugins, versions
 from lmflow.plugins import EVENTS, GROUP, SLOTS, Plugins, Slot, load_plugins
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Scope
 
@@ -279,7 +279,7 @@ def exit_code(kind: type[Any]) -> str:
 def switches() -> str:
     """The version of the interface, how a plugin declares it, and how a plugin is left out."""
     version = lmflow.INTERFACE_VERSION
-    said = Source.of(lmflow).names()["INTERFACE_VERSION"]
+    said = Source.of(versions).names()["INTERFACE_VERSION"]
     rows = [
         ("`LMFLOW_INTERFACE`", "in a plugin's module", one_line(inspect.getdoc(plugins.declared_interface) or "")),
         (f"`{plugins.DISABLE}`", "in the environment", one_line(inspect.getdoc(plugins.disabled_by_environment) or "")),
