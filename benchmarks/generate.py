@@ -26,6 +26,7 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Prompt
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
@@ -99,7 +100,7 @@ def arriving(shape: Shape) -> list[Prompt]:
 def ours(model: Any, prompts: list[Prompt], shape: Shape, seed: int) -> int:
     largest = SAMPLES * PEER_PROMPTS * (shape.prompts[1] + shape.longest)
     sampling = Sampling(n=SAMPLES, max_new_tokens=shape.longest, seed=seed)
-    drawn = HuggingFace(batch_tokens=largest).generate(model, prompts, sampling)
+    drawn = HuggingFace(batch_tokens=largest).generate(GenerateRequest(model, prompts, sampling))
     return sum(len(completion.ids) for row in drawn for completion in row)
 
 

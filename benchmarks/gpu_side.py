@@ -115,7 +115,7 @@ def lmflow(given: dict[str, Any], module: Any, ids: list[list[int]], step_ended:
     trainer = Trainer(model, options, log, Path(tempfile.gettempdir()), precision="bf16")
     sequences = [TokenSequence(each, [True] * len(each)) for each in ids]
     trainer.plan(STEPS)
-    trainer.fit(sequences, epochs=1, checkpoints=False)
+    trainer.fit(sequences, steps=trainer.steps_for(len(sequences), 1), checkpoints=False)
     return sum(p.numel() for p in model.module.parameters() if p.requires_grad and p.dim() > 1)
 
 

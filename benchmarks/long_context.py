@@ -32,13 +32,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmflow.builtin.full import Full
-from lmflow.components import Tuner
+from lmflow.components import LoadRequest, Tuner
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.inference.hf import HuggingFace
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import evaluate_context
 from lmflow.training.trainer import Trainer
 from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, RopeScaling, Yarn
 from lmflow_longctx.perplexity import PerplexityByLength
@@ -150,7 +151,7 @@ def train(model: LanguageModel, tuner: Tuner, training: Training, ids: Sequence[
     with tempfile.TemporaryDirectory() as checkpoints:
         trainer = Trainer(prepared, options, log, Path(checkpoints))
         trainer.plan(training.steps)
-        trainer.fit(rows, epochs=1, checkpoints=False)
+        trainer.fit(rows, steps=trainer.steps_for(len(rows), 1), checkpoints=False)
     return prepared
 
 
@@ -166,13 +167,13 @@ class Measured:
 
 def measure(model: LanguageModel, text: str, log: RunLog) -> dict[int, float]:
     samples = [Sample((Message("assistant", text),), templated=False, source="held out")]
-    rows = EVALUATOR.evaluate(model, samples, HuggingFace(), log).rows
+    rows = EVALUATOR.evaluate(evaluate_context(model, samples, HuggingFace(), log)).rows
     return {row["length"]: row["perplexity"] for row in rows}
 
 
 def load(directory: Path, context: str) -> LanguageModel:
     scaling = CONTEXTS[context]
-    return Pretrained(path=str(directory)).load("float32", "cpu", scaling(length=LONG) if scaling else None)
+    return Pretrained(path=str(directory)).load(LoadRequest(context=scaling(length=LONG) if scaling else None))
 
 
 def carry_out(text: str, directory: Path, jobs: int) -> tuple[list[Measured], int]:

@@ -35,7 +35,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lmflow.components import Inferencer
+from lmflow.components import GenerateRequest, Inferencer, LoadRequest
 from lmflow.data.sample import Prompt
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
@@ -156,7 +156,7 @@ Way = Callable[[Prompt, Sampling], tuple[int, ...]]
 
 def ours(model: LanguageModel, inferencer: Inferencer) -> Way:
     def draw(prompt: Prompt, sampling: Sampling) -> tuple[int, ...]:
-        [[completion]] = inferencer.generate(model, [prompt], sampling)
+        [[completion]] = inferencer.generate(GenerateRequest(model, [prompt], sampling))
         return completion.ids
 
     return draw
@@ -241,7 +241,7 @@ def measure_batch(model: LanguageModel, draft: LanguageModel, prompts: list[Prom
             for name, inferencer in inferencers.items():
                 with counted(model.module, tallies[name]):
                     sampling = Sampling(temperature=temperature, max_new_tokens=NEW, seed=seed)
-                    drawn = inferencer.generate(model, prompts, sampling)
+                    drawn = inferencer.generate(GenerateRequest(model, prompts, sampling))
                 tallies[name].tokens += sum(len(row[0].ids) for row in drawn)
         for name, inferencer in inferencers.items():
             per_pass = inferencer.figures().get("tokens_per_target_pass", 1.0)
@@ -260,8 +260,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = arguments.directory or Path(scratch)
         lines, record = make_pair(directory)
-        model = Pretrained(path=str(directory / "target" / "model")).load("float32", "cpu")
-        draft = Pretrained(path=str(directory / "draft")).load("float32", "cpu")
+        model = Pretrained(path=str(directory / "target" / "model")).load(LoadRequest())
+        draft = Pretrained(path=str(directory / "draft")).load(LoadRequest())
     everything = [Prompt(model.tokenizer(line)["input_ids"]) for line in lines]
     order = random.Random(1)
     prompts = order.sample(everything, PROMPTS)

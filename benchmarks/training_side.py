@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from lmflow.components import LoadRequest
+
 PACKED_LENGTH, MICRO = 1024, 8
 OPTIMIZER = {"learning_rate": 1e-4, "weight_decay": 0.0, "max_grad_norm": 1.0}
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -52,7 +54,7 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
     from lmflow.training.trainer import Trainer
     from lmflow_lora.lora import Lora
 
-    model = Pretrained(path=given["model"]).load("float32", "cpu")
+    model = Pretrained(path=given["model"]).load(LoadRequest())
     model = model.prepare(Lora() if given["lora"] else Full())
     options = TrainingOptions(
         batch_size=given["batch"],
@@ -73,7 +75,7 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
         model, options, log, Path(tempfile.gettempdir()), packing=given["packed"], max_length=PACKED_LENGTH
     )
     trainer.plan(options.steps_for(len(sequences), 1))
-    return started, trainer.fit(sequences, epochs=1, checkpoints=False)
+    return started, trainer.fit(sequences, steps=trainer.steps_for(len(sequences), 1), checkpoints=False)
 
 
 def arguments(given: dict[str, Any], place: str) -> dict[str, Any]:

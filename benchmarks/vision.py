@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmflow.components import GenerateRequest, LoadRequest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -175,9 +177,9 @@ def measure(work: Path, train: Sequence[Question], test: Sequence[Question]) -> 
     others = images[:]
     random.Random(0).shuffle(others)
     figures = {"from the question alone": from_question(train, test)}
-    first = model_from_reference(plugins, str(work / "stage1")).load("float32", "cpu")
+    first = model_from_reference(plugins, str(work / "stage1")).load(LoadRequest())
     figures["after stage 1"] = accuracy(first, test, images)
-    second = model_from_reference(plugins, str(work / "stage2")).load("float32", "cpu")
+    second = model_from_reference(plugins, str(work / "stage2")).load(LoadRequest())
     figures["after stage 2"] = accuracy(second, test, images)
     figures["after stage 2, pictures shuffled"] = accuracy(second, test, others)
     return figures
@@ -192,7 +194,7 @@ def accuracy(model: Any, test: Sequence[Question], images: Sequence[str]) -> flo
         model.encode_prompt(Sample((Message("user", f"<image>\n{q.text}", (image,)),)))
         for q, image in zip(test, images)
     ]
-    drawn = HuggingFace().generate(model, prompts, Sampling(temperature=0, max_new_tokens=8))
+    drawn = HuggingFace().generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=8)))
     right = sum(each[0].text.strip() == q.answer for q, each in zip(test, drawn))
     return right / len(test)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lmflow.components import GenerateRequest, LoadRequest
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.inference.hf import HuggingFace
@@ -22,7 +23,7 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    return Demo().load("float32", "cpu")
+    return Demo().load(LoadRequest())
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,9 @@ def test_the_model_follows_the_format_and_is_often_wrong(model, records):
     """It must be good enough to sample right answers and bad enough to be improved."""
     samples = samples_of(records[1])
     prompts = [model.encode_prompt(sample) for sample in samples]
-    drawn = HuggingFace().generate(model, prompts, Sampling(temperature=1.0, n=4, max_new_tokens=32, seed=0))
+    drawn = HuggingFace().generate(
+        GenerateRequest(model, prompts, Sampling(temperature=1.0, n=4, max_new_tokens=32, seed=0))
+    )
     ended = [completion.finish_reason == "eos" for each in drawn for completion in each]
     assert sum(ended) / len(ended) > 0.95
     scores = [

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lmflow.components import GenerateRequest, LoadRequest
+
 ALPACA = [
     {"instruction": f"Say the word {word}.", "input": "", "output": f"{word}!"}
     for word in ("tree", "river", "stone", "cloud", "lamp", "paper", "music", "winter", "garden", "silver")
@@ -123,9 +125,9 @@ def test_a_learnt_answer_ends(lmflow, model_directory: Path, tmp_path: Path):
         "--quiet",
     )
     assert done.code == 0, done.err
-    model = Pretrained(path=str(tmp_path / "out" / "model")).load("float32", "cpu")
+    model = Pretrained(path=str(tmp_path / "out" / "model")).load(LoadRequest())
     prompt = model.encode_prompt(Sample((Message("user", "Who?"),)))
-    [[answer]] = HuggingFace().generate(model, [prompt], Sampling(temperature=0.0, max_new_tokens=50))
+    [[answer]] = HuggingFace().generate(GenerateRequest(model, [prompt], Sampling(temperature=0.0, max_new_tokens=50)))
     assert answer.text == "the lazy dog"
     assert answer.finish_reason == "eos"
 

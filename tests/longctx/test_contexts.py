@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lmflow.components import LoadRequest
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
@@ -314,7 +315,7 @@ def test_errors_on_the_command_line_name_the_option():
 
 
 def test_a_loaded_model_is_extended(model_directory: Path):
-    model = Pretrained(path=str(model_directory)).load("float32", "cpu", Yarn(factor=4))
+    model = Pretrained(path=str(model_directory)).load(LoadRequest(context=Yarn(factor=4)))
     assert model.context_length == 1024
     assert model.module.config.rope_parameters["rope_type"] == "yarn"
     assert json.loads((model_directory / "config.json").read_text())["rope_parameters"]["rope_type"] == "default"

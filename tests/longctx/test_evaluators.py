@@ -19,6 +19,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion
 from lmflow.models.language_model import LanguageModel
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import evaluate_context
 from lmflow_longctx import pictures
 from lmflow_longctx.contexts import Dynamic
 from lmflow_longctx.passkey import Passkey
@@ -72,7 +73,7 @@ class TestPerplexityByLength:
     def test_is_the_perplexity_of_the_last_tokens(self, tiny_model, log):
         evaluator = PerplexityByLength(lengths=[12, 24, 48], stretch=8, windows=3)
         sample = plain(WORDS * 12)
-        found = evaluator.evaluate(tiny_model, [sample], HuggingFace(), log)
+        found = evaluator.evaluate(evaluate_context(tiny_model, [sample], HuggingFace(), log))
         [sequence] = tiny_model.encode(sample, "all")
         for row in found.rows:
             losses = []
@@ -88,9 +89,11 @@ class TestPerplexityByLength:
     @pytest.mark.parametrize("batch_tokens", [1, 100, 8192])
     def test_batches_change_nothing(self, tiny_model, log, batch_tokens: int):
         options = {"lengths": [16, 32], "stretch": 8, "windows": 5}
-        whole = PerplexityByLength(**options).evaluate(tiny_model, [plain(WORDS * 12)], HuggingFace(), log)
+        whole = PerplexityByLength(**options).evaluate(
+            evaluate_context(tiny_model, [plain(WORDS * 12)], HuggingFace(), log)
+        )
         parts = PerplexityByLength(**options, batch_tokens=batch_tokens)
-        found = parts.evaluate(tiny_model, [plain(WORDS * 12)], HuggingFace(), log)
+        found = parts.evaluate(evaluate_context(tiny_model, [plain(WORDS * 12)], HuggingFace(), log))
         assert found.metrics == pytest.approx(whole.metrics, rel=1e-5)
 
     def test_falls_where_the_context_helps(self, tiny_model, log):
@@ -99,7 +102,9 @@ class TestPerplexityByLength:
         model = tiny_model.with_module(Reader(len(tiny_model.tokenizer), back=40))
         text = SimpleNamespace(ids=period * 6)
         object.__setattr__(model, "encode", lambda *_: [text])
-        found = PerplexityByLength(lengths=[24, 80], stretch=8).evaluate(model, [plain("")], HuggingFace(), log)
+        found = PerplexityByLength(lengths=[24, 80], stretch=8).evaluate(
+            evaluate_context(model, [plain("")], HuggingFace(), log)
+        )
         assert found.metrics["perplexity_24"] == pytest.approx(len(model.tokenizer), rel=1e-4)
         assert found.metrics["perplexity_80"] == pytest.approx(1 / 0.9, rel=1e-4)
 
@@ -111,25 +116,29 @@ class TestPerplexityByLength:
         torch.manual_seed(0)
         model = tiny_model.with_module(type(tiny_model.module)(config).eval())
         evaluator = PerplexityByLength(lengths=[32, 64, 128], stretch=16)
-        first = evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), log)
-        assert evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), log) == first
+        first = evaluator.evaluate(evaluate_context(model, [plain(WORDS * 20)], HuggingFace(), log))
+        assert evaluator.evaluate(evaluate_context(model, [plain(WORDS * 20)], HuggingFace(), log)) == first
 
     def test_default_lengths_are_those_of_the_model(self, tiny_model, log):
-        found = PerplexityByLength(stretch=8).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+        found = PerplexityByLength(stretch=8).evaluate(
+            evaluate_context(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+        )
         assert [row["length"] for row in found.rows] == [64, 128, 256]
 
     def test_beyond_the_model_is_said(self, tiny_model, log):
         evaluator = PerplexityByLength(lengths=[128, 300], stretch=8)
-        evaluator.evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+        evaluator.evaluate(evaluate_context(tiny_model, [plain(WORDS * 40)], HuggingFace(), log))
         assert any("beyond the model's 256 tokens: 300" in note for note in log.notes)
 
     def test_texts_too_short(self, tiny_model, log):
         with pytest.raises(DataError, match=r"no sample is as long as 256 tokens, the longest has \d+"):
-            PerplexityByLength().evaluate(tiny_model, [plain(WORDS)], HuggingFace(), log)
+            PerplexityByLength().evaluate(evaluate_context(tiny_model, [plain(WORDS)], HuggingFace(), log))
 
     def test_nothing_before_the_stretch(self, tiny_model, log):
         with pytest.raises(DataError, match="none before the 32"):
-            PerplexityByLength(lengths=[32]).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+            PerplexityByLength(lengths=[32]).evaluate(
+                evaluate_context(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+            )
 
     def test_positions_that_end(self, make_tokenizer, log):
         tokenizer = make_tokenizer()
@@ -137,7 +146,7 @@ class TestPerplexityByLength:
         model = LanguageModel(GPT2LMHeadModel(config).eval(), tokenizer, "gpt2")
         evaluator = PerplexityByLength(lengths=[16, 64], stretch=8)
         with pytest.raises(DataError, match=r"lengths 64: this model has positions for 32"):
-            evaluator.evaluate(model, [plain(WORDS * 20)], HuggingFace(), log)
+            evaluator.evaluate(evaluate_context(model, [plain(WORDS * 20)], HuggingFace(), log))
 
 
 class Searcher(HuggingFace):
@@ -189,7 +198,7 @@ class TestPasskey:
 
     def test_a_reader_of_everything_finds_every_number(self, tiny_model, log):
         evaluator = Passkey(lengths=[256, 512], trials=2)
-        found = evaluator.evaluate(tiny_model, [], Searcher(tiny_model.tokenizer, 512), log)
+        found = evaluator.evaluate(evaluate_context(tiny_model, [], Searcher(tiny_model.tokenizer, 512), log))
         assert found.metrics["passkey_accuracy"] == 1.0
         assert found.metrics["passkey_chance"] == pytest.approx(1e-5)
         assert len(found.rows) == 2 * 5
@@ -197,7 +206,7 @@ class TestPasskey:
 
     def test_a_reader_of_the_end_finds_only_what_is_there(self, tiny_model, log):
         evaluator = Passkey(lengths=[1024], trials=2, depths=[0.0, 1.0])
-        found = evaluator.evaluate(tiny_model, [], Searcher(tiny_model.tokenizer, 200), log)
+        found = evaluator.evaluate(evaluate_context(tiny_model, [], Searcher(tiny_model.tokenizer, 200), log))
         assert {row["depth"]: row["accuracy"] for row in found.rows} == {0.0: 0.0, 1.0: 1.0}
         assert found.metrics["passkey_accuracy_1024"] == 0.5
 
@@ -208,24 +217,26 @@ class TestPasskey:
         last = max(at for at in range(len(test.prompt)) if test.prompt[at : at + len(answer)] == answer)
         model = tiny_model.with_module(Reader(len(tiny_model.tokenizer), back=len(test.prompt) - last))
         evaluator = Passkey(lengths=[512], depths=[0.0, 1.0], trials=2, scoring="choice", alternatives=4)
-        found = evaluator.evaluate(model, [], HuggingFace(), log)
+        found = evaluator.evaluate(evaluate_context(model, [], HuggingFace(), log))
         assert {row["depth"]: row["accuracy"] for row in found.rows}[1.0] == 1.0
         assert {row["depth"]: row["accuracy"] for row in found.rows}[0.0] == 0.0
         assert found.metrics["passkey_chance"] == pytest.approx(0.2)
 
     def test_choice_of_an_ignorant_model_is_chance(self, tiny_model, log):
         evaluator = Passkey(lengths=[250], depths=[0.0, 0.5], trials=20, scoring="choice", alternatives=3)
-        accuracy = evaluator.evaluate(tiny_model, [], HuggingFace(), log).metrics["passkey_accuracy"]
+        accuracy = evaluator.evaluate(evaluate_context(tiny_model, [], HuggingFace(), log)).metrics["passkey_accuracy"]
         # 40 trials at 1/4: standard deviation 0.07
         assert 0.04 < accuracy < 0.46
 
     def test_greedy_with_the_real_inferencer(self, tiny_model, log):
         evaluator = Passkey(lengths=[256], trials=1, depths=[0.5])
-        assert evaluator.evaluate(tiny_model, [], HuggingFace(), log).metrics["passkey_accuracy"] == 0.0
+        assert (
+            evaluator.evaluate(evaluate_context(tiny_model, [], HuggingFace(), log)).metrics["passkey_accuracy"] == 0.0
+        )
 
     def test_a_length_without_room(self, tiny_model, log):
         with pytest.raises(DataError, match=r"64 tokens do not hold introduction, number and question"):
-            Passkey(lengths=[64]).evaluate(tiny_model, [], HuggingFace(), log)
+            Passkey(lengths=[64]).evaluate(evaluate_context(tiny_model, [], HuggingFace(), log))
 
     @pytest.mark.parametrize(
         ("text", "number"),
@@ -281,7 +292,7 @@ class TestPictures:
         monkeypatch.setattr("lmflow_longctx.lengths.find_spec", lambda _: None)
         assert [path.suffix for path in Passkey().draw(Evaluation({}, ROWS), tmp_path)] == [".svg"]
         assert [path.suffix for path in PerplexityByLength().draw(Evaluation({}, CURVE), tmp_path)] == [".svg"]
-        PerplexityByLength(stretch=8).evaluate(tiny_model, [plain(WORDS * 40)], HuggingFace(), log)
+        PerplexityByLength(stretch=8).evaluate(evaluate_context(tiny_model, [plain(WORDS * 40)], HuggingFace(), log))
         assert any("pip install 'lmflow-longctx[plots]'" in note for note in log.notes)
 
 

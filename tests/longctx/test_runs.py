@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lmflow.models.export import merge
+from lmflow.builtin.merge import Merge
+from lmflow.cli.export import write as export
+from lmflow.components import LoadRequest
 from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
@@ -59,9 +61,9 @@ def test_a_run_leaves_an_extended_model(context: str, tuner: str, carry_out: Any
     result = carry_out(context=context, context__factor="4", tuner=tuner)
     assert result.status == "completed"
     plugins = load_plugins()
-    ours = model_from_reference(plugins, str(result.directory)).load("float32", "cpu")
+    ours = model_from_reference(plugins, str(result.directory)).load(LoadRequest())
     assert ours.context_length == 1024
-    merged = merge(result.directory, tmp_path / "merged", plugins)
+    merged = export(Merge(), plugins, str(result.directory), tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     assert torch.equal(logits(plain), logits(ours.module))
     rope = plain.config.rope_parameters
@@ -85,7 +87,7 @@ def test_raft_composes(carry_out: Any, tmp_path: Path, monkeypatch: pytest.Monke
         reward="python:variety:score",
     )
     assert result.status == "completed"
-    assert model_from_reference(load_plugins(), str(result.directory)).load("float32", "cpu").context_length == 512
+    assert model_from_reference(load_plugins(), str(result.directory)).load(LoadRequest()).context_length == 512
 
 
 def test_data_shorter_than_the_context_is_said(carry_out: Any):
@@ -113,4 +115,4 @@ def test_a_scaled_result_is_not_scaled_again(carry_out: Any):
     result = carry_out(context="yarn", context__factor="4", tuner="lora")
     model = model_from_reference(load_plugins(), str(result.directory))
     with pytest.raises(LmflowError, match="already of type yarn by 4"):
-        model.load("float32", "cpu", Yarn(factor=2))
+        model.load(LoadRequest(context=Yarn(factor=2)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmflow.components import Model, Tuner
+from lmflow.components import LoadRequest, Model, Tuner
 from lmflow.models.pretrained import Pretrained
 from lmflow.testing import ModelSuite, TunerSuite
 from lmflow_lora.adapter import Adapter
@@ -84,7 +84,7 @@ class TestAdapter(ModelSuite):
     def directory(self, model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         import torch
 
-        tuner, model = Lora(rank=4), Pretrained(path=str(model_directory)).load("float32", "cpu")
+        tuner, model = Lora(rank=4), Pretrained(path=str(model_directory)).load(LoadRequest())
         tuned = model.with_module(tuner.prepare(model.module))
         with torch.no_grad():
             for name, parameter in tuned.module.named_parameters():

@@ -8,6 +8,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
+from lmflow.components import LoadRequest
 from lmflow.errors import RecipeError
 from lmflow.models.language_model import LanguageModel
 from lmflow_lora.adapter import Adapter
@@ -109,7 +110,7 @@ def test_plain_peft_loads_the_adapter_and_merging_keeps_the_logits(options, mode
     torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(saved)), expected, rtol=0, atol=1e-4)
     fresh = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     torch.testing.assert_close(logits(PeftModel.from_pretrained(fresh, saved)), expected, rtol=0, atol=1e-4)
-    merged = Adapter(path=str(saved)).load("float32", "cpu")
+    merged = Adapter(path=str(saved)).load(LoadRequest())
     torch.testing.assert_close(logits(merged.module), expected, rtol=0, atol=1e-4)
     assert not any("lora" in name for name, _ in merged.module.named_parameters())
     assert merged.tokenizer.chat_template == model.tokenizer.chat_template
@@ -121,7 +122,7 @@ def test_an_adapter_upon_an_adapter_loses_neither(model_directory, make_tokenize
     first = LanguageModel(Lora().prepare(base), make_tokenizer(), str(model_directory))
     shift(first.module)
     adapter = Lora().save(first, tmp_path / "first")
-    second = Adapter(path=str(adapter)).load("float32", "cpu")
+    second = Adapter(path=str(adapter)).load(LoadRequest())
     second = second.with_module(Lora().prepare(second.module))
     shift(second.module)
     expected = logits(second.module)
@@ -151,8 +152,8 @@ def test_missing_base_is_explained(model_directory, make_tokenizer, tmp_path):
     lora = Lora()
     saved = lora.save(LanguageModel(lora.prepare(gone), make_tokenizer(), gone.name_or_path), tmp_path)
     with pytest.raises(Exception, match=r"cannot be loaded from .*moved.*\n.*--model.base"):
-        Adapter(path=str(saved)).load("float32", "cpu")
-    assert Adapter(path=str(saved), base=str(model_directory)).load("float32", "cpu")
+        Adapter(path=str(saved)).load(LoadRequest())
+    assert Adapter(path=str(saved), base=str(model_directory)).load(LoadRequest())
 
 
 def test_the_base_is_rebuilt_as_the_adapter_knew_it(model_directory, make_tokenizer, tmp_path):
@@ -165,8 +166,8 @@ def test_the_base_is_rebuilt_as_the_adapter_knew_it(model_directory, make_tokeni
     model = LanguageModel(lora.prepare(base), make_tokenizer(), str(model_directory))
     shift(model.module)
     saved = lora.save(model, tmp_path)
-    merged = Adapter(path=str(saved)).load("float32", "cpu")
+    merged = Adapter(path=str(saved)).load(LoadRequest())
     torch.testing.assert_close(logits(merged.module), logits(model.module), rtol=0, atol=1e-4)
     assert merged.context_length == 1024
     (saved / "base_config.json").unlink()  # an adapter from elsewhere: the base is as it is stored
-    assert Adapter(path=str(saved)).load("float32", "cpu").context_length == 256
+    assert Adapter(path=str(saved)).load(LoadRequest()).context_length == 256

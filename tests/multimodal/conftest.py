@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lmflow.components import LoadRequest
+
 pytest.importorskip("open_clip", reason="open_clip is an extra of lmflow-multimodal")
 
 
@@ -35,6 +37,6 @@ def vision(model_directory: Path, tower_file: Path) -> Callable[..., Any]:
             "checkpoint": "random",
             **options,
         }
-        return VisionLanguage(**settings).load("float32", "cpu")
+        return VisionLanguage(**settings).load(LoadRequest())
 
     return load

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lmflow.builtin.full import Full
+from lmflow.components import GenerateRequest, LoadRequest
 from lmflow.data.collate import collate, collate_packed
 from lmflow.data.lengths import fit_lengths
 from lmflow.data.sample import Message, Prompt, Sample
@@ -27,7 +28,7 @@ Load = Callable[..., Any]
 
 @pytest.fixture
 def plain(model_directory: Path) -> LanguageModel:
-    return Pretrained(path=str(model_directory)).load("float32", "cpu")
+    return Pretrained(path=str(model_directory)).load(LoadRequest())
 
 
 def talk(asked: str, answer: str, *images: str) -> Sample:
@@ -52,7 +53,9 @@ def test_text_alone_is_bitwise_the_language_model(vision: Load, plain: LanguageM
     assert torch.equal(found, expected)
     assert model.context_length == plain.context_length
     sampling = Sampling(max_new_tokens=6, seed=3, n=2)
-    drawn = [HuggingFace().generate(each, [each.encode_prompt(sample)], sampling) for each in (model, plain)]
+    drawn = [
+        HuggingFace().generate(GenerateRequest(each, [each.encode_prompt(sample)], sampling)) for each in (model, plain)
+    ]
     assert [c.ids for c in drawn[0][0]] == [c.ids for c in drawn[1][0]]
 
 
@@ -127,7 +130,7 @@ def test_generating_equals_reading_everything_again(vision: Load, pictures: dict
         Sample((Message("user", "<image><image>\nwhich?", (pictures["blue"], pictures["green"])),)),
     ]
     prompts = [model.encode_prompt(sample) for sample in samples]
-    drawn = HuggingFace().generate(model, prompts, Sampling(temperature=0, max_new_tokens=5))
+    drawn = HuggingFace().generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=5)))
     for prompt, [completion] in zip(prompts, drawn):
         ids = list(prompt.ids)
         for token in completion.ids:
@@ -140,7 +143,7 @@ def test_generating_equals_reading_everything_again(vision: Load, pictures: dict
     hook = model.module.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append("image_features" in kwargs), with_kwargs=True
     )
-    HuggingFace().generate(model, prompts[:1], Sampling(max_new_tokens=4, min_new_tokens=4, n=3))
+    HuggingFace().generate(GenerateRequest(model, prompts[:1], Sampling(max_new_tokens=4, min_new_tokens=4, n=3)))
     hook.remove()
     assert seen == [True, False, False, False]
 
@@ -167,12 +170,12 @@ def test_the_image_token_is_neither_drawn_nor_proposed(
     prompt = model.encode_prompt(Sample((Message("user", text, (pictures["red"],) * 26),)))
     hot = Sampling(temperature=3.0, n=8, max_new_tokens=30)
     for inferencer in (HuggingFace(), Speculative()):
-        [drawn] = inferencer.generate(model, [prompt], hot)
+        [drawn] = inferencer.generate(GenerateRequest(model, [prompt], hot))
         assert not any(model.network.image_id in completion.ids for completion in drawn)
     greedy = Sampling(temperature=0, max_new_tokens=20)
     assert (
-        Speculative().generate(model, [prompt], greedy)[0][0].ids
-        == HuggingFace().generate(model, [prompt], greedy)[0][0].ids
+        Speculative().generate(GenerateRequest(model, [prompt], greedy))[0][0].ids
+        == HuggingFace().generate(GenerateRequest(model, [prompt], greedy))[0][0].ids
     )
 
 
@@ -193,7 +196,7 @@ def test_the_context_counts_image_tokens(vision: Load, pictures: dict[str, str])
     prompt = model.encode_prompt(talk(text, "x", *[pictures["red"]] * 64))
     assert len(prompt.ids) > 256 == model.context_length
     with pytest.raises(DataError, match="the model's context is 256"):
-        HuggingFace().generate(model, [prompt], Sampling(max_new_tokens=1))
+        HuggingFace().generate(GenerateRequest(model, [prompt], Sampling(max_new_tokens=1)))
 
 
 def test_a_cut_keeps_the_rows_of_what_is_left(vision: Load, pictures: dict[str, str]):
@@ -274,7 +277,7 @@ def test_one_directory_saves_and_loads_the_whole(
     (tmp_path / "saved").rename(moved)
     assert VisionLanguage.recognises(str(moved))
     assert not Pretrained.recognises(str(moved))
-    again = VisionLanguage(path=str(moved)).load("float32", "cpu")
+    again = VisionLanguage(path=str(moved)).load(LoadRequest())
     sample = talk("<image> fox", "jumps", pictures["red"])
     assert torch.equal(logits(again, *again.encode(sample)), logits(model, *model.encode(sample)))
     assert len(again.tokenizer) == len(model.tokenizer)
@@ -296,7 +299,7 @@ def test_what_a_tuner_trained_comes_back(vision: Load, pictures: dict[str, str],
     saved = model.save_tuned(chosen, tmp_path)
     assert saved.name == ("adapter" if tuner == "lora" else "model")
     assert (saved / "language_model" / "adapter_config.json").exists() == (tuner == "lora")
-    again = VisionLanguage(path=str(saved)).load("float32", "cpu")
+    again = VisionLanguage(path=str(saved)).load(LoadRequest())
     sample = talk("<image> fox", "jumps", pictures["red"])
     expected = logits(model, *model.encode(sample))
     torch.testing.assert_close(logits(again, *again.encode(sample)), expected, atol=1e-5, rtol=1e-4)
@@ -304,21 +307,21 @@ def test_what_a_tuner_trained_comes_back(vision: Load, pictures: dict[str, str],
         second = again.prepare(Lora(rank=2))
         whole = second.save_tuned(Lora(rank=2), tmp_path)
         assert whole.name == "model"
-        third = VisionLanguage(path=str(whole)).load("float32", "cpu")
+        third = VisionLanguage(path=str(whole)).load(LoadRequest())
         torch.testing.assert_close(logits(third, *third.encode(sample)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_refusals(vision: Load, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"model\.language_model: missing"):
-        VisionLanguage(tower="ViT-B-32").load("float32", "cpu")
+        VisionLanguage(tower="ViT-B-32").load(LoadRequest())
     with pytest.raises(LmflowError, match="is no vision-language model"):
-        VisionLanguage(path=str(tmp_path)).load("float32", "cpu")
+        VisionLanguage(path=str(tmp_path)).load(LoadRequest())
     vision().save(tmp_path / "saved")
     with pytest.raises(RecipeError, match=r"model\.tower: comes with the saved model"):
-        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load("float32", "cpu")
+        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load(LoadRequest())
     (tmp_path / "saved" / "projector.safetensors").unlink()
     with pytest.raises(LmflowError, match="is damaged"):
-        VisionLanguage(path=str(tmp_path / "saved")).load("float32", "cpu")
+        VisionLanguage(path=str(tmp_path / "saved")).load(LoadRequest())
 
 
 def test_without_open_clip_the_command_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lmflow.builtin.full import Full
 from lmflow.cli import main
-from lmflow.components import Reward
+from lmflow.components import GenerateRequest, LoadRequest, Reward
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
@@ -23,6 +23,7 @@ from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import align_context, trainer_setup
 from lmflow.training.selftest import check_model
 from lmflow.training.trainer import Trainer
 from lmflow_multimodal.formats import Llava
@@ -76,14 +77,14 @@ def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
     assert first["metrics"]["trainable_parameters"] < second["metrics"]["trainable_parameters"]
     # The second stage begins with what the first one learnt.
     assert second["metrics"]["eval_loss_before"] == pytest.approx(first["metrics"]["eval_loss_after"], rel=1e-5)
-    before = model_from_reference(load_plugins(), "sight").load("float32", "cpu")
+    before = model_from_reference(load_plugins(), "sight").load(LoadRequest())
     assert torch.equal(
         before.network.language_model.lm_head.weight,  # type: ignore[attr-defined]
-        model_from_reference(load_plugins(), "DIR").load("float32", "cpu").module.lm_head.weight,
+        model_from_reference(load_plugins(), "DIR").load(LoadRequest()).module.lm_head.weight,
     )
     call("export", "merge", "answers", "--output", "whole")
     shutil.rmtree("sight")
-    merged = model_from_reference(load_plugins(), "whole").load("float32", "cpu")
+    merged = model_from_reference(load_plugins(), "whole").load(LoadRequest())
     assert (place / "whole" / "language_model" / "model.safetensors").exists()
     assert merged.encode_prompt(Sample((Message("user", "<image>", ("red.png",)),))).model_inputs
 
@@ -133,7 +134,8 @@ def trainer_for(model: Any, directory: Path, precision: str = "fp32", **options:
     opened.write_record({"status": "running"})
     log = RunLog(opened, lambda *_, **__: None)
     settings = TrainingOptions(**options)
-    return Trainer(model, settings, log, opened.checkpoints, precision=precision, keep_start_weights=True)
+    setup = trainer_setup(precision=precision, keep_start_weights=True)
+    return Trainer(model, settings, log, opened.checkpoints, setup)
 
 
 def test_raft_draws_from_pictures_and_its_reward_looks(
@@ -148,7 +150,7 @@ def test_raft_draws_from_pictures_and_its_reward_looks(
     trainer = trainer_for(model, tmp_path / "run", batch_size=2, learning_rate=1e-3)
     data = Dataset(samples, samples, Llava())
     raft = Raft(iterations=1, prompts=2, samples=2, max_new_tokens=3)
-    raft.align(model, data, trainer, HuggingFace(), SeesRed(), trainer.log)
+    raft.align(align_context(trainer, data, reward=SeesRed()))
     rows = [
         json.loads(line) for file in (tmp_path / "run" / "samples").iterdir() for line in file.read_text().splitlines()
     ]
@@ -170,7 +172,7 @@ def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], pic
         sequences = encode(model, samples, Llava())[0]
         check_model(trainer, sequences, packing=True)
         trainer.plan(2)
-        trainer.fit(sequences, epochs=2, first_step=0)
+        trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 2), start=0)
         weights.append(model.network.projector[0].weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(weights[0], weights[2], atol=1e-4, rtol=1e-3)
@@ -188,7 +190,9 @@ def test_bf16_and_recomputed_activations(
         sequences = encode(model, samples, Llava())[0]
         check_model(trainer, sequences, packing=False)
         trainer.plan(3)
-        losses.append(trainer.fit(sequences, epochs=3, first_step=0))
+        losses.append(
+            trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 3), start=0)
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -205,7 +209,7 @@ def test_sight(vision: Callable[..., Any], tmp_path: Path):
     trainer = trainer_for(model, tmp_path / "run", batch_size=8, learning_rate=2e-3)
     sequences = encode(model, samples[:24], Llava())[0]
     trainer.plan(60)
-    trainer.fit(sequences, epochs=20, first_step=0)
+    trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 20), start=0)
     test = samples[24:]
     assert answers(model, test) == [sample.messages[-1].content for sample in test]
     turned = [Sample(other.messages[:1], source=other.source) for other in [*test[1:], test[0]]]  # of the other colour
@@ -214,5 +218,5 @@ def test_sight(vision: Callable[..., Any], tmp_path: Path):
 
 def answers(model: Any, samples: Sequence[Sample]) -> list[str]:
     prompts = [model.encode_prompt(sample) for sample in samples]
-    drawn = HuggingFace().generate(model, prompts, Sampling(temperature=0, max_new_tokens=8))
+    drawn = HuggingFace().generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=8)))
     return [each[0].text for each in drawn]

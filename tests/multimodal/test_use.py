@@ -17,6 +17,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.prompts import Framing, complete, prompt_sample
 from lmflow.inference.types import Sampling
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import evaluate_context
 
 GREEDY = Sampling(temperature=0, max_new_tokens=6)
 
@@ -73,7 +74,7 @@ def test_nll_of_answers_about_pictures(vision: Callable[..., Any], pictures: dic
         for colour, answer in (("red", "a fox"), ("blue", "the lazy dog jumps"))
     ]
     samples.append(Sample((Message("user", "who"), Message("assistant", "a dog")), source="text"))
-    found = Nll(of=of).evaluate(model, samples, HuggingFace(), RunLog(None, lambda *_, **__: None))
+    found = Nll(of=of).evaluate(evaluate_context(model, samples, HuggingFace(), RunLog(None, lambda *_, **__: None)))
     for sample, row in zip(samples, found.rows):
         [sequence] = model.encode(sample, "assistant" if of == "answers" else "all")
         with torch.no_grad():

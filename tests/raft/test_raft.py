@@ -19,8 +19,9 @@ from lmflow.inference.types import Completion
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import align_context, trainer_setup
 from lmflow.training.trainer import Trainer
-from lmflow_raft.raft import Raft, StepOutput, Work, training_sequence, with_room
+from lmflow_raft.raft import Raft, Rollout, Work, training_sequence, with_room
 
 
 class CountsE(Reward):
@@ -48,15 +49,16 @@ class Setting:
         self.directory = RunDirectory(path, resume=resume)
         self.directory.write_record({"status": "running"})
         self.log = RunLog(self.directory, lambda *_, **__: None)
-        settings = TrainingOptions(**{"batch_size": 4, "learning_rate": 3e-3, "schedule": "constant", **options})
-        self.trainer = Trainer(model, settings, self.log, self.directory.checkpoints, keep_start_weights=True)
+        settings = TrainingOptions(**{"batch_size": 4, "learning_rate": 3e-3, **options})
+        setup = trainer_setup("constant", keep_start_weights=True)
+        self.trainer = Trainer(model, settings, self.log, self.directory.checkpoints, setup)
         self.model = model
         if resume:
             self.trainer.restore()
         self.directory.close()
 
     def align(self, raft: Raft, dataset: Dataset | None = None, reward: Reward | None = None) -> None:
-        raft.align(self.model, dataset or data(), self.trainer, HuggingFace(), reward or CountsE(), self.log)
+        raft.align(align_context(self.trainer, dataset or data(), reward=reward or CountsE()))
 
 
 @pytest.fixture
@@ -77,9 +79,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def drawn_by_hand() -> StepOutput:
+def drawn_by_hand() -> Rollout:
     completions = [[Completion((7, 8, 1), "ab", (-0.1, -0.2, -0.3), "eos"), Completion((9,), "c", (-0.5,), "length")]]
-    return StepOutput([ask("q")], [Prompt([3, 4])], completions, [[1.0, 0.0]], 0.0, 0.0)
+    return Rollout([ask("q")], [Prompt([3, 4])], completions, [[1.0, 0.0]], 0.0, 0.0)
 
 
 def test_the_loss_is_on_the_completion_and_its_end_only():
@@ -94,9 +96,7 @@ def test_hash_signs_and_repeated_prompts_survive(tiny_model):
     tokenizer = tiny_model.tokenizer
     ids = tuple(tokenizer("q # q", add_special_tokens=False).input_ids)
     prompt = tuple(tokenizer("q", add_special_tokens=False).input_ids)
-    drawn = StepOutput(
-        [ask("q")], [Prompt(prompt)], [[Completion(ids, "q # q", (0.0,) * len(ids), "eos")]], [[1.0]], 0, 0
-    )
+    drawn = Rollout([ask("q")], [Prompt(prompt)], [[Completion(ids, "q # q", (0.0,) * len(ids), "eos")]], [[1.0]], 0, 0)
     sequence = training_sequence(drawn, (0, 0))
     trained = [token for token, is_trained in zip(sequence.ids, sequence.loss_mask) if is_trained]
     assert tokenizer.decode(trained) == "q # q"
@@ -193,7 +193,7 @@ def test_kl_against_enumeration(make_llama, make_tokenizer, tmp_path: Path):
     # every pair, repeated in proportion to its probability: the estimator's expectation up to rounding
     counts = (now.exp() * 20_000).round().int().tolist()
     rows = [Completion(pair, "", (0.0, 0.0), "length") for pair, count in zip(pairs, counts) for _ in range(count)]
-    drawn = StepOutput([ask("q")], [Prompt(prompt)], [rows], [[0.0] * len(rows)], 0.0, 0.0)
+    drawn = Rollout([ask("q")], [Prompt(prompt)], [rows], [[0.0] * len(rows)], 0.0, 0.0)
     work = Work(model, setting.trainer, HuggingFace(), CountsE(), setting.log)
     assert work.kl_to_start(drawn) == pytest.approx(exact, rel=0.01)
 

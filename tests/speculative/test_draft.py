@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmflow.cli.app import run_app
+from lmflow.components import GenerateRequest
 from lmflow.data.collate import collate
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
@@ -88,7 +89,7 @@ def test_it_writes_a_directory_that_transformers_loads(
     assert sum(p.numel() for p in module.parameters()) == record["parameters"]
     assert AutoTokenizer.from_pretrained(output).get_vocab() == tiny_model.tokenizer.get_vocab()
     inferencer = Speculative(draft=str(output))
-    inferencer.generate(tiny_model, prompts[:2], Sampling(max_new_tokens=6))
+    inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=6)))
     assert inferencer.statistics.draft.count
 
     with pytest.raises(RunDirectoryError, match="holds a draft already"):

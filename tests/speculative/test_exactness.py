@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
 from lmflow.inference.hf import HuggingFace
@@ -79,7 +80,7 @@ def looks_right(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...]
 
 
 def draw(model: Any, inferencer: Speculative, sampling: Sampling) -> Counter[tuple[int, ...]]:
-    [row] = inferencer.generate(model, [PROMPT], sampling)
+    [row] = inferencer.generate(GenerateRequest(model, [PROMPT], sampling))
     return Counter(completion.ids for completion in row)
 
 
@@ -146,11 +147,11 @@ def test_lookup_accepted_always_is_found_out(pair, monkeypatch):
 def test_greedy_is_the_targets_token_for_token(make_model, prompts, architecture, proposer):
     target = make_model(architecture)
     sampling = Sampling(temperature=0, max_new_tokens=24)
-    expected = HuggingFace().generate(target, prompts, sampling)
+    expected = HuggingFace().generate(GenerateRequest(target, prompts, sampling))
     inferencer = Speculative(draft_length=4)
     if proposer == "draft":
         inferencer = inferencer.using(make_model(architecture, near=1))
-    drawn = inferencer.generate(target, prompts, sampling)
+    drawn = inferencer.generate(GenerateRequest(target, prompts, sampling))
     assert [row[0].ids for row in drawn] == [row[0].ids for row in expected]
     assert [row[0].text for row in drawn] == [row[0].text for row in expected]
     assert [row[0].finish_reason for row in drawn] == [row[0].finish_reason for row in expected]
@@ -162,7 +163,9 @@ def test_greedy_is_the_targets_token_for_token(make_model, prompts, architecture
 def test_log_probabilities_are_those_of_the_sampling_distribution(make_model, prompts):
     target = make_model()
     sampling = Sampling(temperature=0.7, top_k=20, top_p=0.9, n=2, max_new_tokens=10, seed=3)
-    drawn = Speculative(draft_length=4).using(make_model(near=1)).generate(target, prompts[:6], sampling)
+    drawn = (
+        Speculative(draft_length=4).using(make_model(near=1)).generate(GenerateRequest(target, prompts[:6], sampling))
+    )
     pad = target.tokenizer.pad_token_id
     for prompt, row in zip(prompts, drawn):
         for completion in row:

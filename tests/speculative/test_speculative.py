@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.inference.hf import HuggingFace
@@ -42,15 +43,18 @@ def test_neighbours_and_the_budget_change_nothing(pair, prompts, proposer, adapt
         plain = Speculative(draft_length=5, adapt=adapt, **options)
         return plain.using(draft) if proposer == "draft" else plain
 
-    together = ids_of(make().generate(target, some, sampling))
-    assert together == ids_of([make().generate(target, [prompt], sampling)[0] for prompt in some])
-    assert together == ids_of(make(batch_tokens=300).generate(target, some, sampling))
-    assert together == ids_of(make().generate(target, some[::-1], sampling))[::-1]
+    together = ids_of(make().generate(GenerateRequest(target, some, sampling)))
+    assert together == ids_of([make().generate(GenerateRequest(target, [prompt], sampling))[0] for prompt in some])
+    assert together == ids_of(make(batch_tokens=300).generate(GenerateRequest(target, some, sampling)))
+    assert together == ids_of(make().generate(GenerateRequest(target, some[::-1], sampling)))[::-1]
     assert len({ids for row in together for ids in row}) > 12  # samples differ
 
 
 def test_other_seeds_draw_otherwise(inferencer, pair, prompts):
-    drawn = [inferencer.generate(pair[0], prompts[:4], Sampling(max_new_tokens=12, seed=seed)) for seed in (1, 2)]
+    drawn = [
+        inferencer.generate(GenerateRequest(pair[0], prompts[:4], Sampling(max_new_tokens=12, seed=seed)))
+        for seed in (1, 2)
+    ]
     assert ids_of(drawn[0]) != ids_of(drawn[1])
 
 
@@ -83,7 +87,9 @@ def test_no_position_is_computed_twice(pair, prompts, temperature):
     prompt = prompts[3]
     inferencer = Speculative(draft_length=4, adapt=False).using(pair[1])
     try:
-        [[drawn]] = inferencer.generate(pair[0], [prompt], Sampling(temperature=temperature, max_new_tokens=40, seed=1))
+        [[drawn]] = inferencer.generate(
+            GenerateRequest(pair[0], [prompt], Sampling(temperature=temperature, max_new_tokens=40, seed=1))
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -103,7 +109,7 @@ def test_no_position_is_computed_twice(pair, prompts, temperature):
 def test_a_batch_reads_no_more_than_its_rows_alone(pair, prompts):
     target, draft = pair
     inferencer = Speculative(draft_length=4, adapt=False).using(draft)
-    drawn = inferencer.generate(target, prompts[:10], Sampling(n=2, max_new_tokens=16, seed=1))
+    drawn = inferencer.generate(GenerateRequest(target, prompts[:10], Sampling(n=2, max_new_tokens=16, seed=1)))
     statistics = inferencer.statistics
     kept = sum(len(completion.ids) - 1 for row in drawn for completion in row)
     refused = sum(statistics.proposed) - sum(statistics.accepted)
@@ -116,7 +122,7 @@ def test_a_batch_reads_no_more_than_its_rows_alone(pair, prompts):
 def test_length_and_end_inside_a_block(inferencer, pair, prompts):
     target, _ = pair
     for most in (1, 2, 3, 7):
-        drawn = inferencer.generate(target, prompts[:20], Sampling(max_new_tokens=most, seed=2))
+        drawn = inferencer.generate(GenerateRequest(target, prompts[:20], Sampling(max_new_tokens=most, seed=2)))
         for [completion] in drawn:
             assert len(completion.ids) <= most
             assert len(completion.logprobs) == len(completion.ids)
@@ -129,34 +135,36 @@ def test_length_and_end_inside_a_block(inferencer, pair, prompts):
 def test_stop_strings_end_inside_a_block(pair, prompts):
     target, draft = pair
     greedy = Sampling(temperature=0, max_new_tokens=24)
-    texts = [row[0].text for row in HuggingFace().generate(target, prompts[:30], greedy)]
+    texts = [row[0].text for row in HuggingFace().generate(GenerateRequest(target, prompts[:30], greedy))]
     stop = next(text[4:6] for text in texts if len(text) > 12)
     stopping = greedy.model_copy(update={"stop": (stop,)})
-    expected = HuggingFace().generate(target, prompts[:30], stopping)
+    expected = HuggingFace().generate(GenerateRequest(target, prompts[:30], stopping))
     assert any(row[0].finish_reason == "stop" for row in expected)
     for inferencer in (Speculative(draft_length=6, adapt=False).using(draft), Speculative()):
-        drawn = inferencer.generate(target, prompts[:30], stopping)
+        drawn = inferencer.generate(GenerateRequest(target, prompts[:30], stopping))
         assert [dataclasses.replace(row[0], logprobs=()) for row in drawn] == [
             dataclasses.replace(row[0], logprobs=()) for row in expected
         ]
 
 
 def test_min_new_tokens_holds_for_proposals_too(inferencer, pair, prompts):
-    drawn = inferencer.generate(pair[0], prompts[:30], Sampling(max_new_tokens=12, min_new_tokens=6, seed=3))
+    drawn = inferencer.generate(
+        GenerateRequest(pair[0], prompts[:30], Sampling(max_new_tokens=12, min_new_tokens=6, seed=3))
+    )
     assert min(len(row[0].ids) for row in drawn) >= 6
 
 
 def test_streaming_gives_the_text_of_generate_in_pieces(inferencer, pair, prompts):
     sampling = Sampling(max_new_tokens=30, seed=4, temperature=0.8)
-    pieces = list(inferencer.stream(pair[0], prompts[5], sampling))
-    [[whole]] = inferencer.generate(pair[0], [prompts[5]], sampling)
+    pieces = list(inferencer.stream(GenerateRequest(pair[0], [prompts[5]], sampling)))
+    [[whole]] = inferencer.generate(GenerateRequest(pair[0], [prompts[5]], sampling))
     assert "".join(pieces) == whole.text
     assert len(pieces) > 2
 
 
 def test_progress_counts_every_token_and_may_stop(inferencer, pair, prompts):
     seen: list[int] = []
-    drawn = inferencer.generate(pair[0], prompts[:8], Sampling(max_new_tokens=10), seen.append)
+    drawn = inferencer.generate(GenerateRequest(pair[0], prompts[:8], Sampling(max_new_tokens=10), seen.append))
     assert sum(seen) == sum(len(row[0].ids) for row in drawn)
 
     def stop(_: int) -> None:
@@ -164,7 +172,7 @@ def test_progress_counts_every_token_and_may_stop(inferencer, pair, prompts):
 
     pair[0].module.train()
     with pytest.raises(KeyboardInterrupt):
-        inferencer.generate(pair[0], prompts[:8], Sampling(max_new_tokens=10), stop)
+        inferencer.generate(GenerateRequest(pair[0], prompts[:8], Sampling(max_new_tokens=10), stop))
     assert pair[0].module.training
     pair[0].module.eval()
 
@@ -172,7 +180,9 @@ def test_progress_counts_every_token_and_may_stop(inferencer, pair, prompts):
 def test_the_end_of_the_context_ends_a_completion(inferencer, make_model):
     long = Prompt([5 + i % 40 for i in range(250)])
     target = make_model()
-    [[completion]] = inferencer.generate(target, [long], Sampling(max_new_tokens=50, min_new_tokens=50, seed=1))
+    [[completion]] = inferencer.generate(
+        GenerateRequest(target, [long], Sampling(max_new_tokens=50, min_new_tokens=50, seed=1))
+    )
     assert len(completion.ids) == 6
     assert completion.finish_reason == "length"
 
@@ -183,16 +193,18 @@ def test_a_draft_of_shorter_context_stops_proposing_where_it_ends(make_model, pr
     inferencer = Speculative(draft_length=4, adapt=False).using(draft)
     sampling = Sampling(temperature=0, max_new_tokens=80, min_new_tokens=80)
     short = [prompt for prompt in prompts if len(prompt.ids) < 30][:3]
-    drawn = inferencer.generate(target, short, sampling)
-    assert ids_of(drawn) == ids_of(HuggingFace().generate(target, short, sampling))
+    drawn = inferencer.generate(GenerateRequest(target, short, sampling))
+    assert ids_of(drawn) == ids_of(HuggingFace().generate(GenerateRequest(target, short, sampling)))
     with pytest.raises(DataError, match=r"has 50 tokens; the draft's context is 40"):
-        inferencer.generate(target, [Prompt([5] * 50)], sampling)
+        inferencer.generate(GenerateRequest(target, [Prompt([5] * 50)], sampling))
 
 
 def test_a_draft_equal_to_the_target_is_accepted_whole(make_model, prompts):
     target = make_model()
     inferencer = Speculative(draft_length=4, adapt=False).using(target)
-    inferencer.generate(target, prompts[:4], Sampling(max_new_tokens=21, min_new_tokens=21, temperature=0.7))
+    inferencer.generate(
+        GenerateRequest(target, prompts[:4], Sampling(max_new_tokens=21, min_new_tokens=21, temperature=0.7))
+    )
     assert inferencer.statistics.acceptance_rate > 0.99
     # 21 tokens: one from the pass that reads the prompt, then five with each pass.
     assert inferencer.statistics.target.count == 5
@@ -206,7 +218,7 @@ def test_adaptation_proposes_less_to_a_bad_draft(make_model, prompts):
     made = {}
     for adapt in (True, False):
         inferencer = Speculative(draft_length=6, adapt=adapt).using(bad)
-        inferencer.generate(target, prompts[:4], sampling)
+        inferencer.generate(GenerateRequest(target, prompts[:4], sampling))
         made[adapt] = sum(inferencer.statistics.proposed)
     assert made[True] < made[False] / 2
 
@@ -219,7 +231,7 @@ def test_spare_rows_of_either_vocabulary_are_never_drawn(make_model, make_llama,
     for rows in (len(target.tokenizer), len(target.tokenizer) + 64):
         draft = LanguageModel(make_llama(rows, seed=3), target.tokenizer, "draft")
         sampling = Sampling(max_new_tokens=8, seed=1)
-        drawn = Speculative(draft_length=3).using(draft).generate(target, prompts[:6], sampling)
+        drawn = Speculative(draft_length=3).using(draft).generate(GenerateRequest(target, prompts[:6], sampling))
         assert all(token < len(target.tokenizer) for row in drawn for token in row[0].ids)
 
 
@@ -231,7 +243,7 @@ def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_mod
     monkeypatch.setattr(drafting, "load_draft", lambda *key: loads.append(key) or load(*key))
     inferencer = Speculative(draft=str(model_directory))
     for seed in (1, 2):
-        inferencer.generate(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed))
+        inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
     assert loads == [(str(model_directory), "float32", "cpu")]
     assert inferencer.statistics.acceptance_rate > 0.99  # the tiny model's own weights
 
@@ -245,7 +257,7 @@ def test_another_vocabulary_is_refused_by_its_first_token(make_model, make_token
     with pytest.raises(
         LmflowError, match=r"small-draft and the model tiny-llama-1 have different vocabularies: token \d+"
     ):
-        inferencer.generate(make_model(), prompts[:1], Sampling())
+        inferencer.generate(GenerateRequest(make_model(), prompts[:1], Sampling()))
 
 
 def test_a_missing_draft_is_refused_before_anything_is_loaded(tmp_path, model_directory, tiny_model, prompts):
@@ -255,24 +267,24 @@ def test_a_missing_draft_is_refused_before_anything_is_loaded(tmp_path, model_di
     with pytest.raises(ValueError, match="does not exist"):
         Speculative(draft=str(tmp_path / "nothing" / "here"))
     with pytest.raises(RecipeError, match=r"inferencer\.draft: no model is called nonsense"):
-        Speculative(draft="nonsense").generate(tiny_model, prompts[:1], Sampling())
+        Speculative(draft="nonsense").generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(RecipeError, match=r"inferencer\.draft: .*without config\.json"):
-        Speculative(draft=str(empty)).generate(tiny_model, prompts[:1], Sampling())
+        Speculative(draft=str(empty)).generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
 
 
 def test_prompts_without_tokens_or_room_are_refused(inferencer, pair):
     with pytest.raises(DataError, match="Prompt 1 of 1 is empty"):
-        inferencer.generate(pair[0], [Prompt([])], Sampling())
+        inferencer.generate(GenerateRequest(pair[0], [Prompt([])], Sampling()))
     with pytest.raises(DataError, match=r"256, which leaves no room|context is 256"):
-        inferencer.generate(pair[0], [Prompt([5]), Prompt([5] * 300)], Sampling())
+        inferencer.generate(GenerateRequest(pair[0], [Prompt([5]), Prompt([5] * 300)], Sampling()))
 
 
 def test_images_need_lookup(pair):
     prompt = Prompt([5, 6], {"pixel_values": torch.zeros(1, 3, 2, 2)})
     with pytest.raises(DataError, match="pixel_values"):
-        Speculative().using(pair[1]).generate(pair[0], [prompt], Sampling())
+        Speculative().using(pair[1]).generate(GenerateRequest(pair[0], [prompt], Sampling()))
 
 
 def test_broken_weights_are_an_error(make_model, prompts):
@@ -281,14 +293,14 @@ def test_broken_weights_are_an_error(make_model, prompts):
         target.module.lm_head.weight.fill_(float("nan"))
     for temperature in (0.0, 1.0):
         with pytest.raises(LmflowError, match="not finite"):
-            Speculative().generate(target, prompts[:2], Sampling(temperature=temperature))
+            Speculative().generate(GenerateRequest(target, prompts[:2], Sampling(temperature=temperature)))
 
 
 def test_no_prompts_no_completions(inferencer, pair):
-    assert inferencer.generate(pair[0], [], Sampling()) == []
+    assert inferencer.generate(GenerateRequest(pair[0], [], Sampling())) == []
 
 
 def test_dynamic_positions_are_refused(make_model, prompts):
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     with pytest.raises(LmflowError, match="dynamic RoPE"):
-        Speculative().generate(make_model(rope_parameters=rope), prompts[:1], Sampling())
+        Speculative().generate(GenerateRequest(make_model(rope_parameters=rope), prompts[:1], Sampling()))

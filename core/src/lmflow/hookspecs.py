@@ -16,13 +16,17 @@ import pluggy
 if TYPE_CHECKING:
     from lmflow.components import (
         Aligner,
+        Attention,
         Command,
         Context,
         DataFormat,
         Evaluator,
+        Exporter,
         Inferencer,
         Model,
+        Optimizer,
         Reward,
+        Schedule,
         Tracker,
         Tuner,
     )
@@ -46,6 +50,12 @@ def lmflow_contexts() -> Iterable[type[Context]]:
 
 
 @hookspec
+def lmflow_attentions() -> Iterable[type[Attention]]:
+    """Ways to compute attention, chosen with --attention (sdpa, eager); the model's own by default."""
+    return ()
+
+
+@hookspec
 def lmflow_data_formats() -> Iterable[type[DataFormat]]:
     """Meanings a record can have, chosen with --data or recognised from the records (alpaca, messages)."""
     return ()
@@ -54,6 +64,18 @@ def lmflow_data_formats() -> Iterable[type[DataFormat]]:
 @hookspec
 def lmflow_tuners() -> Iterable[type[Tuner]]:
     """Ways to make a model trainable, chosen with --tuner (full, lora)."""
+    return ()
+
+
+@hookspec
+def lmflow_optimizers() -> Iterable[type[Optimizer]]:
+    """Ways to move parameters along their gradients, chosen with --optimizer (adamw)."""
+    return ()
+
+
+@hookspec
+def lmflow_schedules() -> Iterable[type[Schedule]]:
+    """Learning-rate schedules, chosen with --schedule (cosine, linear, constant)."""
     return ()
 
 
@@ -84,6 +106,12 @@ def lmflow_evaluators() -> Iterable[type[Evaluator]]:
 @hookspec
 def lmflow_trackers() -> Iterable[type[Tracker]]:
     """Records of runs kept elsewhere, chosen with --trackers (tensorboard, mlflow); they listen to the events below."""
+    return ()
+
+
+@hookspec
+def lmflow_exporters() -> Iterable[type[Exporter]]:
+    """What can be written for other tools, chosen with `lmflow export NAME` (merge)."""
     return ()
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
+    from lmflow.components import Log
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
 
 def chosen_lengths(model: LanguageModel, asked: Sequence[int] | None, *, option: str) -> list[int]:
@@ -33,7 +33,7 @@ def chosen_lengths(model: LanguageModel, asked: Sequence[int] | None, *, option:
     return lengths
 
 
-def announce(model: LanguageModel, lengths: Sequence[int], log: RunLog) -> None:
+def announce(model: LanguageModel, lengths: Sequence[int], log: Log) -> None:
     """Tell the user what is unusual: lengths beyond the model's, and that no PNG can be drawn."""
     reach = model.context_length
     beyond = [length for length in lengths if reach is not None and length > reach]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from lmflow.components import Evaluation, Evaluator, Inferencer
+from lmflow.components import EvaluateContext, Evaluation, Evaluator
 
 if TYPE_CHECKING:
-    from lmflow.data.sample import Sample
-    from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
+    pass
 
 
 class Passkey(Evaluator):
@@ -38,14 +36,13 @@ class Passkey(Evaluator):
     alternatives: int = Field(9, gt=0, description="Other numbers that choice compares with; chance is 1 in one more.")
     seed: int = Field(0, ge=0, description="Seed of the numbers.")
 
-    def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-    ) -> Evaluation:
+    def evaluate(self, context: EvaluateContext) -> Evaluation:
         """Accuracy on a grid of depths and lengths; `samples` is not read.
 
         Metrics: `passkey_accuracy` over the grid, one for each length, and `passkey_chance`, what guessing gets. Each
         row has `length`, `depth`, `accuracy` and `trials`. Raises DataError for lengths that do not hold the prompt.
         """
+        model, inferencer, log = context.model, context.inferencer, context.log
         from lmflow_longctx.lengths import announce, chosen_lengths
         from lmflow_longctx.passkey_prompts import answer_rows, choose_rows, make_tests
 

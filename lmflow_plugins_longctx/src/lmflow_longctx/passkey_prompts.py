@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError
 from lmflow.inference.types import Sampling
 from lmflow_longctx.scoring import begin_anew, last_token_losses
 
 if TYPE_CHECKING:
-    from lmflow.components import Inferencer
+    from lmflow.components import Inferencer, Log
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
 INTRODUCTION = "A pass key is hidden in a lot of irrelevant text. Find it and memorize it.\n"
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
@@ -79,12 +79,13 @@ def answer_length(model: LanguageModel, key: str) -> int:
     return len(pieces(model, f" {key}")) + SPARE
 
 
-def answer_rows(model: LanguageModel, tests: Sequence[HiddenKey], inferencer: Inferencer, log: RunLog) -> list[bool]:
+def answer_rows(model: LanguageModel, tests: Sequence[HiddenKey], inferencer: Inferencer, log: Log) -> list[bool]:
     """Whether the greedy answer to each test begins with exactly its number."""
     begin_anew(model)
     longest = max(answer_length(model, test.key) for test in tests)
     sampling = Sampling(temperature=0.0, max_new_tokens=longest)
-    drawn = inferencer.generate(model, [Prompt(t.prompt) for t in tests], sampling, lambda _: log.check_stop())
+    prompts = [Prompt(test.prompt) for test in tests]
+    drawn = inferencer.generate(GenerateRequest(model, prompts, sampling, lambda _: log.check_stop()))
     log.advance(len(tests))
     return [first_number(completions[0].text) == test.key for test, completions in zip(tests, drawn)]
 
@@ -95,9 +96,7 @@ def first_number(text: str) -> str | None:
     return found[1] if found else None
 
 
-def choose_rows(
-    model: LanguageModel, tests: Sequence[HiddenKey], alternatives: int, seed: int, log: RunLog
-) -> list[bool]:
+def choose_rows(model: LanguageModel, tests: Sequence[HiddenKey], alternatives: int, seed: int, log: Log) -> list[bool]:
     """Whether each test's number has a lower mean loss per token than every one of `alternatives` others."""
     model.module.eval()
     begin_anew(model)

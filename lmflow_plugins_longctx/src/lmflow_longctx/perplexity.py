@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lmflow.components import Evaluation, Evaluator, Inferencer
+from lmflow.components import EvaluateContext, Evaluation, Evaluator
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
-    from lmflow.data.sample import Sample
-    from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
+    pass
 
 
 class PerplexityByLength(Evaluator):
@@ -30,15 +27,14 @@ class PerplexityByLength(Evaluator):
     windows: int = Field(64, gt=0, description="Most stretches scored, spread evenly over the text.")
     batch_tokens: int = Field(8192, gt=0, description="Most tokens in one forward pass.")
 
-    def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-    ) -> Evaluation:
+    def evaluate(self, context: EvaluateContext) -> Evaluation:
         """Score the last `stretch` tokens of windows that end at the same places for every length.
 
         Each row has `length`, `perplexity`, `loss` (nats per token), `tokens` (scored) and `windows`. A window lies
         within one sample. Raises DataError where no sample holds the longest window, and for lengths that leave no
         context before the stretch.
         """
+        model, samples, log = context.model, context.samples, context.log
         from lmflow_longctx.lengths import announce, chosen_lengths
         from lmflow_longctx.scoring import ends_of_windows, stretch_loss
 

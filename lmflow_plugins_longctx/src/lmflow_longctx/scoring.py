@@ -11,7 +11,7 @@ from torch import Tensor
 from lmflow.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from lmflow.run.log import RunLog
+    from lmflow.components import Log
 
 
 def ends_of_windows(lengths: Sequence[int], longest: int, stretch: int, most: int) -> list[tuple[int, int]]:
@@ -48,7 +48,7 @@ def begin_anew(model: LanguageModel) -> None:
 
 
 def stretch_loss(
-    model: LanguageModel, windows: Sequence[Sequence[int]], stretch: int, batch_size: int, log: RunLog
+    model: LanguageModel, windows: Sequence[Sequence[int]], stretch: int, batch_size: int, log: Log
 ) -> float:
     """Mean loss in nats of the last `stretch` tokens of each window; all windows have one length."""
     model.module.eval()

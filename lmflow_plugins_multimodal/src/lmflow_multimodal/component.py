@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lmflow.components import Model, Requirement
+from lmflow.components import LoadRequest, Model, Requirement
 from lmflow.errors import LmflowError, RecipeError
 
 if TYPE_CHECKING:
-    from lmflow.components import Context
+    from lmflow.components import LoadRequest
     from lmflow.models.language_model import LanguageModel
     from lmflow_multimodal.tower import Tower
 
@@ -57,13 +57,13 @@ class VisionLanguage(Model):
         """A directory that such a model was saved to."""
         return (Path(reference) / CONFIG).is_file()
 
-    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
+    def load(self, request: LoadRequest) -> LanguageModel:
         """Load the language model, then tower and projector around it. The tower always computes in float32.
 
         Raises LmflowError naming the field and what it must be, and how to get open_clip where it is missing.
         """
         if self.path is not None:
-            return self._load_saved(Path(self.path).expanduser(), dtype, device, context)
+            return self._load_saved(Path(self.path).expanduser(), request)
         missing = [name for name in ("language_model", "tower") if getattr(self, name) is None]
         if missing:
             raise RecipeError([f"model.{name}: missing; give it, or a saved model with model.path" for name in missing])
@@ -73,13 +73,13 @@ class VisionLanguage(Model):
         from lmflow_multimodal.tower import open_tower
 
         tower = open_tower(str(self.tower), self.checkpoint, layer=self.layer, pool=self.pool, resize=self.resize)
-        language = load_language_model(str(self.language_model), dtype, device, context)
+        language = load_language_model(str(self.language_model), request)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             projector = make_projector(self.projector, tower.width, hidden_size(language))
         return self._assemble(language, tower, projector, self.projector, str(self.language_model))
 
-    def _load_saved(self, directory: Path, dtype: str, device: str, context: Context | None) -> LanguageModel:
+    def _load_saved(self, directory: Path, request: LoadRequest) -> LanguageModel:
         from safetensors.torch import load_file
 
         from lmflow_multimodal.model import LANGUAGE, PROJECTOR, TOWER
@@ -97,7 +97,7 @@ class VisionLanguage(Model):
         try:
             config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
             tower = load_tower(config["tower"], directory / TOWER)
-            language = load_language_model(str((directory / LANGUAGE).resolve()), dtype, device, context)
+            language = load_language_model(str((directory / LANGUAGE).resolve()), request)
             projector = make_projector(config["projector"], tower.width, hidden_size(language))
             projector.load_state_dict(load_file(directory / PROJECTOR))
         except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -126,12 +126,13 @@ class VisionLanguage(Model):
         )
 
 
-def load_language_model(reference: str, dtype: str, device: str, context: Context | None) -> LanguageModel:
-    """The language model that `--model REFERENCE` would load."""
-    from lmflow.plugins import load_plugins
+def load_language_model(reference: str, request: LoadRequest) -> LanguageModel:
+    """The language model that `--model REFERENCE` would load. Raises LmflowError where the request has no plugins."""
     from lmflow.recipe.resolve import model_from_reference
 
-    return model_from_reference(load_plugins(), reference).load(dtype, device, context)
+    if request.plugins is None:
+        raise LmflowError(f"the language model {reference} is found among the plugins; LoadRequest.plugins holds none")
+    return model_from_reference(request.plugins, reference).load(request)
 
 
 def hidden_size(language: LanguageModel) -> int:

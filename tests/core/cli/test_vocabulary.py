@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lmflow.components import LoadRequest
 from lmflow.models.pretrained import Pretrained
 
 
@@ -22,8 +23,8 @@ def test_extended_trained_saved_and_loaded(lmflow: Callable[..., Any], model_dir
     quick = ("--training.max_steps", 2, "--training.batch_size", 4, "--quiet")
     done = lmflow("run", "--model", tmp_path / "wide", "--data.path", file, "--output", tmp_path / "run", *quick)
     assert done.code == 0, done.err
-    again = Pretrained(path=str(tmp_path / "run" / "model")).load("float32", "cpu")
-    wide = Pretrained(path=str(tmp_path / "wide")).load("float32", "cpu")
+    again = Pretrained(path=str(tmp_path / "run" / "model")).load(LoadRequest())
+    wide = Pretrained(path=str(tmp_path / "wide")).load(LoadRequest())
     assert again.tokenizer.tokenize(corpus[0]) == wide.tokenizer.tokenize(corpus[0])
     assert again.module.get_input_embeddings().weight.shape[0] == len(again.tokenizer)  # type: ignore[operator]
     done = lmflow("vocabulary", model_directory, "--output", tmp_path / "wide", "--add", "<x>")

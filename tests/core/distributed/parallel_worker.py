@@ -15,6 +15,7 @@ from lmflow.distributed.processes import current_processes, leave_processes
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import trainer_setup
 from lmflow.training.trainer import Trainer
 
 
@@ -37,14 +38,15 @@ def main(work: dict[str, Any]) -> None:
     options = TrainingOptions(**work["options"])
     metrics: list[dict[str, Any]] = []
     log = RunLog(None, lambda *_, metrics=None, to=metrics, **__: to.append(metrics) if metrics else None)
-    trainer = Trainer(model, options, log, Path(work["checkpoints"]), strategy=work["strategy"])
+    setup = trainer_setup(warmup=work["warmup"], strategy=work["strategy"])
+    trainer = Trainer(model, options, log, Path(work["checkpoints"]), setup)
     trainer.restore()
     trainer.plan(work["planned"])
     fit_until(trainer, sequences, work["until"])
     local = sum(held(parameter).numel() for parameter in module.parameters())
     state = sum(v.numel() for v in kept_by(trainer) if v.dim())
-    trainer.checkpoint({})
-    whole = trainer.whole_model().module
+    trainer.checkpoint()
+    whole = trainer.full_model().module
     if group.is_rank0:
         found = {
             "losses": [m["loss"] for m in metrics if "loss" in m],
@@ -73,7 +75,7 @@ def fit_until(trainer: Trainer, sequences: list[TokenSequence], until: int) -> N
 
     trainer._after_step = stop  # type: ignore[method-assign]
     with contextlib.suppress(Enough):
-        trainer.fit(sequences, epochs=99, first_step=0)
+        trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 99), start=0)
 
 
 def held(parameter: torch.Tensor) -> torch.Tensor:

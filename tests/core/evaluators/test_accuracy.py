@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.evaluators.accuracy import Accuracy, ExactMatch
 from lmflow.inference.hf import HuggingFace
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import evaluate_context
 
 
 def record(question: str, answer: str | None, number: int = 1) -> Sample:
@@ -28,7 +30,7 @@ SUMS = [record("3+4?", "3 + 4 = 7\n#### 7", 1), record("1/2+1/2?", "#### 1", 2),
 
 def test_numbers(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
     says = parrot(["The answer is 7.0", "I do not know", "5 - 9 = -4"])
-    found = Accuracy(answer_type="gsm8k").evaluate(tiny_model, SUMS, says, log)
+    found = Accuracy(answer_type="gsm8k").evaluate(evaluate_context(tiny_model, SUMS, says, log))
     # two of three: 0.666…, standard error sqrt(2/3 * 1/3 / 3) = 0.2722
     assert found.metrics == {
         "accuracy": pytest.approx(2 / 3),
@@ -47,7 +49,7 @@ def test_sampling_and_prompt_structure(
     tiny_model: Any, log: RunLog, parrot: Callable[..., Any], asked: list[Any]
 ) -> None:
     evaluator = Accuracy(prompt_structure="Question: {input}\\nAnswer:", max_new_tokens=7, temperature=0.5, seed=3)
-    found = evaluator.evaluate(tiny_model, [record("who?", "me")], parrot(["me"]), log)
+    found = evaluator.evaluate(evaluate_context(tiny_model, [record("who?", "me")], parrot(["me"]), log))
     [([prompt], sampling)] = asked
     assert "Question: who?\nAnswer:" in tiny_model.tokenizer.decode(prompt.ids)
     assert found.rows[0]["prompt"] == "Question: who?\nAnswer:"
@@ -55,17 +57,17 @@ def test_sampling_and_prompt_structure(
 
 
 def test_braces_in_questions_are_text(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
-    found = Accuracy().evaluate(tiny_model, [record("{x} {input}", "a")], parrot(["a"]), log)
+    found = Accuracy().evaluate(evaluate_context(tiny_model, [record("{x} {input}", "a")], parrot(["a"]), log))
     assert found.rows[0]["prompt"] == "{x} {input}"
 
 
 def test_exact_match(tiny_model: Any, log: RunLog, parrot: Callable[..., Any]) -> None:
     records = [record("q", answer, n) for n, answer in enumerate(["Paris", "Paris", "paris", "Rome"])]
     says = ["Paris", " Paris\n", "Paris", "Paris."]
-    exact = ExactMatch().evaluate(tiny_model, records, parrot(says), log)
+    exact = ExactMatch().evaluate(evaluate_context(tiny_model, records, parrot(says), log))
     assert [row["correct"] for row in exact.rows] == [True, True, False, False]
     assert exact.metrics["exact_match"] == 0.5
-    loose = ExactMatch(normalise=True).evaluate(tiny_model, records, parrot(says), log)
+    loose = ExactMatch(normalise=True).evaluate(evaluate_context(tiny_model, records, parrot(says), log))
     assert [row["correct"] for row in loose.rows] == [True, True, True, False]
 
 
@@ -75,9 +77,9 @@ def test_the_models_own_answers_are_right(tiny_model: Any, log: RunLog) -> None:
 
     questions = [record(text, None) for text in ("the fox", "a model", "to stop", "quick brown")]
     prompts = [tiny_model.encode_prompt(each) for each in questions]
-    said = HuggingFace().generate(tiny_model, prompts, Sampling(temperature=0, max_new_tokens=8))
+    said = HuggingFace().generate(GenerateRequest(tiny_model, prompts, Sampling(temperature=0, max_new_tokens=8)))
     records = [record(q.messages[0].content, each[0].text) for q, each in zip(questions, said)]
-    found = ExactMatch(max_new_tokens=8).evaluate(tiny_model, records, HuggingFace(), log)
+    found = ExactMatch(max_new_tokens=8).evaluate(evaluate_context(tiny_model, records, HuggingFace(), log))
     assert found.metrics["exact_match"] == 1
     assert [row["completion"] for row in found.rows] == [each[0].text for each in said]
 
@@ -96,7 +98,7 @@ def test_what_is_refused(tiny_model: Any, log: RunLog, parrot: Callable[..., Any
     ]
     for evaluator, records, message in cases:
         with pytest.raises(DataError, match=message):
-            evaluator.evaluate(tiny_model, records, parrot(["a"]), log)
+            evaluator.evaluate(evaluate_context(tiny_model, records, parrot(["a"]), log))
     with pytest.raises(ValidationError, match="must say where the question goes"):
         Accuracy(prompt_structure="Answer:")
     with pytest.raises(ValidationError):

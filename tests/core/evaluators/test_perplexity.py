@@ -14,6 +14,7 @@ from lmflow.errors import DataError
 from lmflow.evaluators.perplexity import Nll, Perplexity
 from lmflow.inference.hf import HuggingFace
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import evaluate_context
 
 TEXTS = ("the quick brown fox jumps over the lazy dog", "a model learns to answer and then to stop " * 5)
 
@@ -28,7 +29,7 @@ def dialogue(*contents: str) -> Sample:
 
 
 def run(evaluator: Any, model: Any, samples: list[Sample], log: RunLog) -> Any:
-    return evaluator.evaluate(model, samples, HuggingFace(), log)
+    return evaluator.evaluate(evaluate_context(model, samples, HuggingFace(), log))
 
 
 def own_loss(model: Any, ids: list[int]) -> float:

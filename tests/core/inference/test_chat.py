@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lmflow.components import Inferencer
+from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.dataset import read_samples
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.errors import DataError, LmflowError, RecipeError
@@ -69,7 +69,7 @@ def test_answers_are_those_of_the_inferencer(tiny_model: Any) -> None:
     sampling = Sampling(max_new_tokens=6, seed=4)
     talk = Dialogue(tiny_model, HuggingFace(), sampling)
     prompt = tiny_model.encode_prompt(Sample((Message("user", "the fox"),)))
-    [[whole]] = HuggingFace().generate(tiny_model, [prompt], sampling)
+    [[whole]] = HuggingFace().generate(GenerateRequest(tiny_model, [prompt], sampling))
     assert "".join(talk.answer("the fox")) == whole.text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError
 from lmflow.inference.hf import HuggingFace
@@ -53,7 +54,7 @@ def ids_of(drawn: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
 )
 def test_greedy_equals_transformers(make_model: Any, prompts: list[Prompt], architecture: str, options: Any):
     model = make_model(architecture, **options)
-    drawn = hf.generate(model, prompts, Sampling(temperature=0, max_new_tokens=30))
+    drawn = hf.generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=30)))
     for prompt, [completion] in zip(prompts, drawn):
         assert list(completion.ids) == greedy_of_transformers(model, prompt, 30)
 
@@ -71,7 +72,7 @@ def test_logprobs_equal_those_of_the_whole_sequence(
     make_model: Any, prompts: list[Prompt], architecture: str, sampling: Sampling
 ):
     model = make_model(architecture)
-    for prompt, row in zip(prompts, hf.generate(model, prompts, sampling)):
+    for prompt, row in zip(prompts, hf.generate(GenerateRequest(model, prompts, sampling))):
         for completion in row:
             expected = teacher_forced(model, prompt, completion, sampling)
             assert completion.logprobs == pytest.approx(expected, abs=1e-4)
@@ -98,21 +99,21 @@ def teacher_forced(model: Any, prompt: Prompt, completion: Completion, sampling:
 def test_neighbours_change_nothing(make_model: Any, prompts: list[Prompt], architecture: str, options: Any):
     model = make_model(architecture, **options)
     sampling = Sampling(n=4, max_new_tokens=25, seed=7)
-    alone = [ids_of(hf.generate(model, [prompt], sampling))[0] for prompt in prompts]
-    assert ids_of(hf.generate(model, prompts, sampling)) == alone
-    assert ids_of(hf.generate(model, prompts[::-1], sampling)) == alone[::-1]
-    assert ids_of(hf.generate(model, [*prompts, *prompts[:2]], sampling)) == [*alone, *alone[:2]]
+    alone = [ids_of(hf.generate(GenerateRequest(model, [prompt], sampling)))[0] for prompt in prompts]
+    assert ids_of(hf.generate(GenerateRequest(model, prompts, sampling))) == alone
+    assert ids_of(hf.generate(GenerateRequest(model, prompts[::-1], sampling))) == alone[::-1]
+    assert ids_of(hf.generate(GenerateRequest(model, [*prompts, *prompts[:2]], sampling))) == [*alone, *alone[:2]]
     for budget in 1, 200, 500, 1000:
-        assert ids_of(HuggingFace(batch_tokens=budget).generate(model, prompts, sampling)) == alone
-    fewer = ids_of(hf.generate(model, prompts, sampling.model_copy(update={"n": 2})))
+        assert ids_of(HuggingFace(batch_tokens=budget).generate(GenerateRequest(model, prompts, sampling))) == alone
+    fewer = ids_of(hf.generate(GenerateRequest(model, prompts, sampling.model_copy(update={"n": 2}))))
     assert fewer == [row[:2] for row in alone]
 
 
 def test_seeds_and_samples_differ(model: Any, prompts: list[Prompt]):
     sampling = Sampling(n=5, max_new_tokens=12)
-    first = ids_of(hf.generate(model, prompts, sampling))
-    assert first == ids_of(hf.generate(model, prompts, sampling))
-    assert first != ids_of(hf.generate(model, prompts, sampling.model_copy(update={"seed": 1})))
+    first = ids_of(hf.generate(GenerateRequest(model, prompts, sampling)))
+    assert first == ids_of(hf.generate(GenerateRequest(model, prompts, sampling)))
+    assert first != ids_of(hf.generate(GenerateRequest(model, prompts, sampling.model_copy(update={"seed": 1}))))
     assert all(len(set(row)) > 1 for row in first)
 
 
@@ -120,7 +121,9 @@ def test_draws_follow_the_model(make_model: Any):
     """20,000 first tokens against the model's own distribution (total variation; about 0.02 is expected by chance)."""
     model = make_model()
     ids = model.tokenizer("fox")["input_ids"]
-    drawn = hf.generate(model, [Prompt(ids)], Sampling(n=20_000, max_new_tokens=1, temperature=0.7, top_k=30))
+    drawn = hf.generate(
+        GenerateRequest(model, [Prompt(ids)], Sampling(n=20_000, max_new_tokens=1, temperature=0.7, top_k=30))
+    )
     counts = torch.bincount(torch.tensor([each.ids[0] for each in drawn[0]]), minlength=len(model.tokenizer))
     with torch.no_grad():
         logits = model.module(torch.tensor([ids])).logits[0, -1] / 0.7
@@ -131,7 +134,7 @@ def test_draws_follow_the_model(make_model: Any):
 
 def test_greedy_samples_are_equal_and_drawn_once(model: Any, prompts: list[Prompt]):
     with forward_shapes(model.module) as shapes:
-        drawn = hf.generate(model, prompts, Sampling(temperature=0, n=3, max_new_tokens=5))
+        drawn = hf.generate(GenerateRequest(model, prompts, Sampling(temperature=0, n=3, max_new_tokens=5)))
     assert all(len(set(row)) == 1 and len(row) == 3 for row in ids_of(drawn))
     assert max(rows for rows, _ in shapes) == len(prompts)
 
@@ -139,7 +142,7 @@ def test_greedy_samples_are_equal_and_drawn_once(model: Any, prompts: list[Promp
 def test_each_prompt_is_read_once_and_finished_rows_leave(model: Any, prompts: list[Prompt]):
     favour_end(model, 0.08)
     with forward_shapes(model.module) as shapes:
-        drawn = hf.generate(model, prompts, Sampling(n=16, max_new_tokens=60))
+        drawn = hf.generate(GenerateRequest(model, prompts, Sampling(n=16, max_new_tokens=60)))
     counts = Counter(c.finish_reason for row in drawn for c in row)
     assert counts["eos"] > 30
     prefills, steps = [s for s in shapes if s[1] > 1], [s for s in shapes if s[1] == 1]
@@ -156,11 +159,11 @@ def test_waiting_prompts_take_the_place_of_finished_rows(model: Any, prompts: li
     sampling = Sampling(n=4, max_new_tokens=40)
     many = [Prompt([*prompt.ids, number]) for number in range(20, 26) for prompt in prompts]
     with forward_shapes(model.module) as shapes:
-        drawn = HuggingFace(batch_tokens=2000).generate(model, many, sampling)
+        drawn = HuggingFace(batch_tokens=2000).generate(GenerateRequest(model, many, sampling))
     order = [tokens == 1 for _, tokens in shapes]
     assert order.index(False, order.index(True)) < len(order) - 1
     assert sum(rows for rows, tokens in shapes if tokens > 1) == len(many)
-    assert ids_of(drawn) == ids_of(hf.generate(model, many, sampling))
+    assert ids_of(drawn) == ids_of(hf.generate(GenerateRequest(model, many, sampling)))
 
 
 def favour_end(model: Any, probability: float) -> None:
@@ -180,7 +183,7 @@ def favour_end(model: Any, probability: float) -> None:
 def test_the_end_and_padding_are_not_drawn_where_forbidden(model: Any, prompts: list[Prompt]):
     favour_end(model, 0.5)
     pad = model.tokenizer.pad_token_id
-    for row in hf.generate(model, prompts, Sampling(n=20, min_new_tokens=6, max_new_tokens=12)):
+    for row in hf.generate(GenerateRequest(model, prompts, Sampling(n=20, min_new_tokens=6, max_new_tokens=12))):
         for completion in row:
             assert len(completion.ids) > 6
             assert set(completion.ids[:6]).isdisjoint(model.end_ids)
@@ -196,25 +199,25 @@ def test_stop_strings_across_tokens(scripted: Any, make_tokenizer: Any):
     prompt, rest = script[:1], script[1:]
     whole = tokenizer.decode(rest)
     model = scripted([*script[1:], *[tokenizer.eos_token_id] * 99])
-    [[completion]] = hf.generate(model, [Prompt(prompt)], Sampling(max_new_tokens=50, temperature=0))
+    [[completion]] = hf.generate(GenerateRequest(model, [Prompt(prompt)], Sampling(max_new_tokens=50, temperature=0)))
     assert (completion.text, completion.finish_reason) == (whole, "eos")
     for stop in "x €", "€", " and m", "re":
         sampling = Sampling(max_new_tokens=50, temperature=0, stop=("never", stop))
-        [[completion]] = hf.generate(model, [Prompt(prompt)], sampling)
+        [[completion]] = hf.generate(GenerateRequest(model, [Prompt(prompt)], sampling))
         assert completion.finish_reason == "stop"
         assert completion.text == whole[: whole.index(stop)]
         assert list(completion.ids) == rest[: len(completion.ids)]
         assert stop in tokenizer.decode(completion.ids)
         assert stop not in tokenizer.decode(completion.ids[:-1])
         assert len(completion.logprobs) == len(completion.ids)
-        assert "".join(hf.stream(model, Prompt(prompt), sampling)) == completion.text
+        assert "".join(hf.stream(GenerateRequest(model, [Prompt(prompt)], sampling))) == completion.text
 
 
 def test_stream_holds_back_parts_of_characters(scripted: Any, make_tokenizer: Any):
     tokenizer = make_tokenizer()
     ids = tokenizer("a漢字👩‍👧 end")["input_ids"]
     model = scripted([*ids[1:], *[tokenizer.eos_token_id] * 99])
-    given = list(hf.stream(model, Prompt(ids[:1]), Sampling(max_new_tokens=50, temperature=0)))
+    given = list(hf.stream(GenerateRequest(model, [Prompt(ids[:1])], Sampling(max_new_tokens=50, temperature=0))))
     assert "".join(given) == "漢字👩‍👧 end"
     assert len(given) > 4
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in given)
@@ -224,15 +227,15 @@ def test_stream_holds_back_parts_of_characters(scripted: Any, make_tokenizer: An
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_stream_is_the_text_of_generate(model: Any, prompts: list[Prompt], stop: tuple[str, ...], temperature: float):
     sampling = Sampling(n=2, max_new_tokens=40, stop=stop, temperature=temperature, seed=3)
-    for prompt, row in zip(prompts, hf.generate(model, prompts, sampling)):
-        assert "".join(hf.stream(model, prompt, sampling)) == row[0].text
+    for prompt, row in zip(prompts, hf.generate(GenerateRequest(model, prompts, sampling))):
+        assert "".join(hf.stream(GenerateRequest(model, [prompt], sampling))) == row[0].text
         assert not any(each in row[0].text for each in stop)
 
 
 def test_progress_counts_tokens_and_may_stop(model: Any, prompts: list[Prompt]):
     favour_end(model, 0.1)
     counts: list[int] = []
-    drawn = hf.generate(model, prompts, Sampling(n=4, max_new_tokens=20), counts.append)
+    drawn = hf.generate(GenerateRequest(model, prompts, Sampling(n=4, max_new_tokens=20), counts.append))
     assert sum(counts) == sum(len(completion.ids) for row in drawn for completion in row)
 
     def stop(_: int) -> None:
@@ -240,7 +243,7 @@ def test_progress_counts_tokens_and_may_stop(model: Any, prompts: list[Prompt]):
 
     model.module.train()
     with pytest.raises(KeyboardInterrupt):
-        hf.generate(model, prompts, Sampling(), stop)
+        hf.generate(GenerateRequest(model, prompts, Sampling(), stop))
     assert model.module.training
     assert torch.is_grad_enabled()
 
@@ -267,12 +270,12 @@ def test_training_goes_on_as_before(make_model: Any, prompts: list[Prompt], wrap
     before = {name: value.clone() for name, value in module.named_parameters()}
     state = copy.deepcopy(module.config.to_dict())
     short = [Prompt(list(prompt.ids)[:6]) for prompt in prompts]
-    drawn = hf.generate(model, short, Sampling(temperature=0, max_new_tokens=10))
+    drawn = hf.generate(GenerateRequest(model, short, Sampling(temperature=0, max_new_tokens=10)))
     if wrapped == "peft":
         merged = copy.deepcopy(module).merge_and_unload().eval()
         expected = [greedy_of_transformers(model.with_module(merged), prompt, 10) for prompt in short]
         assert [list(completion.ids) for [completion] in drawn] == expected
-    next(hf.stream(model, short[0], Sampling(max_new_tokens=10)))
+    next(hf.stream(GenerateRequest(model, [short[0]], Sampling(max_new_tokens=10))))
     assert torch.is_grad_enabled()
     assert module.training
     assert not frozen.training
@@ -286,18 +289,18 @@ def test_training_goes_on_as_before(make_model: Any, prompts: list[Prompt], wrap
 
 def test_prompts_that_cannot_be_continued(model: Any, make_model: Any):
     with pytest.raises(DataError, match=r"Prompt 2 of 2 is empty"):
-        hf.generate(model, [Prompt([5]), Prompt([])], Sampling())
+        hf.generate(GenerateRequest(model, [Prompt([5]), Prompt([])], Sampling()))
     with pytest.raises(DataError, match=r"Prompt 1 of 1 has 300 tokens; the model's context is 256"):
-        hf.generate(model, [Prompt([5] * 300)], Sampling())
+        hf.generate(GenerateRequest(model, [Prompt([5] * 300)], Sampling()))
     with pytest.raises(DataError, match=r"Prompt 1 of 1 has 256 tokens"):
-        next(hf.stream(model, Prompt([5] * 256), Sampling()))
-    assert hf.generate(model, [], Sampling()) == []
+        next(hf.stream(GenerateRequest(model, [Prompt([5] * 256)], Sampling())))
+    assert hf.generate(GenerateRequest(model, [], Sampling())) == []
 
 
 def test_a_completion_ends_where_the_context_ends(model: Any):
     near, far = Prompt([5] * 250), Prompt([5] * 10)
     sampling = Sampling(max_new_tokens=20, min_new_tokens=20)
-    [[one], [other]] = hf.generate(model, [near, far], sampling)
+    [[one], [other]] = hf.generate(GenerateRequest(model, [near, far], sampling))
     assert (len(one.ids), one.finish_reason) == (6, "length")
     assert (len(other.ids), other.finish_reason) == (20, "length")
 
@@ -307,7 +310,7 @@ def test_weights_that_are_no_numbers(model: Any):
         model.module.lm_head.weight.fill_(float("nan"))
     for temperature in 0.0, 1.0:
         with pytest.raises(LmflowError, match="not finite"):
-            hf.generate(model, [Prompt([5])], Sampling(temperature=temperature))
+            hf.generate(GenerateRequest(model, [Prompt([5])], Sampling(temperature=temperature)))
 
 
 def test_prompt_learning_is_refused_by_name(model: Any):
@@ -315,7 +318,7 @@ def test_prompt_learning_is_refused_by_name(model: Any):
 
     module = get_peft_model(model.module, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(LmflowError, match="PROMPT_TUNING"):
-        hf.generate(model.with_module(module), [Prompt([5])], Sampling())
+        hf.generate(GenerateRequest(model.with_module(module), [Prompt([5])], Sampling()))
 
 
 def test_extras_are_given_once_in_row_order(model: Any):
@@ -334,6 +337,6 @@ def test_extras_are_given_once_in_row_order(model: Any):
         Prompt([5, 6, 7, 8], {"pixel_values": torch.full((2, 2), 2.0)}),
         Prompt([5, 6, 7]),
     ]
-    hf.generate(model, prompts, Sampling(max_new_tokens=3, min_new_tokens=3, n=2))
+    hf.generate(GenerateRequest(model, prompts, Sampling(max_new_tokens=3, min_new_tokens=3, n=2)))
     assert given[0][:, 0].tolist() == [2.0, 2.0, 1.0]
     assert given[1:] == [None, None]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmflow.components import Inferencer
+from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError, LmflowError
@@ -98,7 +98,7 @@ def test_completions_are_those_of_generate(tiny_model: Any) -> None:
     sampling = Sampling(n=2, max_new_tokens=6, seed=3)
     records = {record["index"]: record for record in complete(tiny_model, samples, HuggingFace(), sampling)}
     prompts = [tiny_model.encode_prompt(each) for each in samples.values()]
-    for index, expected in enumerate(HuggingFace().generate(tiny_model, prompts, sampling)):
+    for index, expected in enumerate(HuggingFace().generate(GenerateRequest(tiny_model, prompts, sampling))):
         assert records[index]["prompt"] == samples[index].prompt_text
         assert records[index]["completions"] == [
             {
@@ -170,7 +170,9 @@ def test_if_none_can_be_answered_the_first_error_is_raised(tiny_model: Any) -> N
 
 def test_stream_is_the_completion(tiny_model: Any) -> None:
     sampling = Sampling(max_new_tokens=8, seed=2)
-    [[whole]] = HuggingFace().generate(tiny_model, [tiny_model.encode_prompt(user("the fox"))], sampling)
+    [[whole]] = HuggingFace().generate(
+        GenerateRequest(tiny_model, [tiny_model.encode_prompt(user("the fox"))], sampling)
+    )
     assert "".join(stream(tiny_model, user("the fox"), HuggingFace(), sampling)) == whole.text
 
 

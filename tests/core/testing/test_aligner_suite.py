@@ -45,7 +45,13 @@ class Good(Aligner):
         for number in range(self.first_round(trainer), self.rounds):
             if trainer.step >= trainer.total_steps:
                 break
-            trainer.fit(sequences, epochs=1, first_epoch=number, checkpoints=False, objective=self.objective)
+            trainer.fit(
+                sequences,
+                steps=trainer.steps_for(len(sequences), 1),
+                first_epoch=number,
+                checkpoints=False,
+                objective=self.objective,
+            )
             self.finish(number, trainer, model)
 
     def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmflow.components import Inferencer
+from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError
 from lmflow.inference.decoder import eval_mode
@@ -161,7 +161,10 @@ class RandomnessByRow(Plain):
 
     def generate(self, model, prompts, sampling, progress=None):
         moved = [sampling.model_copy(update={"seed": sampling.seed + row}) for row in range(len(prompts))]
-        return [super(RandomnessByRow, self).generate(model, [p], s, progress)[0] for p, s in zip(prompts, moved)]
+        return [
+            super(RandomnessByRow, self).generate(GenerateRequest(model, [p], s, progress))[0]
+            for p, s in zip(prompts, moved)
+        ]
 
 
 class ReadsPadding(Plain):
@@ -170,12 +173,12 @@ class ReadsPadding(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         width = max((len(prompt.ids) for prompt in prompts), default=0)
         padded = [Prompt([model.pad_id] * (width - len(p.ids)) + list(p.ids)) if p.ids else p for p in prompts]
-        return super().generate(model, padded, sampling, progress)
+        return super().generate(GenerateRequest(model, padded, sampling, progress))
 
 
 class SortsPrompts(Plain):
     def generate(self, model, prompts, sampling, progress=None):
-        return super().generate(model, sorted(prompts, key=lambda p: len(p.ids)), sampling, progress)
+        return super().generate(GenerateRequest(model, sorted(prompts, key=lambda p: len(p.ids)), sampling, progress))
 
 
 class NeverEnds(Plain):
@@ -213,13 +216,13 @@ class IgnoresTheStop(Plain):
 class AnswersAnything(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         some = [prompt if prompt.ids else Prompt([1]) for prompt in prompts]
-        return super().generate(model, some, sampling, progress)
+        return super().generate(GenerateRequest(model, some, sampling, progress))
 
 
 class CrashesWithoutRoom(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         try:
-            return super().generate(model, prompts, sampling, progress)
+            return super().generate(GenerateRequest(model, prompts, sampling, progress))
         except DataError as error:
             raise IndexError(str(error)) from None
 
@@ -231,28 +234,30 @@ class ForgetsTheContext(Plain):
 
 class StreamsAnother(Plain):
     def stream(self, model, prompt, sampling):
-        yield from super().stream(model, prompt, sampling.model_copy(update={"seed": sampling.seed + 1}))
+        yield from super().stream(
+            GenerateRequest(model, [prompt], sampling.model_copy(update={"seed": sampling.seed + 1}))
+        )
 
 
 class StreamsWithoutTheEnd(Plain):
     def stream(self, model, prompt, sampling):
-        for piece in super().stream(model, prompt, sampling):
+        for piece in super().stream(GenerateRequest(model, [prompt], sampling)):
             yield piece[:-1]
 
 
 class EachOnlyOnce(Plain):
     def generate_each(self, model, prompts, sampling, progress=None):
-        yield from list(super().generate_each(model, prompts, sampling, progress))[1:]
+        yield from list(super().generate_each(GenerateRequest(model, prompts, sampling, progress)))[1:]
 
 
 class SaysNothing(Plain):
     def generate(self, model, prompts, sampling, progress=None):
-        return super().generate(model, prompts, sampling)
+        return super().generate(GenerateRequest(model, prompts, sampling))
 
 
 class SaysItAtTheEnd(Plain):
     def generate(self, model, prompts, sampling, progress=None):
-        drawn = super().generate(model, prompts, sampling)
+        drawn = super().generate(GenerateRequest(model, prompts, sampling))
         if progress:
             progress(sum(len(completion.ids) for row in drawn for completion in row))
         return drawn
@@ -261,14 +266,14 @@ class SaysItAtTheEnd(Plain):
 class LeavesEvalMode(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         model.module.eval()
-        return super().generate(model, prompts, sampling, progress)
+        return super().generate(GenerateRequest(model, prompts, sampling, progress))
 
 
 class LeavesEvalModeWhenStopped(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         training = [part.training for part in model.module.modules()]
         model.module.eval()
-        drawn = super().generate(model, prompts, sampling, progress)
+        drawn = super().generate(GenerateRequest(model, prompts, sampling, progress))
         for part, mode in zip(model.module.modules(), training):
             part.training = mode
         return drawn
@@ -277,14 +282,14 @@ class LeavesEvalModeWhenStopped(Plain):
 class FreezesTheModel(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         model.module.requires_grad_(False)
-        return super().generate(model, prompts, sampling, progress)
+        return super().generate(GenerateRequest(model, prompts, sampling, progress))
 
 
 class TouchesTheWeights(Plain):
     def generate(self, model, prompts, sampling, progress=None):
         with torch.no_grad():
             next(model.module.parameters()).add_(1e-6)
-        return super().generate(model, prompts, sampling, progress)
+        return super().generate(GenerateRequest(model, prompts, sampling, progress))
 
 
 def test_a_good_inferencer_passes_everything(examine: Callable[..., dict[str, Any]]):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmflow.components import Model
+from lmflow.components import LoadRequest, Model
 from lmflow.models.language_model import LanguageModel
 from lmflow.testing import ModelSuite
 from lmflow.testing.tiny import CHATML, tiny_model
@@ -39,12 +39,12 @@ class Good(Model):
 
 class NotALanguageModel(Good):
     def load(self, dtype, device, context=None):
-        return super().load(dtype, device).module
+        return super().load(LoadRequest(dtype=dtype, device=device)).module
 
 
 class AlwaysFloat32(Good):
     def load(self, dtype, device, context=None):
-        return super().load("float32", device)
+        return super().load(LoadRequest(device=device))
 
 
 class InTraining(Good):
@@ -63,7 +63,7 @@ class NewWeights(Good):
 class MovesRandomness(Good):
     def load(self, dtype, device, context=None):
         torch.rand(1)
-        return super().load(dtype, device)
+        return super().load(LoadRequest(dtype=dtype, device=device))
 
 
 class TooFewEmbeddings(Good):

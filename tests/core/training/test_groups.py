@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import RunLog
+from lmflow.testing.contexts import quiet_log, trainer_setup
 from lmflow.training.loss import sums_by_sequence, target_logprobs
+from lmflow.training.objective import FunctionObjective
 from lmflow.training.trainer import Trainer
 
 Pair = tuple[TokenSequence, TokenSequence]
@@ -48,11 +49,10 @@ def pairs() -> list[Pair]:
 
 @pytest.fixture
 def make(tiny_model: Any, tmp_path: Path) -> Callable[..., Trainer]:
-    def build(packing: bool = False, **settings: Any) -> Trainer:
-        options = TrainingOptions(**{"batch_size": 4, "learning_rate": 1e-3, "warmup": 0, **settings})
-        log = RunLog(None, lambda *_, **__: None)
-        room = {"packing": packing, "max_length": 64}
-        return Trainer(copy.deepcopy(tiny_model), options, log, tmp_path / "checkpoints", **room)
+    def build(packing: bool = False, schedule: str = "cosine", **settings: Any) -> Trainer:
+        options = TrainingOptions(**{"batch_size": 4, "learning_rate": 1e-3, **settings})
+        setup = trainer_setup(schedule, warmup=0, packing=packing, max_length=64)
+        return Trainer(copy.deepcopy(tiny_model), options, quiet_log(), tmp_path / "checkpoints", setup)
 
     return build
 
@@ -63,7 +63,13 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def fit(trainer: Trainer, pairs: list[Pair], **options: Any) -> float:
     trainer.plan(6)
-    return trainer.fit(pairs, epochs=2, first_step=0, objective=preference_loss, per="item", **options)
+    return trainer.fit(
+        pairs,
+        steps=trainer.total_steps or trainer.steps_for(len(pairs), 2),
+        start=0,
+        objective=FunctionObjective(preference_loss, "item"),
+        **options,
+    )
 
 
 def test_sums_are_those_of_each_sequence(tiny_model: Any, pairs: list[Pair]):
@@ -83,11 +89,19 @@ def test_segments_by_hand():
 
 
 def test_pairs_train_as_a_plain_loop_would(make: Callable[..., Trainer], tiny_model: Any, pairs: list[Pair]):
-    trainer = make(batch_size=12, max_grad_norm=None, schedule="constant", weight_decay=0.0)
+    trainer = make(batch_size=12, max_grad_norm=None, schedule="constant")
     module = copy.deepcopy(tiny_model.module).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     trainer.plan(3)
-    found = [trainer.fit(pairs, epochs=1, objective=preference_loss, per="item", checkpoints=False) for _ in range(3)]
+    found = [
+        trainer.fit(
+            pairs,
+            steps=trainer.steps_for(len(pairs), 1),
+            objective=FunctionObjective(preference_loss, "item"),
+            checkpoints=False,
+        )
+        for _ in range(3)
+    ]
     expected = []
     for _ in range(3):
         total = torch.zeros(())
@@ -130,7 +144,9 @@ def test_a_pair_is_never_parted(make: Callable[..., Trainer], pairs: list[Pair])
         seen.clear()
         trainer = make(**settings)
         trainer.plan(3)
-        trainer.fit(pairs, epochs=1, objective=watch, per="item", checkpoints=False)
+        trainer.fit(
+            pairs, steps=trainer.steps_for(len(pairs), 1), objective=FunctionObjective(watch, "item"), checkpoints=False
+        )
         assert sorted(name for names in seen for name in names[::2]) == sorted(f"{i}+" for i in range(12))
         assert all(b == a.replace("+", "-") for names in seen for a, b in zip(names[::2], names[1::2], strict=True))
 

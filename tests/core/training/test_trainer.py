@@ -21,9 +21,10 @@ from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
+from lmflow.testing.contexts import trainer_setup
 from lmflow.training.compiling import CompiledLayers
-from lmflow.training.schedule import learning_rate_factor, warmup_steps
-from lmflow.training.trainer import Trainer, parameter_groups
+from lmflow.training.optimizer import parameter_groups
+from lmflow.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
@@ -44,16 +45,22 @@ def sequences() -> list[TokenSequence]:
 @pytest.fixture
 def make(tmp_path: Path, tiny_model: Any) -> Make:
     def build(model: Any = None, directory: str = "run", resume: bool = False, **settings: Any) -> Trainer:
-        extra = {
-            k: settings.pop(k)
-            for k in ("packing", "max_length", "keep_start_weights", "precision", "heldout")
-            if k in settings
-        }
-        options = TrainingOptions(**{"batch_size": 6, "learning_rate": 1e-3, "warmup": 2, **settings})
+        names = (
+            "packing",
+            "max_length",
+            "keep_start_weights",
+            "precision",
+            "heldout",
+            "schedule",
+            "warmup",
+            "weight_decay",
+        )
+        extra = {"warmup": 2, **{name: settings.pop(name) for name in names if name in settings}}
+        options = TrainingOptions(**{"batch_size": 6, "learning_rate": 1e-3, **settings})
         place = RunDirectory(tmp_path / directory, resume=resume)
         place.write_record({"status": "running"})
         log = RunLog(place, lambda *_, **__: None)
-        trainer = Trainer(copy.deepcopy(model or tiny_model), options, log, place.checkpoints, **extra)
+        trainer = Trainer(copy.deepcopy(model or tiny_model), options, log, place.checkpoints, trainer_setup(**extra))
         if resume:
             trainer.restore()
         place.close()
@@ -76,8 +83,9 @@ def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor],
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, options: TrainingOptions) -> list[float]:
+def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, trainer: Trainer) -> list[float]:
     """The textbook loop: every sample alone, every logit, torch's AdamW; nothing of lmflow's but the sample order."""
+    options, setup = trainer.options, trainer.setup
     order = []
     epoch = 0
     while len(order) < steps:
@@ -85,7 +93,10 @@ def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, op
         epoch += 1
     matrices = [p for p in module.parameters() if p.dim() >= 2]
     vectors = [p for p in module.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": setup.optimizer.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.999), eps=1e-8)
     losses = []
     module.train()
@@ -100,9 +111,7 @@ def plain_loop(module: nn.Module, sequences: list[TokenSequence], steps: int, op
                     total = total - logits[position - 1, s.ids[position]]
         (total / targets).backward()
         nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
-        factor = learning_rate_factor(
-            step, total_steps=steps, warmup=warmup_steps(options.warmup, steps), schedule=options.schedule
-        )
+        factor = setup.schedule.rate(step, steps)
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         optimizer.step()
@@ -116,12 +125,12 @@ def first_gradients(trainer: Trainer, sequences: list[TokenSequence]) -> dict[st
     found = {}
 
     def keep() -> float:
-        found.update({name: p.grad.clone() for name, p in trainer._parallel.trainable.items()})
+        found.update({name: p.grad.clone() for name, p in trainer._strategy.trainable.items()})
         return 1.0
 
-    trainer._parallel.clip = keep  # type: ignore[method-assign]
+    trainer._strategy.clip = keep  # type: ignore[method-assign]
     trainer.plan(1)
-    trainer.fit(sequences, epochs=1, first_step=0)
+    trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 1), start=0)
     return found
 
 
@@ -154,7 +163,7 @@ def test_compiled_layers_train_as_the_others_do_and_are_seen_by_nothing_else(mak
     runs = {name: make(directory=name, compile=name == "compiled") for name in ("plain", "compiled")}
     for trainer in runs.values():
         trainer.plan(6)
-        trainer.fit(sequences, epochs=2, first_step=0)
+        trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 2), start=0)
     both = [[m["loss"] for m in metrics(tmp_path / name)] for name in runs]
     assert both[0] == pytest.approx(both[1], abs=1e-5)
     assert_equal_weights(*map(weights, runs.values()), tolerance=1e-4)
@@ -173,13 +182,13 @@ def test_bf16_trains_close_to_fp32_and_keeps_float32_weights(make: Make, sequenc
     runs = {precision: make(directory=precision, precision=precision) for precision in ("fp32", "bf16")}
     for trainer in runs.values():
         trainer.plan(20)
-        trainer.fit(sequences, epochs=4, first_step=0)
+        trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 4), start=0)
     exact, short = ([m["loss"] for m in metrics(tmp_path / name)] for name in runs)
     assert short == pytest.approx(exact, rel=0.02)
     assert short != exact
     assert short[-1] < short[0]
     trainer = runs["bf16"]
-    state = trainer._parallel.optimizer_state()
+    state = trainer._strategy.optimizer_state()
     kept = [*weights(trainer).values(), *(v for each in state.values() for v in each.values())]
     assert {value.dtype for value in kept} == {torch.float32}
 
@@ -197,9 +206,9 @@ def test_bf16_trains_close_to_fp32_and_keeps_float32_weights(make: Make, sequenc
 def test_twenty_steps_equal_a_plain_loop(split, make: Make, sequences, tiny_model, tmp_path: Path):
     reference = copy.deepcopy(tiny_model.module)
     trainer = make(weight_decay=0.1, max_grad_norm=0.5, **split)
-    expected = plain_loop(reference, sequences, 20, trainer.options)
+    expected = plain_loop(reference, sequences, 20, trainer)
     trainer.plan(20)
-    trainer.fit(sequences, epochs=4, first_step=0)
+    trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 4), start=0)
     losses = [m["loss"] for m in metrics(tmp_path / "run")]
     assert losses == pytest.approx(expected, abs=1e-5)
     assert losses[-1] < losses[0]
@@ -224,17 +233,17 @@ def test_evaluation_is_the_mean_over_tokens(make: Make, sequences):
 def test_resume_repeats_nothing_and_skips_nothing(make: Make, sequences, tmp_path: Path):
     whole = make(directory="whole")
     whole.plan(12)
-    whole.fit(sequences, epochs=3, first_step=0)
+    whole.fit(sequences, steps=whole.total_steps or whole.steps_for(len(sequences), 3), start=0)
 
     first = make(directory="cut", checkpoint_every=5)
     first.plan(12)
     stop_at(first, 7)
     with pytest.raises(Interrupted):
-        first.fit(sequences, epochs=3, first_step=0)
+        first.fit(sequences, steps=first.total_steps or first.steps_for(len(sequences), 3), start=0)
     second = make(directory="cut", resume=True, checkpoint_every=5)
     assert second.step == 7
     second.plan(12)
-    second.fit(sequences, epochs=3, first_step=0)
+    second.fit(sequences, steps=second.total_steps or second.steps_for(len(sequences), 3), start=0)
 
     assert [m["loss"] for m in metrics(tmp_path / "cut")] == [m["loss"] for m in metrics(tmp_path / "whole")]
     assert_equal_weights(weights(second), weights(whole), tolerance=0)
@@ -243,16 +252,21 @@ def test_resume_repeats_nothing_and_skips_nothing(make: Make, sequences, tmp_pat
 def test_resume_after_a_kill_between_checkpoints(make: Make, sequences, tmp_path: Path):
     whole = make(directory="whole")
     whole.plan(9)
-    whole.fit(sequences, epochs=3, first_step=0)
+    whole.fit(sequences, steps=whole.total_steps or whole.steps_for(len(sequences), 3), start=0)
 
     killed = make(directory="cut", checkpoint_every=4)
     killed.plan(9)
     with pytest.raises(ZeroDivisionError):
-        killed.fit(sequences, epochs=3, first_step=0, objective=failing_at(killed, 6))
+        killed.fit(
+            sequences,
+            steps=killed.total_steps or killed.steps_for(len(sequences), 3),
+            start=0,
+            objective=failing_at(killed, 6),
+        )
     second = make(directory="cut", resume=True, checkpoint_every=4)
     assert second.step == 4
     second.plan(9)
-    second.fit(sequences, epochs=3, first_step=0)
+    second.fit(sequences, steps=second.total_steps or second.steps_for(len(sequences), 3), start=0)
     assert [m["step"] for m in metrics(tmp_path / "cut")] == list(range(1, 10))
     assert_equal_weights(weights(second), weights(whole), tolerance=0)
 
@@ -288,15 +302,15 @@ def test_dropout_is_the_same_after_resume(make: Make, sequences, tiny_model, tmp
     model = tiny_model.with_module(get_peft_model(tiny_model.module, config))
     whole = make(model, directory="whole")
     whole.plan(6)
-    whole.fit(sequences, epochs=2, first_step=0)
+    whole.fit(sequences, steps=whole.total_steps or whole.steps_for(len(sequences), 2), start=0)
     first = make(model, directory="cut")
     first.plan(6)
     stop_at(first, 3)
     with pytest.raises(Interrupted):
-        first.fit(sequences, epochs=2, first_step=0)
+        first.fit(sequences, steps=first.total_steps or first.steps_for(len(sequences), 2), start=0)
     second = make(model, directory="cut", resume=True)
     second.plan(6)
-    second.fit(sequences, epochs=2, first_step=0)
+    second.fit(sequences, steps=second.total_steps or second.steps_for(len(sequences), 2), start=0)
     assert_equal_weights(weights(second), weights(whole), tolerance=0)
 
 
@@ -304,7 +318,7 @@ def test_same_seed_same_losses_other_seed_others(make: Make, sequences, tmp_path
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trainer = make(directory=name, seed=seed)
         trainer.plan(5)
-        trainer.fit(sequences, epochs=1, first_step=0)
+        trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 1), start=0)
     losses = {name: [m["loss"] for m in metrics(tmp_path / name)] for name in "abc"}
     assert losses["a"] == losses["b"]
     assert losses["a"] != losses["c"]
@@ -314,7 +328,7 @@ def test_max_steps_below_and_above_the_epochs(make: Make, sequences, tmp_path: P
     for name, steps in (("few", 2), ("many", 13)):  # 30 samples in sixes: an epoch is 5 steps
         trainer = make(directory=name)
         trainer.plan(steps)
-        trainer.fit(sequences, epochs=1, first_step=0)
+        trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 1), start=0)
         assert len(metrics(tmp_path / name)) == steps
 
 
@@ -329,7 +343,9 @@ def test_a_non_finite_loss_stops_and_keeps_the_step_before(make: Make, sequences
         return loss * math.nan if trainer.step == 3 else loss
 
     with pytest.raises(TrainingError, match=r"not finite at step 4 .*samples s\d+.*learning_rate"):
-        trainer.fit(sequences, epochs=1, first_step=0, objective=objective)
+        trainer.fit(
+            sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 1), start=0, objective=objective
+        )
     assert all(torch.isfinite(w).all() for w in weights(trainer).values())
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
 
@@ -338,7 +354,7 @@ def test_start_weights_are_those_training_started_from(make: Make, sequences, ti
     start = {name: p.clone() for name, p in tiny_model.module.named_parameters()}
     trainer = make(keep_start_weights=True)
     trainer.plan(3)
-    trainer.fit(sequences, epochs=1)
+    trainer.fit(sequences, steps=trainer.steps_for(len(sequences), 1))
     trained = weights(trainer)
     with trainer.start_weights():
         assert_equal_weights(weights(trainer), start, tolerance=0)
@@ -350,7 +366,7 @@ def test_start_weights_are_computed_with_in_bf16_too(make: Make, sequences, tiny
     """Autocast keeps casts of the weights; a KL computed with stale ones would be zero."""
     trainer = make(keep_start_weights=True, precision="bf16")
     trainer.plan(3)
-    trainer.fit(sequences, epochs=1)
+    trainer.fit(sequences, steps=trainer.steps_for(len(sequences), 1))
     ids = torch.tensor([sequences[0].ids])
     module = trainer.model.module.eval()
 
@@ -371,15 +387,14 @@ def test_bf16_trains_float32_masters(make: Make, sequences, tiny_model, tmp_path
     trainer = make(tiny_model.with_module(copy.deepcopy(tiny_model.module).bfloat16()), precision="bf16")
     assert {p.dtype for p in trainer.model.module.parameters()} == {torch.float32}
     trainer.plan(10)
-    trainer.fit(sequences, epochs=2, first_step=0)
+    trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 2), start=0)
     losses = [m["loss"] for m in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0]
 
 
 def test_a_model_may_name_learning_rates_of_its_own(tiny_model):
-    options = TrainingOptions(learning_rate=0.1, weight_decay=0.5)
     named = trainable_parameters(tiny_model.module)
-    groups = parameter_groups(named, lambda name: 0.7 if "mlp" in name else None, options)
+    groups = parameter_groups(named, 0.1, 0.5, lambda name: 0.7 if "mlp" in name else None)
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.1, 0.5), (0.1, 0.0), (0.7, 0.5)]
     ids = [id(p) for g in groups for p in g["params"]]
     assert sorted(ids) == sorted(id(p) for p in named.values())
@@ -398,8 +413,8 @@ def test_the_best_step_becomes_the_result(make: Make, sequences, tmp_path: Path)
         learning_rate=0.05, warmup=1, evaluate_every=1, result="best", keep_checkpoints=1, heldout=sequences[24:]
     )
     trainer.plan(12)
-    trainer.fit(sequences[:24], epochs=3, first_step=0)
-    trainer.checkpoint({})
+    trainer.fit(sequences[:24], steps=trainer.total_steps or trainer.steps_for(len(sequences[:24]), 3), start=0)
+    trainer.checkpoint()
     found = {m["step"]: m["eval_loss"] for m in metrics(tmp_path / "run") if "eval_loss" in m}
     best = min(found, key=found.__getitem__)
     assert 0 < best < 12, "the case does not show anything"
@@ -415,7 +430,7 @@ def test_a_step_whose_evaluation_was_stopped_is_kept_and_evaluated_later(
     settings = {"evaluate_every": 2, "heldout": sequences[20:], "result": result}
     whole = make(directory="whole", **settings)
     whole.plan(6)
-    whole.fit(sequences[:20], epochs=2, first_step=0)
+    whole.fit(sequences[:20], steps=whole.total_steps or whole.steps_for(len(sequences[:20]), 2), start=0)
     first = make(directory="cut", **settings)
     first.plan(6)
     evaluate = first.evaluate
@@ -427,11 +442,11 @@ def test_a_step_whose_evaluation_was_stopped_is_kept_and_evaluated_later(
 
     first.evaluate = stopped  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
-        first.fit(sequences[:20], epochs=2, first_step=0)
+        first.fit(sequences[:20], steps=first.total_steps or first.steps_for(len(sequences[:20]), 2), start=0)
     second = make(directory="cut", resume=True, **settings)
     assert second.step == 4
     second.plan(6)
-    second.fit(sequences[:20], epochs=2, first_step=0)
+    second.fit(sequences[:20], steps=second.total_steps or second.steps_for(len(sequences[:20]), 2), start=0)
     timeless = [
         [{name: value for name, value in line.items() if "second" not in name} for line in metrics(tmp_path / each)]
         for each in ("cut", "whole")
@@ -448,18 +463,18 @@ def test_the_best_needs_evaluations(make: Make):
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(make: Make, sequences, tmp_path: Path):
     whole = make(directory="whole")
     whole.plan(9)
-    whole.fit(sequences, epochs=2, first_step=0)
+    whole.fit(sequences, steps=whole.total_steps or whole.steps_for(len(sequences), 2), start=0)
     first = make(directory="cut", checkpoint_every=3)
     first.plan(9)
     stop_at(first, 7)
     with pytest.raises(Interrupted):
-        first.fit(sequences, epochs=2, first_step=0)
+        first.fit(sequences, steps=first.total_steps or first.steps_for(len(sequences), 2), start=0)
     damaged = tmp_path / "cut" / "checkpoints" / "step-000007" / "trainable.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4])
     second = make(directory="cut", resume=True, checkpoint_every=3)
     assert second.step == 6
     assert "step-000007" in second.log.notes[0]
     second.plan(9)
-    second.fit(sequences, epochs=2, first_step=0)
+    second.fit(sequences, steps=second.total_steps or second.steps_for(len(sequences), 2), start=0)
     assert [m["loss"] for m in metrics(tmp_path / "cut")] == [m["loss"] for m in metrics(tmp_path / "whole")]
     assert_equal_weights(weights(second), weights(whole), tolerance=0)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from lmflow.builtin.adamw import AdamW
+from lmflow.builtin.attention import Eager, Sdpa
 from lmflow.builtin.full import Full
+from lmflow.builtin.merge import Merge
 from lmflow.builtin.rewards import Classifier, PythonFunction
+from lmflow.builtin.schedules import Constant, Cosine, Linear
 from lmflow.builtin.sft import Sft
-from lmflow.components import Aligner, DataFormat, Evaluator, Inferencer, Model, Reward, Tuner
+from lmflow.components import (
+    Aligner,
+    Attention,
+    DataFormat,
+    Evaluator,
+    Exporter,
+    Inferencer,
+    Model,
+    Optimizer,
+    Reward,
+    Schedule,
+    Tuner,
+)
 from lmflow.data.formats import FORMATS
 from lmflow.evaluators.accuracy import Accuracy, ExactMatch
 from lmflow.evaluators.perplexity import Nll, Perplexity
@@ -54,3 +70,27 @@ def lmflow_rewards() -> list[type[Reward]]:
 def lmflow_evaluators() -> list[type[Evaluator]]:
     """Evaluators perplexity, nll, accuracy and exact_match."""
     return [Perplexity, Nll, Accuracy, ExactMatch]
+
+
+@hookimpl
+def lmflow_attentions() -> list[type[Attention]]:
+    """Attention sdpa and eager."""
+    return [Sdpa, Eager]
+
+
+@hookimpl
+def lmflow_optimizers() -> list[type[Optimizer]]:
+    """Optimizer adamw."""
+    return [AdamW]
+
+
+@hookimpl
+def lmflow_schedules() -> list[type[Schedule]]:
+    """Schedules cosine, linear and constant."""
+    return [Cosine, Linear, Constant]
+
+
+@hookimpl
+def lmflow_exporters() -> list[type[Exporter]]:
+    """Exporter merge."""
+    return [Merge]

@@ -12,11 +12,17 @@ import typer
 
 from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
-from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, SAMPLING_SECTIONS, make_progress, resolve_for_use
+from lmflow.cli.inference import (
+    COMPUTE_ALIASES,
+    COMPUTE_HELP,
+    SAMPLING_SECTIONS,
+    load_parts,
+    make_progress,
+    resolve_for_use,
+)
 from lmflow.cli.options import Scanned, scan
 from lmflow.errors import LmflowError
 from lmflow.inference.chat import Dialogue, ExitChat, hidden_note, run_command
-from lmflow.models.load import load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
@@ -24,7 +30,7 @@ from lmflow.run.log import RunLog
 FIXED = {"--system": True, "--quiet": False}
 SCOPE = Scope(
     "chat",
-    ("model", "context", "inferencer"),
+    ("model", "context", "attention", "inferencer"),
     SAMPLING_SECTIONS,
     preferred={"sampling.temperature": 0.7, "sampling.max_new_tokens": 512},
     aliases=COMPUTE_ALIASES,
@@ -69,7 +75,7 @@ def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool
     log = RunLog(None, plugins.emit, display)
     try:
         with warnings.catch_warnings(action="ignore"), log.phase(f"loading model {parts['model'].name}"):
-            model = load_for_inference(parts["model"], parts["context"], parts["compute"])
+            model = load_parts(parts, plugins, log)
     finally:
         display.close()
     return Dialogue(model, parts["inferencer"], parts["sampling"], system)

@@ -12,13 +12,20 @@ import typer
 
 from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
-from lmflow.cli.inference import COMPUTE_ALIASES, COMPUTE_HELP, TRAINING_ONLY, make_progress, resolve_for_use
+from lmflow.cli.inference import (
+    COMPUTE_ALIASES,
+    COMPUTE_HELP,
+    TRAINING_ONLY,
+    load_parts,
+    make_progress,
+    resolve_for_use,
+)
 from lmflow.cli.options import Scanned, scan
-from lmflow.components import Evaluator
+from lmflow.components import EvaluateContext, Evaluator
 from lmflow.data.dataset import read_samples
 from lmflow.evaluators.measure import measure
 from lmflow.formatting import number
-from lmflow.models.load import Compute, load_for_inference
+from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": False}
 SCOPE = Scope(
     "eval",
-    ("evaluator", "model", "context", "data", "inferencer"),
+    ("evaluator", "model", "context", "attention", "data", "inferencer"),
     {"compute": Compute},
     aliases=COMPUTE_ALIASES,
     hidden=TRAINING_ONLY,
@@ -90,9 +97,12 @@ def start(
     log = RunLog(None, plugins.emit, display)
     samples = read_samples(parts["data"], plugins.classes("data"), log.note) if evaluator.reads_data else []
     with log.phase(f"loading model {parts['model'].name}"):
-        model = load_for_inference(parts["model"], parts["context"], parts["compute"])
+        model = load_parts(parts, plugins, log)
     with log.handle_signals():
-        evaluation, record = measure(model, evaluator, samples, parts["inferencer"], log)
+        context = EvaluateContext(
+            plugins=plugins, log=log, model=model, samples=samples, inferencer=parts["inferencer"]
+        )
+        evaluation, record = measure(evaluator, context)
     described = {
         slot: parts[slot] and {"name": parts[slot].name, **parts[slot].model_dump(mode="json", exclude=unused(slot))}
         for slot in ("model", "context", "data", "inferencer")

@@ -1,33 +1,79 @@
-"""`lmflow export`: weights of a finished run for other tools."""
+"""`lmflow export`: what a run trained, written for another tool."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from lmflow.cli.installed import installed_plugins
+from lmflow.cli import stdout_for_results
+from lmflow.cli.help import recipe_help
+from lmflow.cli.options import Scanned, scan
+from lmflow.components import ExportContext, Exporter
+from lmflow.errors import LmflowError, RecipeError
+from lmflow.plugins import Plugins
+from lmflow.recipe.resolve import model_from_reference, resolve_parts
+from lmflow.recipe.settings import Origin, Scope, Setting
 
-group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-
-Source = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or an adapter's.")]
-Output = Annotated[Path, typer.Option(help="Directory to write; it must not exist yet.")]
-Dtype = Annotated[
-    str | None, typer.Option(metavar="float32|bfloat16|float16", help="Number format; by default the run's precision.")
-]
-
-
-@group.callback()
-def _keep_subcommands() -> None:
-    """Without this, a group of one command would be that command."""
+FIXED = {"--output": True}
+HELP = (
+    ("--output DIR", "Directory to write; it must not exist yet, or be empty."),
+    ("--debug", "Show tracebacks."),
+)
+ABOUT = "Write what a run trained for another tool. `lmflow export NAME --help` shows the options of an exporter."
+USAGE = "lmflow export NAME RUN --output DIR [OPTIONS]"
 
 
-@group.command("merge")
-def merge(run: Source, output: Output, dtype: Dtype = None) -> None:
-    """Write one model directory that plain Transformers loads, adapters merged in."""
-    from lmflow.models.export import merge as write
+def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[..., None], list[str]] | None:
+    """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    offers = plugins.offers("exporter").get(name or "", ())
+    fields = offers[0].component.model_fields if offers else {}
+    aliases = {f"--{field.replace('_', '-')}": f"exporter.{field}" for field in fields}
+    scope = Scope("export", ("exporter",), {}, aliases=aliases)
+    scanned = scan(arguments[1:] if name else arguments, plugins, FIXED, scope)
+    if name:
+        scanned.settings.insert(0, Setting("exporter", name, Origin("option", "lmflow export")))
+    if scanned.wants_help or not arguments:
+        sys.stdout.write(recipe_help(USAGE, f"{ABOUT} Installed: {installed(plugins)}.", HELP, scanned, plugins, scope))
+        return None
 
-    written = write(run, output, installed_plugins(), dtype)
-    sys.stdout.write(f"{written}\n")
+    def export(
+        run: Annotated[Path, typer.Argument(metavar="RUN")], *, output: Annotated[Path, typer.Option("--output")]
+    ) -> None:
+        """Write what a run trained for another tool."""
+        exporter = resolve(plugins, scanned, scope)
+        with stdout_for_results():
+            written = write(exporter, plugins, str(run), output)
+        sys.stdout.write(f"{written}\n")
+
+    return export, scanned.rest
+
+
+def installed(plugins: Plugins) -> str:
+    """The names of all exporters."""
+    return ", ".join(sorted(plugins.offers("exporter")))
+
+
+def resolve(plugins: Plugins, scanned: Scanned, scope: Scope) -> Exporter:
+    """The exporter named, with its options; raises RecipeError with everything that is wrong."""
+    parts = resolve_parts(plugins, scope, scanned.settings)
+    if scanned.problems:
+        raise RecipeError(scanned.problems)
+    if parts["exporter"] is None:
+        raise RecipeError(f"lmflow export: name what to write, one of {installed(plugins)}")
+    return cast(Exporter, parts["exporter"])
+
+
+def write(exporter: Exporter, plugins: Plugins, source: str, output: Path) -> Path:
+    """Export to `output`. Raises LmflowError where something stands there already."""
+    from lmflow.run.log import RunLog
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LmflowError(f"{output} exists and is not empty; choose another --output.")
+    log = RunLog(None, plugins.emit)
+    model = model_from_reference(plugins, source)
+    return exporter.export(ExportContext(plugins=plugins, log=log, source=source, model=model, output=output))

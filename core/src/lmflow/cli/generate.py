@@ -22,6 +22,7 @@ from lmflow.cli.inference import (
     COMPUTE_HELP,
     SAMPLING_SECTIONS,
     TRAINING_ONLY,
+    load_parts,
     make_progress,
     resolve_for_use,
 )
@@ -39,7 +40,6 @@ from lmflow.inference.prompts import (
     report_refused,
     stream,
 )
-from lmflow.models.load import load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
@@ -63,7 +63,7 @@ FIXED = {
 }
 SCOPE = Scope(
     "generate",
-    ("model", "context", "inferencer", "data"),
+    ("model", "context", "attention", "inferencer", "data"),
     SAMPLING_SECTIONS,
     aliases={"--input": "data.path", **COMPUTE_ALIASES},
     hidden=TRAINING_ONLY,
@@ -142,7 +142,7 @@ def start(plugins: Plugins, scanned: Scanned, wish: Options) -> None:
     display = make_progress(quiet=wish.quiet)
     try:
         with warnings.catch_warnings(action="ignore"):
-            work(parts, samples, file, RunLog(None, plugins.emit, display), display)
+            work(plugins, parts, samples, file, RunLog(None, plugins.emit, display), display)
             if figures := parts["inferencer"].figures():
                 display.note("  ".join(f"{name} {number(value)}" for name, value in figures.items()))
     finally:
@@ -150,14 +150,19 @@ def start(plugins: Plugins, scanned: Scanned, wish: Options) -> None:
 
 
 def work(
-    parts: dict[str, Any], samples: Sequence[Sample], file: CompletionFile | None, log: RunLog, display: Display
+    plugins: Plugins,
+    parts: dict[str, Any],
+    samples: Sequence[Sample],
+    file: CompletionFile | None,
+    log: RunLog,
+    display: Display,
 ) -> None:
     """Complete the prompts to where the user wants them."""
     if file is not None and not file.missing():
         display.note(f"{file.path} is complete: {file.expected:,} records")
         return
     with log.phase(f"loading model {parts['model'].name}"):
-        model = load_for_inference(parts["model"], parts["context"], parts["compute"])
+        model = load_parts(parts, plugins, log)
     using = parts["inferencer"], parts["sampling"]
     if file is not None:
         started = time.monotonic()

@@ -39,7 +39,9 @@ def recipe_help(
     for name, owner in scope.sections.items():
         preferred = scope.preferred_in(name)
         if scope is RUN_SCOPE and name == TRAINING:
-            preferred = {key: value for slot in chosen.values() for key, value in slot.training_defaults.items()}
+            paths = {path: value for each in chosen.values() for path, value in each.preferred.items()}
+            start = f"{TRAINING}."
+            preferred = {path.removeprefix(start): value for path, value in paths.items() if path.startswith(start)}
         if not any(path.startswith(f"{name}.") for path in scope.aliases.values()):  # then they are shown as such
             rows = [row for row in _rows(name, owner, preferred) if not _is_hidden(row, scope)]
             sections.append((f"{name}: {owner.__doc__}", rows))

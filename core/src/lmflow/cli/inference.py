@@ -6,23 +6,28 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
+from lmflow.components import RunContext
 from lmflow.errors import RecipeError
 from lmflow.inference.types import Sampling
-from lmflow.models.load import Compute
+from lmflow.models.load import Compute, load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.settings import Origin, Scope, Setting
 from lmflow.run.display import Display, Silent
 
+if TYPE_CHECKING:
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.run.log import RunLog
+
 COMPUTE_ALIASES = {"--device": "compute.device", "--precision": "compute.precision"}
 COMPUTE_HELP = (
     ("--device auto|cpu|cuda", "Where to compute; auto takes a GPU if there is one."),
-    ("--precision auto|fp32|bf16", "Number format of the weights; auto is bf16 on a GPU that has it, else fp32."),
+    ("--precision auto|fp32|bf16", "dtype of the weights; auto is bf16 on a GPU that has it, else fp32."),
 )
 TRAINING_ONLY = (
     "data.max_length",
@@ -107,3 +112,16 @@ class CountingDisplay(Silent):
         """Say it."""
         self._stream.write(f"{text}\n")
         self._stream.flush()
+
+
+def load_parts(parts: Mapping[str, Any], plugins: Plugins, log: RunLog) -> LanguageModel:
+    """The model of a command's parts, loaded, and its inferencer opened with it."""
+    model = load_for_inference(
+        parts["model"],
+        plugins,
+        context=parts["context"],
+        attention=parts["attention"],
+        compute=parts["compute"],
+    )
+    parts["inferencer"].open(RunContext(plugins=plugins, log=log, model=model))
+    return model

@@ -59,10 +59,10 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         """Foresee one recipe."""
         resolved = resolve_scanned(scanned, plugins, recipe).recipe
         from lmflow.data.dataset import load_dataset
-        from lmflow.planning.plan import make_plan, skeleton
+        from lmflow.planning.plan import load_skeleton, make_plan
 
         with warnings.catch_warnings(action="ignore"), stdout_for_results():
-            model = skeleton(resolved)
+            model = load_skeleton(resolved, plugins)
             data, summary = load_dataset(resolved.data, plugins.classes("data"), resolved.training.seed)
             found = make_plan(resolved, model, data, plugins)
         if as_json:
@@ -84,7 +84,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     where = "on the GPU" if plan.device == "cuda" else "in main memory"
     each = "each process takes" if plan.processes > 1 else "it takes"
     if plan.memory is None:
-        yield f"memory      cannot be foreseen for this model: {plan.not_estimated}"
+        yield f"memory      cannot be estimated for this model: {plan.not_estimated}"
         return
     yield f"memory      {size(plan.memory.total)} is the most {each} {where}, computing in {plan.precision}:"
     for part, count in plan.memory.as_dict().items():

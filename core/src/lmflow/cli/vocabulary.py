@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lmflow.cli.installed import installed_plugins
+from lmflow.components import LoadRequest
 from lmflow.errors import RecipeError, RunDirectoryError
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="What --model would name.")]
@@ -42,7 +43,7 @@ def command(
     if corpus is not None:
         samples = read_samples(Auto(path=corpus), plugins.classes("data"))
         texts = [turn.content for sample in samples for turn in sample.messages]
-    loaded = model_from_reference(plugins, model).load("float32", "cpu")
+    loaded = model_from_reference(plugins, model).load(LoadRequest())
     before = sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts)
     made = add_tokens(loaded, add, special=special) if add else learn_pieces(loaded, texts, pieces)
     made.model.save(output)

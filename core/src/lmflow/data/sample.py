@@ -108,6 +108,10 @@ class TokenSequence:
         return sum(self.loss_mask[1:])
 
 
+Item = TokenSequence | tuple[TokenSequence, ...]
+"""What is shuffled and counted as one sample: a sequence, or several that the objective must see together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A tokenised prompt. `model_inputs` are further inputs of the model, as in `TokenSequence`."""

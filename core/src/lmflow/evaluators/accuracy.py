@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from lmflow.components import Evaluation, Evaluator, Inferencer
+from lmflow.components import EvaluateContext, Evaluation, Evaluator, Inferencer
 from lmflow.errors import DataError
 from lmflow.evaluators.extraction import NAMES, plain, same
 from lmflow.inference.types import Sampling
 
 if TYPE_CHECKING:
+    from lmflow.components import Log
     from lmflow.data.sample import Sample
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
 
 class Answering(Evaluator):
@@ -42,7 +42,7 @@ class Answering(Evaluator):
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
 
     def answers(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
+        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: Log
     ) -> list[dict[str, Any]]:
         """A row per sample: source, prompt, expected, completion and finish_reason."""
         from lmflow.evaluators.answering import draw_answers, expected_answer, with_prompt_structure
@@ -76,14 +76,13 @@ class Accuracy(Answering):
         "or maybe), last_letters, or the name of a data set that has such answers.",
     )
 
-    def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-    ) -> Evaluation:
+    def evaluate(self, context: EvaluateContext) -> Evaluation:
         """Compare the answer found in the completion with the one found in the record's own.
 
         Metrics are `accuracy`, `standard_error`, `correct`, `not_found` (completions without an answer of the kind,
         which count as wrong) and `records`. Raises DataError for a record whose own answer holds none.
         """
+        model, samples, inferencer, log = context.model, context.samples, context.inferencer, context.log
         extract = NAMES[self.answer_type]
         wanted = [self._wanted(sample) for sample in samples]
         rows = self.answers(model, samples, inferencer, log)
@@ -115,10 +114,9 @@ class ExactMatch(Answering):
 
     normalise: bool = Field(False, description="Also ignore case, repeated spaces, and quotes or a full stop around.")
 
-    def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-    ) -> Evaluation:
+    def evaluate(self, context: EvaluateContext) -> Evaluation:
         """Compare completions with the records' answers; metrics as those of `accuracy`, under `exact_match`."""
+        model, samples, inferencer, log = context.model, context.samples, context.inferencer, context.log
         prepare = plain if self.normalise else str.strip
         rows = self.answers(model, samples, inferencer, log)
         for row in rows:

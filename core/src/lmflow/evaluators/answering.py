@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.inference.prompts import WINDOW, encode_prompt
 from lmflow.inference.types import Completion, Sampling
 
 if TYPE_CHECKING:
-    from lmflow.components import Inferencer
+    from lmflow.components import Inferencer, Log
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
 SLOT = "{input}"
 
@@ -37,14 +37,15 @@ def with_prompt_structure(sample: Sample, structure: str) -> Sample:
 
 
 def draw_answers(
-    model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, sampling: Sampling, log: RunLog
+    model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, sampling: Sampling, log: Log
 ) -> list[Completion]:
     """One completion per sample. Raises DataError for a prompt that does not fit the model's context."""
     drawn: dict[int, Completion] = {}
     with log.phase("answering", len(samples)):
         for start in range(0, len(samples), WINDOW):
             prompts = [encode_prompt(model, sample) for sample in samples[start : start + WINDOW]]
-            for index, completions in inferencer.generate_each(model, prompts, sampling, lambda _: log.check_stop()):
+            request = GenerateRequest(model, prompts, sampling, lambda _: log.check_stop())
+            for index, completions in inferencer.generate_each(request):
                 drawn[start + index] = completions[0]
                 log.advance()
     return [drawn[index] for index in range(len(samples))]

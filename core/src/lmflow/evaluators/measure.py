@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lmflow.components import Evaluation, Evaluator, Inferencer
+from lmflow.components import EvaluateContext, Evaluation, Evaluator
 from lmflow.plugins.installed import versions
 
-if TYPE_CHECKING:
-    from lmflow.data.sample import Sample
-    from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
-
-def measure(
-    model: LanguageModel, evaluator: Evaluator, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-) -> tuple[Evaluation, dict[str, Any]]:
+def measure(evaluator: Evaluator, context: EvaluateContext) -> tuple[Evaluation, dict[str, Any]]:
     """What the evaluator found, and a record of it: its options, the metrics, what the inferencer counted, versions."""
     started = time.perf_counter()
-    evaluation = evaluator.evaluate(model, samples, inferencer, log)
+    evaluation = evaluator.evaluate(context)
     return evaluation, {
         "evaluator": {"name": evaluator.name, **evaluator.model_dump(mode="json")},
-        "records": len(samples),
+        "records": len(context.samples),
         "metrics": dict(evaluation.metrics),
-        "inferencer_figures": dict(inferencer.figures()),
-        "notes": list(log.notes),
+        "inferencer_figures": dict(context.inferencer.figures()),
+        "notes": list(context.log.notes),
         "seconds": round(time.perf_counter() - started, 3),
         "versions": versions(),
     }

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lmflow.components import Evaluation, Evaluator, Inferencer
+from lmflow.components import EvaluateContext, Evaluation, Evaluator
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
+    from lmflow.components import Log
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
 WINDOW_WITHOUT_LIMIT = 2048
 """Tokens per window for a model whose configuration names no limit."""
@@ -35,14 +34,13 @@ class Perplexity(Evaluator):
     joined: bool = Field(False, description="Take all records as one text, a blank line between them.")
     batch_tokens: int = Field(4096, gt=0, description="Most tokens in one forward pass.")
 
-    def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-    ) -> Evaluation:
+    def evaluate(self, context: EvaluateContext) -> Evaluation:
         """exp of the mean loss over all tokens of all texts but each text's first, every token counted once.
 
         Metrics are `perplexity`, `loss` (nats per token), `tokens` (those counted) and `texts`; rows have those of a
         text. Raises DataError for records that are no plain text, and for a window beyond the model's context.
         """
+        model, samples, log = context.model, context.samples, context.log
         from lmflow.evaluators.scoring import token_losses
 
         window = window_for(model, self.window, log)
@@ -77,15 +75,14 @@ class Nll(Evaluator):
     )
     batch_tokens: int = Field(4096, gt=0, description="Most tokens in one forward pass.")
 
-    def evaluate(
-        self, model: LanguageModel, samples: Sequence[Sample], inferencer: Inferencer, log: RunLog
-    ) -> Evaluation:
+    def evaluate(self, context: EvaluateContext) -> Evaluation:
         """Sum the losses of a record's answers, each token predicted from all before it.
 
         A record longer than the model's context is read in windows that overlap by half.
         The token that ends an answer counts, as in training. Metrics are `nll` (nats per record, the mean), `loss`
         (nats per token), `perplexity`, `tokens` and `records`. Raises DataError for a record without an answer.
         """
+        model, samples, log = context.model, context.samples, context.log
         from lmflow.evaluators.scoring import token_losses
 
         if not samples:
@@ -118,7 +115,7 @@ class Nll(Evaluator):
         return Evaluation(metrics, rows)
 
 
-def window_for(model: LanguageModel, wanted: int | None, log: RunLog) -> int:
+def window_for(model: LanguageModel, wanted: int | None, log: Log) -> int:
     """The window asked for, or the model's context. Raises DataError for one longer than that."""
     limit = model.context_length
     if wanted is not None and limit is not None and wanted > limit:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmflow.components import Log
 from lmflow.data.sample import Prompt, TokenSequence
 from lmflow.inference.decoder import concatenate_inputs, eval_mode
 from lmflow.models.language_model import LanguageModel
-from lmflow.run.log import RunLog
 
 IGNORED = -100
 """What cross_entropy takes for no target."""
@@ -55,7 +55,7 @@ def token_losses(
     window: int | None,
     stride: int,
     batch_tokens: int,
-    log: RunLog,
+    log: Log,
 ) -> list[Tensor]:
     """Negative log-likelihood in nats of each token but the first: one float32 tensor (T - 1,) per sequence of T.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, RecipeError
 from lmflow.inference.prompts import encode_prompt, marked
@@ -64,7 +65,7 @@ class Dialogue:
         given = ""
         complete = False
         try:
-            for piece in self._inferencer.stream(self._model, self._prompt(), self.sampling):
+            for piece in self._inferencer.stream(GenerateRequest(self._model, [self._prompt()], self.sampling)):
                 given += piece
                 yield piece
             complete = True

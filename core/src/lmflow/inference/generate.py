@@ -79,7 +79,7 @@ def generate_completions(
             yield StepOutput(tokens, finished)
 
 
-def whole_prompts(
+def complete_prompts(
     passes: Iterable[StepOutput], n: int, progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Yield a prompt's index and its n completions when the last of them is drawn; `progress` as in `generate`."""

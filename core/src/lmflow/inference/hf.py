@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lmflow.data.sample import Prompt
-from lmflow.inference.engine import PassInferencer
-from lmflow.inference.types import Sampling
+from lmflow.components import GenerateRequest
+from lmflow.inference.engine import PassInferencer, only_sampling
 
 if TYPE_CHECKING:
     from lmflow.inference.generate import StepOutput
     from lmflow.inference.text_stream import TextStream
-    from lmflow.models.language_model import LanguageModel
 
 
 class HuggingFace(PassInferencer):
@@ -30,13 +28,10 @@ class HuggingFace(PassInferencer):
     )
 
     def passes(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        new_text: Callable[[], TextStream] | None = None,
+        self, request: GenerateRequest, new_text: Callable[[], TextStream] | None = None
     ) -> Generator[StepOutput, None, None]:
         """See `generate_completions`."""
         from lmflow.inference.generate import generate_completions
 
-        return generate_completions(model, prompts, sampling, self.batch_tokens, new_text)
+        sampling = only_sampling(request)
+        return generate_completions(request.model, request.prompts, sampling, self.batch_tokens, new_text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import DataFormat, Inferencer
+from lmflow.components import DataFormat, GenerateRequest, Inferencer
 from lmflow.data.containers import read_records
 from lmflow.data.dataset import read_samples
 from lmflow.data.sample import Message, Prompt, Sample
@@ -16,9 +16,9 @@ from lmflow.errors import DataError, Interrupted, LmflowError
 from lmflow.inference.types import Completion, Sampling
 
 if TYPE_CHECKING:
+    from lmflow.components import Log
     from lmflow.inference.completion_file import CompletionFile
     from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
 
 WINDOW = 256
 """Prompts that are tokenised together: enough to fill batches, few enough for those that hold pictures."""
@@ -146,7 +146,7 @@ def complete(
         for index, refusal in refused:
             yield {**completion_record(index, samples[index], []), "error": str(refusal)}
         keys = list(prompts)
-        drawing = inferencer.generate_each(model, list(prompts.values()), sampling, progress)
+        drawing = inferencer.generate_each(GenerateRequest(model, list(prompts.values()), sampling, progress))
         for number, completions in drawing:
             yield completion_record(keys[number], samples[keys[number]], completions)
 
@@ -189,7 +189,7 @@ def in_order(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def complete_to_file(
-    model: LanguageModel, file: CompletionFile, inferencer: Inferencer, sampling: Sampling, log: RunLog
+    model: LanguageModel, file: CompletionFile, inferencer: Inferencer, sampling: Sampling, log: Log
 ) -> None:
     """Append a record for every prompt `file` lacks, each as soon as it is complete.
 
@@ -221,4 +221,4 @@ def report_refused(records: Iterable[Mapping[str, Any]], where: str = "") -> Non
 
 def stream(model: LanguageModel, sample: Sample, inferencer: Inferencer, sampling: Sampling) -> Iterator[str]:
     """Yield one completion's text piece by piece."""
-    yield from inferencer.stream(model, encode_prompt(model, sample), sampling)
+    yield from inferencer.stream(GenerateRequest(model, [encode_prompt(model, sample)], sampling))

@@ -1,43 +1,37 @@
-"""Drawing completions in a run of several processes: each for a share of the prompts."""
+"""Sampling in a run of several processes: each for a part of the prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lmflow.data.sample import Prompt
+from lmflow.components import GenerateRequest
 from lmflow.distributed.processes import Processes
-from lmflow.inference.types import Completion, Sampling
+from lmflow.inference.types import Completion
 
 if TYPE_CHECKING:
-    from lmflow.components import Inferencer
-    from lmflow.models.language_model import LanguageModel
-    from lmflow.run.log import RunLog
+    from lmflow.components import Inferencer, Log
 
 
-def generate_sharded(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    inferencer: Inferencer,
-    sampling: Sampling,
-    log: RunLog,
-    phase: str,
-) -> list[list[Completion]]:
-    """The completions of all prompts in every process, each of which draws those of its share; shown as `phase`.
+def generate_sharded(inferencer: Inferencer, request: GenerateRequest, log: Log, phase: str) -> list[list[Completion]]:
+    """The completions of all prompts in every process, each of which samples those of its part; shown as `phase`.
 
-    They are those that one process draws, because a prompt's completions depend on the prompt and the seed alone. Where
-    each process holds a part of the model only, all draw everything: they can pass the model only together.
+    They are those that one process samples, because a prompt's completions depend on the prompt and the seed alone.
+    Where each process holds a part of the model only, or the inferencer divides prompts itself, all ask for everything.
     """
-    processes = Processes() if holds_part(model.module) else log.processes
-    most = len(processes.shard(prompts)) * sampling.n * sampling.max_new_tokens
+    alone = inferencer.shards_prompts or holds_part(request.model.module)
+    processes = Processes() if alone else log.processes
+    samplings = request.samplings
+    most = sum(each.n * each.max_new_tokens for each in processes.shard(samplings))
 
-    def generate(some: Sequence[Prompt]) -> list[list[Completion]]:
-        return inferencer.generate(model, some, sampling, log.advance_or_stop)
+    def generate(indices: Sequence[int]) -> list[list[Completion]]:
+        return inferencer.generate(replace(request.part(indices), progress=log.advance_or_stop))
 
     with log.phase(phase, most):
-        return processes.map_sharded(generate, prompts)
+        return processes.map_sharded(generate, range(len(request.prompts)))
 
 
 def holds_part(module: nn.Module) -> bool:

@@ -105,12 +105,11 @@ def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: Da
     return encode(model, answered, options)[0] if answered else []
 
 
-def probe_sequences(model: LanguageModel, data: Dataset, count: int = 8) -> Sequence[TokenSequence]:
-    """A few training sequences to test a model with; a prompt without an answer is given a short one."""
-    pictured = [sample for sample in data.train[:LOOKED_AT] if sample.images][:1]  # what is special must be among them
-    chosen = [*pictured, *data.train[:count]]
-    samples = [sample if _answered(sample) else _with_answer(sample) for sample in chosen]
-    return encode(model, samples, data.options)[0]
+def probe_samples(data: Dataset, count: int = 8) -> list[Sample]:
+    """A few training samples to test a model with; a prompt without an answer is given a short one."""
+    with_image = [sample for sample in data.train[:LOOKED_AT] if sample.images][:1]  # what is special is among them
+    chosen = [*with_image, *data.train[:count]]
+    return [sample if _answered(sample) else _with_answer(sample) for sample in chosen]
 
 
 def _answered(sample: Sample) -> bool:

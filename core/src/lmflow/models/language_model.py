@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,19 @@ from lmflow.errors import DataError
 
 if TYPE_CHECKING:
     from lmflow.components import Tuner
+
+
+Kind = Literal["causal", "scorer", "vision-language"]
+
+
+class WeightCounter:
+    """How often the weights of a model have changed."""
+
+    version = 0
+
+    def changed(self) -> None:
+        """Say that the weights are other than before."""
+        self.version += 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,16 @@ class LanguageModel:
     """A tokenizer of Transformers, with a chat template."""
     source: str
     """Directory or hub name the weights came from; adapters name it as their base."""
+    kind: Kind = field(default="causal", kw_only=True)
+    """causal gives logits for the next token; scorer gives numbers for a whole sequence and none for tokens;
+    vision-language is a causal model that sees images too."""
+    weights: WeightCounter = field(default_factory=lambda: WeightCounter(), kw_only=True, repr=False, compare=False)
+    """Counts changes of the weights; wrapped modules share it."""
+
+    @property
+    def version(self) -> int:
+        """Another number whenever the weights have changed, for inferencers that hold a copy of them."""
+        return self.weights.version
 
     def with_module(self, module: nn.Module) -> LanguageModel:
         """The same model around another module, as after a tuner has wrapped it."""

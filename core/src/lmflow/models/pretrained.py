@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
 from lmflow.errors import LmflowError, RecipeError
 
 if TYPE_CHECKING:
-    from lmflow.components import Context
+    from lmflow.components import LoadRequest
     from lmflow.models.language_model import LanguageModel
 
 
@@ -29,9 +29,6 @@ class Pretrained(Model):
         None, description="Revision on the hub, for weights, configuration and tokenizer alike."
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="Attention implementation; auto leaves the choice to Transformers."
-    )
 
     @classmethod
     def recognises(cls, reference: str) -> bool:
@@ -45,14 +42,14 @@ class Pretrained(Model):
         kept_only = {"local_files_only": True} if asks_hub(self.path) and hub_is_out_of_reach() else {}
         return {"trust_remote_code": self.trust_remote_code, **revision, **kept_only}
 
-    def skeleton(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, request: LoadRequest) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
         check_path(self.path, self.revision)
         from transformers import AutoTokenizer, GenerationConfig
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._settings)
-            config = configuration(self.path, context, **self._settings)
+            config = configuration(self.path, request, **self._settings)
             module = skeleton(config, trust_remote_code=self.trust_remote_code)
             with suppress(OSError):  # not every model has one
                 module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
@@ -60,32 +57,38 @@ class Pretrained(Model):
             raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
         return assemble(module, tokenizer, self.path)
 
-    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
+    def load(self, request: LoadRequest) -> LanguageModel:
         """Load configuration, weights and tokenizer with the same revision and trust."""
         check_path(self.path, self.revision)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         settings = self._settings
-        attention = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)
-            config = configuration(self.path, context, **settings)
+            config = configuration(self.path, request, **settings)
             module = AutoModelForCausalLM.from_pretrained(
-                self.path, config=config, dtype=dtype, **settings, **attention
+                self.path, config=config, dtype=request.dtype, **settings, **attention_settings(config, request)
             )
         except (OSError, ValueError, ImportError) as error:
             raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
-        return assemble(module.to(device), tokenizer, self.path)
+        return assemble(module.to(request.device), tokenizer, self.path)
 
 
-def configuration(source: str | Path, context: Context | None, **settings: Any) -> Any:
-    """The configuration of the model at `source`, changed by `context` if there is one."""
+def configuration(source: str | Path, request: LoadRequest, **settings: Any) -> Any:
+    """The configuration of the model at `source`, changed by the request's context if there is one."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, **settings)
-    if context is not None:
-        context.configure(config)
+    if request.context is not None:
+        request.context.configure(config)
     return config
+
+
+def attention_settings(config: Any, request: LoadRequest) -> dict[str, str]:
+    """What Transformers is told of the request's attention, if it has one."""
+    if request.attention is None:
+        return {}
+    return {"attn_implementation": request.attention.implementation(config, request.device)}
 
 
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:

@@ -53,7 +53,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StepSettings:
     """What beside the model and the batch decides how much memory a step takes."""
 
     passes: int = 1
@@ -65,9 +65,11 @@ class Setting:
     strategy: str = "ddp"
     processes: int = 1
     device: str = "cpu"
+    optimizer_bytes: float = 8.0
+    """Bytes of state that the optimizer keeps of each parameter."""
 
 
-def predict_footprint(module: nn.Module, batch: Batch, setting: Setting) -> Footprint:
+def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) -> Footprint:
     """The peak of training `module` on micro-batches like `batch`.
 
     The module may be on the meta device; it is left as it is. The peak lies in the backward pass or, for short batches,
@@ -90,16 +92,17 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: Setting) -> Foot
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss
     weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
-    passing = Footprint(weights, ledger.at["gradients"], 2 * moving, ledger.at["activations"], ledger.at["logits"])
+    state = round(moving / MASTER * setting.optimizer_bytes)
+    passing = Footprint(weights, ledger.at["gradients"], state, ledger.at["activations"], ledger.at["logits"])
     # Adam's denominator and step: of all parameters at once where they are moved together, as on a GPU.
     largest = moving if setting.device == "cuda" else 2 * MASTER * max(each.numel() for each in trainable)
-    stepping = Footprint(weights, moving, 2 * moving + largest, 0, 0)
+    stepping = Footprint(weights, moving, state + largest, 0, 0)
     return max(
         (split_over(each, setting, module) for each in (passing, stepping)), key=lambda footprint: footprint.total
     )
 
 
-def split_over(footprint: Footprint, setting: Setting, module: nn.Module) -> Footprint:
+def split_over(footprint: Footprint, setting: StepSettings, module: nn.Module) -> Footprint:
     """One process's part of a footprint, under the strategy that several are arranged by."""
     count = setting.processes
     if count == 1 or setting.strategy == "ddp":

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from lmflow.components import Tuner, Workload
+from lmflow.components import LoadRequest, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
@@ -109,12 +109,14 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
-    """The plan of a recipe whose data is read; `model` is its `skeleton`, which the tuner changes.
+    """The plan of a recipe whose data is read; `model` is its skeleton, which the tuner changes.
 
     Raises EstimateError where the tuner cannot do with an outline.
     """
     device, precision = computing(recipe)
-    workload = recipe.aligner.workload(model, data, recipe.training) or told_by_data(model, data)
+    workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training)) or told_by_data(
+        model, data
+    )
     model = prepared(model, recipe.tuner)
     parameters = list(model.module.parameters())
     steps, memory, not_estimated = estimate(recipe, model, workload)
@@ -145,14 +147,15 @@ def computing(recipe: Recipe) -> tuple[str, str]:
     return device, choose_precision(recipe.training.precision, device)
 
 
-def skeleton(recipe: Recipe) -> LanguageModel:
+def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
     """The recipe's model before it is tuned, with weights that may have no values."""
     import torch
 
     from lmflow.data.chat_templates import use_template
     from lmflow.models.device import DTYPES
 
-    model = recipe.model.skeleton(recipe.context)
+    request = LoadRequest(context=recipe.context, attention=recipe.attention, plugins=plugins)
+    model = recipe.model.skeleton(request)
     use_template(model.tokenizer, recipe.data.template)
     model.module.to(getattr(torch, DTYPES[computing(recipe)[1]]))
     return model
@@ -181,11 +184,11 @@ def told_by_data(model: LanguageModel, data: Dataset) -> Workload:
 
 def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
     """The steps of a prepared model, the memory they take, or else why that cannot be said."""
-    from lmflow.planning.footprint import Setting, predict_footprint
+    from lmflow.planning.footprint import StepSettings, predict_footprint
 
     steps, batch = lay_out_steps(recipe, model, workload)
     device, precision = computing(recipe)
-    setting = Setting(
+    setting = StepSettings(
         passes=steps.passes,
         precision=precision,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
@@ -193,6 +196,7 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
         strategy=recipe.launch.strategy,
         processes=recipe.launch.total,
         device=device,
+        optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
     )
     try:
         return steps, predict_footprint(model.module, batch, setting), ""
@@ -204,7 +208,7 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     """The steps of a workload, and the largest of the batches that the main process goes through."""
     from lmflow.data.packing import plan_epoch
     from lmflow.models.encoding import length_limit
-    from lmflow.training.trainer import micro_batches, sequences_of
+    from lmflow.training.batches import micro_batches, sequences_of
 
     options, items = recipe.training, workload.items
     limit = length_limit(model, recipe.data)
@@ -261,7 +265,7 @@ def remedies(
         if changed == recipe:
             continue
         if changed.tuner != recipe.tuner:
-            model = prepared(skeleton(changed), changed.tuner)
+            model = prepared(load_skeleton(changed, plugins), changed.tuner)
         _, memory, _ = estimate(changed, model, workload)
         if memory is None or memory.total > NOTABLE * least:
             continue

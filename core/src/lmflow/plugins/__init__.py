@@ -47,12 +47,16 @@ SLOTS: dict[str, Slot] = {
     for slot in (
         Slot("model", "lmflow_models", components.Model),
         Slot("context", "lmflow_contexts", components.Context),
+        Slot("attention", "lmflow_attentions", components.Attention),
         Slot("data", "lmflow_data_formats", components.DataFormat),
         Slot("tuner", "lmflow_tuners", components.Tuner),
+        Slot("optimizer", "lmflow_optimizers", components.Optimizer),
+        Slot("schedule", "lmflow_schedules", components.Schedule),
         Slot("aligner", "lmflow_aligners", components.Aligner),
         Slot("inferencer", "lmflow_inferencers", components.Inferencer),
         Slot("reward", "lmflow_rewards", components.Reward),
         Slot("evaluator", "lmflow_evaluators", components.Evaluator, in_recipe=False),
+        Slot("exporter", "lmflow_exporters", components.Exporter, in_recipe=False),
         Slot("tracker", "lmflow_trackers", components.Tracker, in_recipe=False),
     )
 }

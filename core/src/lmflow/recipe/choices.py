@@ -13,7 +13,7 @@ from lmflow.recipe.settings import TRACKERS, Origin, Setting, of_section
 from lmflow.run_files import read_record
 
 NOTHING = ("none", "null", "~")
-OPTIONAL = ("reward", "context")
+OPTIONAL = ("reward", "context", "attention")
 """Slots a recipe may leave empty."""
 
 
@@ -34,18 +34,18 @@ class Choice:
 
 
 def choose(
-    plugins: Plugins, slot: str, settings: Mapping[str, Setting], problems: list[str], default: str | None = None
+    plugins: Plugins, slot: str, settings: Mapping[str, Setting], problems: list[str], preferred: Setting | None = None
 ) -> Choice | None:
     """The component in `slot`, None where it stays empty or the choice is a mistake, which becomes a problem."""
     setting = settings.get(f"{slot}.name")
     if setting is None:
-        name = default or default_name(slot, settings)
-        if name is None:
+        name = default_name(slot, settings)
+        if preferred is None and name is None:
             _, stray = next(of_section(settings, slot), ("", None))
             if stray is not None:
                 problems.append(f"{stray.place}: set, but no {slot} is chosen; name one with --{slot}")
             return None
-        setting = Setting(f"{slot}.name", name, Origin("plugin" if default else "default", "data" if default else ""))
+        setting = preferred or Setting(f"{slot}.name", name, Origin("default"))
     if slot in OPTIONAL and (setting.value is None or setting.value in NOTHING):
         return None
     if not isinstance(setting.value, str):
@@ -156,6 +156,8 @@ def default_name(slot: str, settings: Mapping[str, Setting]) -> str | None:
         "model": "pretrained" if given else "demo",
         "data": "auto" if {"data.path", "data.mix"} & settings.keys() else "demo",
         "tuner": "full",
+        "optimizer": "adamw",
+        "schedule": "cosine",
         "aligner": "sft",
         "inferencer": "hf",
     }

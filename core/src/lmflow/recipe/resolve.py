@@ -10,7 +10,20 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from lmflow.components import Aligner, Component, Context, DataFormat, Inferencer, Model, Reward, Tracker, Tuner
+from lmflow.components import (
+    Aligner,
+    Attention,
+    Component,
+    Context,
+    DataFormat,
+    Inferencer,
+    Model,
+    Optimizer,
+    Reward,
+    Schedule,
+    Tracker,
+    Tuner,
+)
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe.choices import Choice, choose, choose_trackers, find_choice, missing_packages
@@ -30,6 +43,15 @@ from lmflow.recipe.settings import (
 )
 from lmflow.recipe.values import explain_error, parse_option
 
+PREFERRING = ("tuner", "optimizer", "aligner")
+"""Slots whose components may prefer other defaults (`Component.preferred`); of several the last wins."""
+CHOOSING_ORDER = (
+    "tuner",
+    "aligner",
+    *(slot for slot in RECIPE_SLOTS if slot not in ("tuner", "aligner", "reward")),
+    "reward",
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,8 +59,11 @@ class Recipe:
 
     model: Model
     context: Context | None
+    attention: Attention | None
     data: DataFormat
     tuner: Tuner
+    optimizer: Optimizer
+    schedule: Schedule
     aligner: Aligner
     inferencer: Inferencer
     reward: Reward | None
@@ -64,8 +89,11 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     """
     problems: list[str] = []
     settings = gather(file, options, RUN_SCOPE, problems)
-    chosen = {slot: choose(plugins, slot, settings, problems) for slot in RECIPE_SLOTS if slot != "reward"}
-    chosen["reward"] = choose(plugins, "reward", settings, problems, _default_reward(chosen["data"]))
+    chosen: dict[str, Choice | None] = {}
+    for slot in CHOOSING_ORDER:
+        preferred = _default_reward(chosen["data"]) if slot == "reward" else _preferred_name(chosen, slot)
+        chosen[slot] = choose(plugins, slot, settings, problems, preferred)
+    chosen = {slot: chosen[slot] for slot in RECIPE_SLOTS}
     trackers = choose_trackers(plugins, settings, problems)
     parts, origins = _build_chosen({**chosen, **trackers}, settings, plugins, problems)
     given = _training_section(settings, chosen, plugins, problems)
@@ -132,9 +160,30 @@ def model_from_reference(plugins: Plugins, reference: str) -> Model:
     return cast(Model, choice.component.model_validate(dict(choice.implied)))
 
 
-def _default_reward(data: Choice | None) -> str | None:
+def _preferred(chosen: Mapping[str, Choice | None], section: str) -> dict[str, Setting]:
+    """What tuner, optimizer and aligner prefer in a section, by field; of several the last wins."""
+    found: dict[str, Setting] = {}
+    for slot in PREFERRING:
+        choice = chosen.get(slot)
+        if choice is None or slot == section:
+            continue
+        origin = Origin("plugin", f"{slot} {choice.component.name}")
+        for path, value in choice.component.preferred.items():
+            of, _, key = path.partition(".")
+            if of == section:
+                found[key] = Setting(path, value, origin)
+    return found
+
+
+def _preferred_name(chosen: Mapping[str, Choice | None], slot: str) -> Setting | None:
+    """The component that those chosen already prefer in a slot."""
+    return _preferred(chosen, slot).get("name")
+
+
+def _default_reward(data: Choice | None) -> Setting | None:
     """The reward that belongs to the data."""
-    return getattr(data.component, "reward", None) if data else None
+    name = getattr(data.component, "reward", None) if data else None
+    return None if name is None else Setting("reward.name", name, Origin("plugin", "data"))
 
 
 # Checking
@@ -150,7 +199,10 @@ def _build_chosen(
         parts[section] = None
         if choice is not None:
             origins[f"{section}.name"] = choice.origin
-            given = _section(settings, section, choice, plugins, problems)
+            preferred = _preferred(chosen, section)
+            preferred.pop("name", None)
+            known = {key: each for key, each in preferred.items() if key in choice.component.model_fields}
+            given = known | _section(settings, section, choice, plugins, problems)
             parts[section] = _build(section, choice.component, given, origins, problems)
     return parts, origins
 
@@ -177,15 +229,8 @@ def _section(
 def _training_section(
     settings: Mapping[str, Setting], chosen: Mapping[str, Choice | None], plugins: Plugins, problems: list[str]
 ) -> dict[str, Setting]:
-    """Training settings, over the defaults that tuner and aligner prefer (the aligner's last)."""
-    given: dict[str, Setting] = {}
-    for slot in ("tuner", "aligner"):
-        choice = chosen[slot]
-        if choice:
-            origin = Origin("plugin", f"{slot} {choice.component.name}")
-            preferred = choice.component.training_defaults
-            given |= {key: Setting(f"{TRAINING}.{key}", value, origin) for key, value in preferred.items()}
-    return given | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
+    """Training settings, over the defaults that the chosen components prefer."""
+    return _preferred(chosen, TRAINING) | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
 
 
 def _launch(

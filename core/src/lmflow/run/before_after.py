@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from lmflow.components import Inferencer, Reward
+from lmflow.components import AlignContext, Aligner, GenerateRequest
 from lmflow.data.sample import Message, Prompt, Sample, TokenSequence
 from lmflow.inference.rewards import score_completions
 from lmflow.inference.shard import generate_sharded
 from lmflow.inference.types import Completion, Sampling
 from lmflow.models.language_model import LanguageModel
-from lmflow.run.log import RunLog
-from lmflow.training.trainer import Trainer
+from lmflow.training.objective import NextToken
 
 GENERIC_CHUNK = 256
 """Tokens per sequence of the generic text."""
+SHOWN_ANSWERS = 20
+"""Held-out prompts answered before and after when no reward scores them."""
 
 
 def generic_sequences(model: LanguageModel) -> list[TokenSequence]:
@@ -50,20 +51,46 @@ class Answers:
         return sum(score >= 1 for score in self.rewards) / len(self.rewards) if self.rewards else None
 
 
-def answer(
-    model: LanguageModel,
-    samples: Sequence[Sample],
-    trainer: Trainer,
-    inferencer: Inferencer,
-    reward: Reward | None,
-    sampling: Sampling,
-    log: RunLog,
-) -> Answers:
+def measure(when: str, context: AlignContext, aligner: Aligner) -> Answers | None:
+    """Held-out loss, loss on generic text, and greedy answers to held-out prompts; `when` is "before" or "after".
+
+    A model without next-token logits (a scorer) has the first alone.
+    """
+    model, trainer, reward, metrics = context.model, context.trainer, context.reward, context.log.metrics
+    if trainer.heldout:
+        found = trainer.validate(trainer.heldout)
+        metrics[f"eval_loss_{when}"] = found.pop("loss")
+        metrics |= {f"eval_{name}_{when}": value for name, value in found.items()}
+    if model.kind == "scorer":
+        return None
+    metrics[f"generic_loss_{when}"] = trainer.evaluate(generic_sequences(model), NextToken())
+    count = aligner.heldout_prompts if reward else min(aligner.heldout_prompts, SHOWN_ANSWERS)
+    samples = answerable(model, context.data.heldout, aligner.max_new_tokens, text=reward is not None)[:count]
+    if not samples:
+        return None
+    answers = answer(context, samples, Sampling(temperature=0.0, max_new_tokens=aligner.max_new_tokens))
+    if answers.rewards is not None:
+        metrics[f"heldout_greedy_reward_{when}"] = answers.mean_reward
+        if reward is not None and reward.verifiable:
+            metrics[f"heldout_accuracy_{when}"] = answers.accuracy
+    return answers
+
+
+def answerable(model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, *, text: bool) -> list[Sample]:
+    """Samples whose prompt leaves room for an answer; plain text counts as a prompt only with `text`."""
+    asked = [s for s in samples if text or s.templated or len(s.messages) > 1]
+    limit = model.context_length
+    return [s for s in asked if limit is None or len(model.encode_prompt(s).ids) + max_new_tokens <= limit]
+
+
+def answer(context: AlignContext, samples: Sequence[Sample], sampling: Sampling) -> Answers:
     """Complete each sample's prompt once as `sampling` says, and score the completions."""
+    model, reward, log = context.model, context.reward, context.log
     prompts = [model.encode_prompt(sample) for sample in samples]
-    with trainer.autocast():
-        drawn = generate_sharded(model, prompts, inferencer, sampling, log, "answering held-out prompts")
-    completions = [each[0] for each in drawn]
+    with context.trainer.autocast():
+        request = GenerateRequest(model, prompts, sampling)
+        found = generate_sharded(context.inferencer, request, log, "answering held-out prompts")
+    completions = [each[0] for each in found]
     rewards = None
     if reward is not None:
         texts = [completion.text for completion in completions]

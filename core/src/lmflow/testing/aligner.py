@@ -12,7 +12,7 @@ from lmflow.components import Aligner, Component, Need
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe.choices import OPTIONAL
-from lmflow.run.run import RunResult
+from lmflow.run.record import RunResult
 from lmflow.testing.comparing import all_tensors, different
 from lmflow.testing.runs import SMALL, Bench, RunSuite, over, resolve_settings, write_records
 

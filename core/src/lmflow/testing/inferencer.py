@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from lmflow.components import Inferencer
+from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
 from lmflow.inference.types import Completion, Sampling
@@ -82,7 +82,7 @@ class InferencerSuite:
         self, inferencer: Inferencer, model: LanguageModel, prompts: Sequence[Prompt]
     ) -> None:
         """At temperature 0 every token is the most probable one after all those before it."""
-        drawn = inferencer.generate(model, prompts, Sampling(temperature=0, max_new_tokens=12))
+        drawn = inferencer.generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=12)))
         for prompt, [completion] in zip(prompts, drawn, strict=True):
             expected = greedy(model, prompt, 12)
             assert list(completion.ids) == expected, (
@@ -100,7 +100,7 @@ class InferencerSuite:
         A chi-square test over all completions of two tokens, which a right inferencer fails once in 10,000 seeds.
         """
         options = Sampling(n=self.draws, max_new_tokens=LENGTH, seed=11, **DISTRIBUTIONS[sampling])
-        [drawn] = inferencer.generate(letters, [Prompt([1, 2, 3])], options)
+        [drawn] = inferencer.generate(GenerateRequest(letters, [Prompt([1, 2, 3])], options))
         expected = completion_probabilities(letters, [1, 2, 3], options)
         counts: dict[tuple[int, ...], int] = {}
         for completion in drawn:
@@ -122,7 +122,7 @@ class InferencerSuite:
         import math
 
         options = Sampling(n=50, max_new_tokens=LENGTH, temperature=0.8, top_k=4, seed=3)
-        [drawn] = inferencer.generate(letters, [Prompt([1, 2, 3])], options)
+        [drawn] = inferencer.generate(GenerateRequest(letters, [Prompt([1, 2, 3])], options))
         expected = completion_probabilities(letters, [1, 2, 3], options)
         for completion in drawn:
             assert len(completion.logprobs) == len(completion.ids), "expected a log-probability for each token"
@@ -138,7 +138,7 @@ class InferencerSuite:
         self, inferencer: Inferencer, model: LanguageModel, prompts: Sequence[Prompt]
     ) -> None:
         """Each prompt, in order, gets `n` completions, and they are not all the same."""
-        drawn = inferencer.generate(model, prompts, Sampling(n=6, max_new_tokens=8, seed=1))
+        drawn = inferencer.generate(GenerateRequest(model, prompts, Sampling(n=6, max_new_tokens=8, seed=1)))
         assert [len(row) for row in drawn] == [6] * len(prompts), (
             f"expected 6 completions for each of {len(prompts)} prompts; found {[len(row) for row in drawn]}"
         )
@@ -154,13 +154,13 @@ class InferencerSuite:
         import torch
 
         options = Sampling(n=3, max_new_tokens=8, seed=5)
-        first = texts(inferencer.generate(model, prompts, options))
+        first = texts(inferencer.generate(GenerateRequest(model, prompts, options)))
         torch.manual_seed(99)
-        assert texts(inferencer.generate(model, prompts, options)) == first, (
+        assert texts(inferencer.generate(GenerateRequest(model, prompts, options))) == first, (
             "expected the same completions from the same seed; found others. Usual cause: torch's global generator, "
             "whose state is somebody else's."
         )
-        other = texts(inferencer.generate(model, prompts, options.model_copy(update={"seed": 6})))
+        other = texts(inferencer.generate(GenerateRequest(model, prompts, options.model_copy(update={"seed": 6}))))
         assert other != first, "expected other completions from another seed; found the same"
 
     def test_the_order_of_prompts_does_not_matter(
@@ -169,8 +169,8 @@ class InferencerSuite:
         """Prompts in another order get the same completions, in that order."""
         options = Sampling(n=3, max_new_tokens=8, seed=5)
         order = [2, 0, 3, 1]
-        straight = texts(inferencer.generate(model, prompts, options))
-        turned = texts(inferencer.generate(model, [prompts[i] for i in order], options))
+        straight = texts(inferencer.generate(GenerateRequest(model, prompts, options)))
+        turned = texts(inferencer.generate(GenerateRequest(model, [prompts[i] for i in order], options)))
         assert turned == [straight[i] for i in order], (
             "expected a prompt's completions wherever it stands; found others. Usual cause: prompts sorted by length "
             "and not put back, or random numbers that belong to the row of the batch."
@@ -181,8 +181,8 @@ class InferencerSuite:
     ) -> None:
         """Neighbours in a batch change nothing: a resumed run draws in other batches than the run it continues."""
         options = Sampling(n=3, max_new_tokens=8, seed=5)
-        together = texts(inferencer.generate(model, prompts, options))
-        alone = [texts(inferencer.generate(model, [prompt], options))[0] for prompt in prompts]
+        together = texts(inferencer.generate(GenerateRequest(model, prompts, options)))
+        alone = [texts(inferencer.generate(GenerateRequest(model, [prompt], options)))[0] for prompt in prompts]
         assert alone == together, (
             "expected the same completions alone and in company; found others. Usual cause: padding that is attended "
             "to, or one random stream for a whole batch."
@@ -192,7 +192,9 @@ class InferencerSuite:
 
     def test_the_end_of_text_ends_a_completion(self, inferencer: Inferencer, letters: LanguageModel) -> None:
         """An end-of-text token is the last token of its completion, is not in its text, and the reason is `eos`."""
-        [drawn] = inferencer.generate(letters, [Prompt([1, 2, 3])], Sampling(n=40, max_new_tokens=6, seed=2))
+        [drawn] = inferencer.generate(
+            GenerateRequest(letters, [Prompt([1, 2, 3])], Sampling(n=40, max_new_tokens=6, seed=2))
+        )
         for completion in drawn:
             inner = [token for token in completion.ids[:-1] if token in letters.end_ids]
             assert not inner, f"expected nothing after the end of text; found {completion.ids}"
@@ -214,14 +216,14 @@ class InferencerSuite:
     ) -> None:
         """`max_new_tokens` is the most a completion has, whatever is drawn at once."""
         for limit in (1, 2, 7):
-            drawn = inferencer.generate(model, prompts, Sampling(n=2, max_new_tokens=limit, seed=4))
+            drawn = inferencer.generate(GenerateRequest(model, prompts, Sampling(n=2, max_new_tokens=limit, seed=4)))
             longest = max(len(completion.ids) for row in drawn for completion in row)
             assert longest <= limit, f"expected at most {limit} tokens; found {longest}"
 
     def test_no_completion_ends_too_early(self, inferencer: Inferencer, letters: LanguageModel) -> None:
         """With `min_new_tokens` no end-of-text token is drawn before so many tokens."""
         options = Sampling(n=40, max_new_tokens=6, min_new_tokens=4, seed=2)
-        [drawn] = inferencer.generate(letters, [Prompt([1, 2, 3])], options)
+        [drawn] = inferencer.generate(GenerateRequest(letters, [Prompt([1, 2, 3])], options))
         early = [completion.ids for completion in drawn if set(completion.ids[:4]) & set(letters.end_ids)]
         assert not early, f"expected no end of text among the first 4 tokens; found {early[:3]}"
 
@@ -230,10 +232,10 @@ class InferencerSuite:
     ) -> None:
         """A completion ends where a stop string begins: the text is cut before it, and the reason is `stop`."""
         plain = Sampling(temperature=0, max_new_tokens=16)
-        [[whole]] = inferencer.generate(model, prompts[:1], plain)
+        [[whole]] = inferencer.generate(GenerateRequest(model, prompts[:1], plain))
         stop = whole.text[len(whole.text) // 2 :][:2]
         assert stop, f"expected some text to stop at; the greedy completion is {whole.text!r}"
-        [[cut]] = inferencer.generate(model, prompts[:1], plain.model_copy(update={"stop": (stop,)}))
+        [[cut]] = inferencer.generate(GenerateRequest(model, prompts[:1], plain.model_copy(update={"stop": (stop,)})))
         expected = whole.text[: whole.text.index(stop)]
         assert cut.text == expected, f"expected {expected!r}, cut before {stop!r}; found {cut.text!r}"
         assert cut.finish_reason == "stop", f"expected finish_reason 'stop'; found {cut.finish_reason!r}"
@@ -244,7 +246,7 @@ class InferencerSuite:
         assert model.context_length is not None, "expected a model with a context length"
         for ids in ([], [5] * model.context_length):
             try:
-                inferencer.generate(model, [Prompt(ids)], Sampling(max_new_tokens=4))
+                inferencer.generate(GenerateRequest(model, [Prompt(ids)], Sampling(max_new_tokens=4)))
             except LmflowError:
                 continue
             except Exception as error:
@@ -258,7 +260,7 @@ class InferencerSuite:
         assert model.context_length is not None, "expected a model with a context length"
         prompt = Prompt([5] * (model.context_length - 3))
         [[completion]] = inferencer.generate(
-            model, [prompt], Sampling(temperature=0, max_new_tokens=50, min_new_tokens=50)
+            GenerateRequest(model, [prompt], Sampling(temperature=0, max_new_tokens=50, min_new_tokens=50))
         )
         assert len(completion.ids) == 3, (
             f"expected the 3 tokens that the context of {model.context_length} leaves; found {len(completion.ids)}"
@@ -272,8 +274,8 @@ class InferencerSuite:
         """The pieces of `stream`, put together, are the text of the first completion `generate` gives."""
         for options in (Sampling(temperature=0, max_new_tokens=12), Sampling(n=2, max_new_tokens=12, seed=7)):
             for prompt in prompts:
-                [[first, *_]] = inferencer.generate(model, [prompt], options)
-                streamed = "".join(inferencer.stream(model, prompt, options))
+                [[first, *_]] = inferencer.generate(GenerateRequest(model, [prompt], options))
+                streamed = "".join(inferencer.stream(GenerateRequest(model, [prompt], options)))
                 assert streamed == first.text, f"expected the pieces to make {first.text!r}; they make {streamed!r}"
 
     def test_one_by_one_gives_the_same_completions(
@@ -281,18 +283,22 @@ class InferencerSuite:
     ) -> None:
         """`generate_each` gives every prompt once, with what `generate` gives."""
         options = Sampling(n=2, max_new_tokens=8, seed=7)
-        each = list(inferencer.generate_each(model, prompts, options))
+        each = list(inferencer.generate_each(GenerateRequest(model, prompts, options)))
         indices = sorted(index for index, _ in each)
         assert indices == list(range(len(prompts))), f"expected every prompt once; found the indices {indices}"
         found = [texts([completions])[0] for _, completions in sorted(each, key=lambda pair: pair[0])]
-        assert found == texts(inferencer.generate(model, prompts, options)), "expected the completions of `generate`"
+        assert found == texts(inferencer.generate(GenerateRequest(model, prompts, options))), (
+            "expected the completions of `generate`"
+        )
 
     def test_progress_counts_the_tokens(
         self, inferencer: Inferencer, model: LanguageModel, prompts: Sequence[Prompt]
     ) -> None:
         """`progress` is told of every token drawn, as it is drawn."""
         told: list[int] = []
-        drawn = inferencer.generate(model, prompts, Sampling(n=2, max_new_tokens=8, seed=7), told.append)
+        drawn = inferencer.generate(
+            GenerateRequest(model, prompts, Sampling(n=2, max_new_tokens=8, seed=7), told.append)
+        )
         total = sum(len(completion.ids) for row in drawn for completion in row)
         assert sum(told) == total, f"expected progress to be told of {total} tokens; it was told of {sum(told)}"
         assert len(told) > 1, "expected progress to be told after every pass; it was told once"
@@ -334,7 +340,7 @@ class InferencerSuite:
         prompts: Sequence[Prompt],
         progress: Callable[[int], None] | None,
     ) -> None:
-        inferencer.generate(model, prompts, Sampling(n=2, max_new_tokens=6, seed=1), progress)
+        inferencer.generate(GenerateRequest(model, prompts, Sampling(n=2, max_new_tokens=6, seed=1), progress))
 
     def _check_left(self, model: LanguageModel, before: Mapping[str, Tensor], mode: Sequence[bool]) -> None:
         changed = different(all_tensors(model), before)

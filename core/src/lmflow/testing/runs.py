@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import pytest
 from pydantic import PrivateAttr
 
-from lmflow.components import Component, Model, Tracker, Workload
+from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanContext, Tracker, Workload
 from lmflow.errors import Interrupted, RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
 from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
+from lmflow.run import stages
 from lmflow.run.directory import RunDirectory
-from lmflow.run.run import Run, RunResult, run
+from lmflow.run.record import RunRecord, RunResult
+from lmflow.run.run import run
 from lmflow.run_files import CHECKPOINTS, METRICS, RECIPE
 from lmflow.testing.comparing import all_tensors, different, file_hashes, heldout_loss, some
 
@@ -140,6 +142,7 @@ class Prepared:
     trainer: Trainer
     log: RunLog
     directory: Path
+    plugins: Plugins
 
     def sequences(self) -> list[TokenSequence]:
         """The training samples, tokenised."""
@@ -154,13 +157,25 @@ class Prepared:
 
     def align(self) -> None:
         """Let the recipe's aligner do its work."""
+        self.recipe.aligner.align(self.context())
+
+    def context(self) -> AlignContext:
+        """What the recipe's aligner is given."""
         recipe = self.recipe
-        recipe.aligner.align(self.model, self.data, self.trainer, recipe.inferencer, recipe.reward, self.log)
+        return AlignContext(
+            plugins=self.plugins,
+            log=self.log,
+            model=self.model,
+            data=self.data,
+            trainer=self.trainer,
+            inferencer=recipe.inferencer,
+            reward=recipe.reward,
+        )
 
     def take_steps(self, sequences: Sequence[TokenSequence], steps: int) -> None:
         """Train for so many steps with the trainer of the run; the model is in eval mode afterwards."""
         self.trainer.plan(steps)
-        self.trainer.fit(sequences, epochs=steps, checkpoints=False)
+        self.trainer.fit(sequences, steps=steps, checkpoints=False)
 
     def trainable(self) -> set[str]:
         """Names of the parameters that the tuner declared trainable."""
@@ -171,14 +186,15 @@ def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepare
     """Begin a run as `lmflow run` does, up to where the aligner takes over."""
     from lmflow.run.log import RunLog
 
-    directory = RunDirectory(output)
+    recipe, directory = resolved.recipe, RunDirectory(output)
     log = RunLog(directory, plugins.emit)
-    begun = Run(resolved.recipe, plugins, directory, log, resume=False)
+    work = stages.Work(recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=False))
     try:
-        model, precision = begun.load_model()
-        data = begun.read_data()
-        model = begun.prepare(model)
-        return Prepared(resolved.recipe, model, data, begun.make_trainer(model, data, precision), log, output)
+        model = stages.load_model(work)
+        data = stages.read_data(work)
+        model = stages.prepare(work, model)
+        stages.open_inferencer(work, model)
+        return Prepared(recipe, model, data, stages.make_trainer(work, model, data), log, output, plugins)
     finally:
         directory.close()
 
@@ -251,7 +267,7 @@ class Bench:
         self.plugins = plugins
         self.component = component
         self.model = model
-        self.base_directory = Path(model.load("float32", "cpu").source)
+        self.base_directory = Path(model.load(LoadRequest()).source)
         self.base_files = file_hashes(self.base_directory)
         self._done: dict[str, RunResult | BaseException] = {}
 
@@ -284,11 +300,12 @@ class Bench:
     def workload(self, changes: Mapping[str, Any]) -> Workload | None:
         """What the aligner tells `lmflow plan` of the run."""
         from lmflow.data.dataset import load_dataset
-        from lmflow.planning.plan import skeleton
+        from lmflow.planning.plan import load_skeleton
 
         recipe = self.recipe(changes).recipe
         data, _ = load_dataset(recipe.data, self.plugins.classes("data"), recipe.training.seed)
-        return recipe.aligner.workload(skeleton(recipe), data, recipe.training)
+        model = load_skeleton(recipe, self.plugins)
+        return recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
 
     def run_in_pieces(self, name: str, changes: Mapping[str, Any]) -> RunResult:
         """The run of that name again, interrupted past its half, resumed, interrupted again and resumed again."""
@@ -321,7 +338,7 @@ class Bench:
 
     def load(self, reference: Path) -> LanguageModel:
         """The model that `--model REFERENCE` means, on the CPU in float32."""
-        return model_from_reference(self.plugins, str(reference)).load("float32", "cpu")
+        return model_from_reference(self.plugins, str(reference)).load(LoadRequest())
 
     def check_sound(self, result: RunResult, tolerance: float) -> None:
         """Fail unless the run took steps, changed the model, and `--model RUN` gives the model it ended with."""

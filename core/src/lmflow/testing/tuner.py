@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from lmflow.components import Component, Tuner
+from lmflow.builtin.merge import Merge
+from lmflow.cli.export import write as export
+from lmflow.components import Component, LoadRequest, Tuner
 from lmflow.errors import LmflowError
-from lmflow.models.export import merge
 from lmflow.testing.comparing import all_tensors, changed_files, different, file_hashes, mean_loss, read_logits, some
 from lmflow.testing.runs import SMALL, Bench, Prepared, RunSuite, over
 
@@ -83,7 +84,7 @@ class TunerSuite(RunSuite):
 
     def test_some_parameter_is_trainable(self, bench: Bench) -> None:
         """After `prepare` at least one parameter has `requires_grad`: there is something to train."""
-        model = bench.model.load("float32", "cpu").prepare(bench.recipe(self._small({})).recipe.tuner)
+        model = bench.model.load(LoadRequest()).prepare(bench.recipe(self._small({})).recipe.tuner)
         names = [name for name, parameter in model.module.named_parameters() if parameter.requires_grad]
         assert names, (
             "expected at least one parameter with requires_grad after prepare(), found none. Usual cause: everything "
@@ -182,7 +183,7 @@ class TunerSuite(RunSuite):
         output = saved.prepared.directory / "merged"
         refusal = None
         try:
-            merge(saved.path, output, bench.plugins, "float32")
+            export(Merge(dtype="float32"), bench.plugins, str(saved.path), output)
         except LmflowError as error:
             refusal = error
         assert (refusal is None) == self.merges, (
@@ -256,7 +257,7 @@ class TunerSuite(RunSuite):
         """A moved model, its logits, and where it was saved."""
         prepared = self._moved(bench)
         logits = read_logits(prepared.model, prepared.sequences())
-        untrained = read_logits(bench.model.load("float32", "cpu"), prepared.sequences())
+        untrained = read_logits(bench.model.load(LoadRequest()), prepared.sequences())
         assert (logits - untrained).abs().max() > 10 * self.tolerance, (
             "expected moving the trainable parameters to change the logits; it did not, so nothing can be said about "
             "saving them. Usual cause: the forward pass does not use the parameters declared trainable."

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lmflow.data.collate import Batch, collate, collate_packed
-from lmflow.data.sample import TokenSequence
+from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
+from lmflow.training.batches import flat, sequences_of
 from lmflow.training.loss import (
     forward_inputs,
     head_restricted_to,
-    negative_log_likelihood,
     target_logprobs,
     target_mask,
 )
@@ -28,34 +28,42 @@ PROBE_TOKENS = 48
 """Length the probe sequences are cut to."""
 
 
-def check_model(trainer: Trainer, sequences: Sequence[TokenSequence], *, packing: bool) -> None:
+def check_model(trainer: Trainer, items: Sequence[Item]) -> None:
     """Raise TrainingError naming the check that failed; the model is left exactly as it was.
 
-    Checks that the gradient reaches exactly the parameters the tuner declared, that the logits change once those
-    parameters move, and that the loss does not depend on how samples are put into a batch.
+    Checks that the gradient of the objective reaches exactly the parameters the tuner declared, that the outputs change
+    once those parameters move, and that they do not depend on how samples are put into a batch. `items` are a few, as
+    the objective reads them.
     """
-    model = trainer.model
-    probes = choose_probes(sequences)
+    if not items:
+        raise TrainingError("Self-test: no sample gives the objective anything to train on.")
+    model, packing = trainer.model, trainer.setup.packing
+    sequences = flat(sequences_of(item) for item in items)
+    probes = choose_probes(sequences, any_target=model.kind != "scorer")
     training = model.module.training
     model.module.eval()
     try:
         with trainer.autocast():
-            check_batching(model, probes, packing=packing)
-            if packing:
-                check_isolation(model, probes)
-            check_gradients(model, collate(probes, model.pad_id).to(model.device))
+            if model.kind == "scorer":
+                check_scores(model, probes, packing=packing)
+            else:
+                check_batching(model, probes, packing=packing)
+                if packing:
+                    check_isolation(model, probes)
+            check_gradients(trainer, min(items, key=lambda item: sum(map(len, sequences_of(item)))))
             check_movement(model, collate(probes[:1], model.pad_id).to(model.device))
     finally:
         model.module.train(training)
         model.module.zero_grad(set_to_none=True)
 
 
-def choose_probes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+def choose_probes(sequences: Sequence[TokenSequence], *, any_target: bool = True) -> list[TokenSequence]:
     """Up to three sequences of different length, cut around their first targets to at most PROBE_TOKENS."""
-    # Those with extras first: some parameters are used for nothing else.
-    usable = sorted((s for s in sequences if s.num_targets), key=lambda s: (not s.model_inputs, len(s)))
+    # Those with further inputs first: some parameters are used for nothing else.
+    usable = [s for s in sequences if s.num_targets or not any_target]
     if not usable:
         raise TrainingError("No sample has a trained token.")
+    usable = sorted(usable, key=lambda s: (not s.model_inputs, len(s)))
     chosen = [usable[0], usable[len(usable) // 2], usable[-1]][: len(usable)]
     return [_cut(sequence) for sequence in chosen]
 
@@ -63,10 +71,38 @@ def choose_probes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
 def _cut(sequence: TokenSequence) -> TokenSequence:
     if sequence.model_inputs:  # inputs beyond tokens belong to positions, which a cut would shift
         return sequence
-    first = next(i for i, trained in enumerate(sequence.loss_mask) if trained and i > 0)
+    first = next((i for i, is_target in enumerate(sequence.loss_mask) if is_target and i > 0), 0)
     start = max(0, first - PROBE_TOKENS // 2)
     window = slice(start, start + PROBE_TOKENS)
     return TokenSequence(sequence.ids[window], sequence.loss_mask[window], sequence.source)
+
+
+@torch.no_grad()
+def check_scores(model: LanguageModel, probes: Sequence[TokenSequence], *, packing: bool) -> None:
+    """A scorer's output for a sequence in a batch is what it is for that sequence alone."""
+    if packing:
+        raise TrainingError("A model that scores whole sequences reads one in each row. Set --data.packing false.")
+    alone = torch.cat([scores(model.module, collate([each], model.pad_id).to(model.device)) for each in probes])
+    together = scores(model.module, collate(list(probes), model.pad_id).to(model.device))
+    off = (together - alone).abs().max()
+    if off > (0.05 if is_low_precision(model) else 5e-4) * alone.abs().max().clamp(min=1.0):
+        raise TrainingError(
+            f"Self-test: a sequence's score depends on the batch (largest difference {off:.2g}). The model reads it at "
+            "the last token that is not padding: its configuration must name the tokenizer's pad token."
+        )
+
+
+def scores(module: nn.Module, batch: Batch) -> Tensor:
+    """What a scorer gives for each row, (B, labels) float32."""
+    logits: Tensor = module(**forward_inputs(batch)).logits
+    return logits.float()
+
+
+def is_low_precision(model: LanguageModel) -> bool:
+    """Whether anything is computed in fewer bits than float32."""
+    return any(p.dtype != torch.float32 for p in model.module.parameters()) or torch.is_autocast_enabled(
+        model.device.type
+    )
 
 
 @torch.no_grad()
@@ -79,10 +115,7 @@ def check_batching(model: LanguageModel, probes: Sequence[TokenSequence], *, pac
     batch = collate_packed([list(probes)], model.pad_id) if packing else collate(list(probes), model.pad_id)
     together = target_logprobs(model.module, model.module, batch.to(model.device))[0]
     off = (together - alone).abs()
-    low_precision = any(p.dtype != torch.float32 for p in model.module.parameters()) or torch.is_autocast_enabled(
-        model.device.type
-    )
-    wrong = off.mean() > 0.05 if low_precision else off.max() > 5e-4
+    wrong = off.mean() > 0.05 if is_low_precision(model) else off.max() > 5e-4
     if wrong:
         how = "packed into one row" if packing else "padded into one batch"
         kind = getattr(getattr(model.module, "config", None), "model_type", "this type")
@@ -141,10 +174,15 @@ def all_logprobs(module: nn.Module, batch: Batch) -> Tensor:
     return -nn.functional.cross_entropy(logits[mask], targets[mask], reduction="none")
 
 
-def check_gradients(model: LanguageModel, batch: Batch) -> None:
-    """The gradient reaches every parameter that the tuner declared trainable, and no other."""
+def check_gradients(trainer: Trainer, item: Item) -> None:
+    """The objective's gradient reaches every parameter that the tuner declared trainable, and no other."""
+    model = trainer.model
+    batch = collate(list(sequences_of(item)), model.pad_id).to(model.device)
     with torch.enable_grad():
-        negative_log_likelihood(model.module, model.module, batch).backward()  # type: ignore[no-untyped-call]
+        loss = trainer.setup.objective(model.module, model.module, batch).total
+    if not loss.requires_grad:
+        raise TrainingError("Self-test: the objective's loss has no gradient.")
+    loss.backward()  # type: ignore[no-untyped-call]
     missed = [name for name, p in model.module.named_parameters() if p.requires_grad and p.grad is None]
     leaked = [name for name, p in model.module.named_parameters() if not p.requires_grad and p.grad is not None]
     if missed or leaked:
@@ -159,9 +197,10 @@ def check_gradients(model: LanguageModel, batch: Batch) -> None:
 @torch.no_grad()
 def check_movement(model: LanguageModel, batch: Batch) -> None:
     """Moving the trainable parameters changes the logits: an adapter that is loaded is also applied."""
-    before = last_logits(model.module, batch)
+    outputs = scores if model.kind == "scorer" else last_logits
+    before = outputs(model.module, batch)
     with moved(model.module):
-        after = last_logits(model.module, batch)
+        after = outputs(model.module, batch)
     if torch.equal(before, after):
         raise TrainingError(
             "Self-test: the logits do not change when the trainable parameters move; the adapter is not applied."

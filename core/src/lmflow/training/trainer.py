@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.collate import Batch, collate, collate_packed
-from lmflow.data.packing import group_rows, pack_rows, plan_epoch, split_micro
+from lmflow.components import Optimizer, Schedule, Tuner
+from lmflow.components.log import RunnerLog
+from lmflow.data.collate import Batch, collate
+from lmflow.data.packing import plan_epoch
 from lmflow.data.prefetch import prefetch
-from lmflow.data.sample import TokenSequence
+from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.processes import current_processes
 from lmflow.distributed.strategies import make_strategy
 from lmflow.distributed.strategies.base import trainable_parameters
@@ -25,7 +27,7 @@ from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import RunLog
+from lmflow.training.batches import micro_batches, sequences_of
 from lmflow.training.checkpoint import (
     SCORE,
     Checkpoint,
@@ -37,24 +39,35 @@ from lmflow.training.checkpoint import (
     step_of,
 )
 from lmflow.training.compiling import CompiledLayers
-from lmflow.training.loss import negative_log_likelihood
+from lmflow.training.objective import Loss, NextToken, Objective
+from lmflow.training.optimizer import parameter_groups
 from lmflow.training.precision import replaced_weights
-from lmflow.training.schedule import learning_rate_factor, warmup_steps
+from lmflow.training.rotation import Rotation
+from lmflow.training.validate import validate
 
-Objective = Callable[[nn.Module, nn.Module, Batch], Tensor]
-"""(forward, unwrapped, batch) -> the sum of the loss over the batch's targets, in nats (or over its items)."""
+Sequences = tuple[TokenSequence, ...]
 
-Item = TokenSequence | tuple[TokenSequence, ...]
-"""What is shuffled and counted as one sample: a sequence, or several that the objective must see together."""
 
-ItemSequences = tuple[TokenSequence, ...]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How a trainer works, beside the options of the recipe's `training` section."""
 
-MICRO_BATCH_SIZE, MICRO_BATCH_TOKENS = 8, 4096
-"""Samples and padded tokens per forward pass where `micro_batch_size` does not say; memory grows with the latter."""
+    optimizer: Optimizer
+    schedule: Schedule
+    tuner: Tuner | None = None
+    """What says which parameters train at which step, and their groups; None where all do alike."""
+    objective: Objective = field(default_factory=NextToken)
+    """What is minimised, and how held-out items are judged."""
+    precision: str = "fp32"
+    packing: bool = False
+    max_length: int | None = None
+    heldout: Sequence[Item] = ()
+    keep_start_weights: bool = False
+    strategy: str = "ddp"
 
 
 class Trainer:
-    """AdamW over a model's trainable parameters, stepped by samples, normalised by trained tokens.
+    """An optimizer over a model's trainable parameters, stepped by items, normalised by what the objective counts.
 
     The loss of a step is the sum over its targets divided by their number, over all micro-batches and all
     processes, so it does not depend on how the samples are split. Every source of randomness is a function of
@@ -62,41 +75,22 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        options: TrainingOptions,
-        log: RunLog,
-        checkpoints: Path,
-        *,
-        precision: str = "fp32",
-        packing: bool = False,
-        max_length: int | None = None,
-        heldout: Sequence[TokenSequence] = (),
-        keep_start_weights: bool = False,
-        strategy: str = "ddp",
+        self, model: LanguageModel, options: TrainingOptions, log: RunnerLog, checkpoints: Path, setup: Setup
     ) -> None:
+        check_setup(options, setup)
         self.model = model
         self.options = options
+        self.setup = setup
         self.log = log
-        self.heldout = heldout
         self.step = 0
         self.total_steps = 0
         self.tokens = 0
         self.restored: Mapping[str, Any] = {}
+        self._restored_step = 0
+        self._aligner_state: Mapping[str, Any] = {}
         self._eval_loss = -1, math.nan  # the step of the last evaluation, and what it found
         self._evaluation_due = False  # the run was stopped before it had evaluated its last step
-        if options.result == "best" and not (options.evaluate_every and heldout):
-            raise RecipeError(
-                [
-                    "training.result: best is chosen by the loss on held-out samples; set --training.evaluate_every, "
-                    "and --data.validation where nothing is held out"
-                ]
-            )
         self._checkpoints = checkpoints
-        self._precision = precision
-        self._packing = packing
-        self._max_length = max_length
-        self._strategy = strategy
         self._processes = current_processes(model.device.type)
         self._compiled = CompiledLayers(model.module) if options.compile else None
         if options.gradient_checkpointing:
@@ -106,41 +100,39 @@ class Trainer:
             raise TrainingError("The tuner left no parameter to train.")
         for parameter in trainable.values():  # master weights; compute follows `precision`
             parameter.data = parameter.data.float()
-        if keep_start_weights and strategy != "ddp" and self._processes.size > 1:
-            raise RecipeError(
-                [
-                    f"launch.strategy: this aligner compares with the weights training started from, which {strategy} "
-                    "splits over the processes; use ddp"
-                ]
-            )
-        self._start = {name: p.detach().clone() for name, p in trainable.items()} if keep_start_weights else None
-
-    @cached_property
-    def _parallel(self) -> DDP:
-        """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
-        return make_strategy(
-            self._strategy, self.model.module, self._make_optimizer, self._processes, self.options.max_grad_norm
-        )
-
-    def _make_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        options = self.options
-        return torch.optim.AdamW(
-            parameter_groups(parameters, self.model.learning_rate, options),
-            lr=options.learning_rate,
-            betas=(options.beta1, options.beta2),
-            eps=options.epsilon,
-        )
+        self._rotation = Rotation(setup.tuner, trainable, options.seed)
+        if self._processes.size > 1 and setup.strategy != "ddp":
+            self._rotation.refuse(setup.strategy)
+            if setup.keep_start_weights:
+                raise RecipeError(
+                    f"launch.strategy: this aligner compares with the weights training started from, which "
+                    f"{setup.strategy} splits over the processes; use ddp"
+                )
+        kept = setup.keep_start_weights
+        self._start = {name: p.detach().clone() for name, p in trainable.items()} if kept else None
 
     @property
-    def processes(self) -> int:
-        """How many processes train together."""
-        return self._processes.size
+    def heldout(self) -> Sequence[Item]:
+        """Held-out items, as the objective reads them."""
+        return self.setup.heldout
+
+    @cached_property
+    def _strategy(self) -> DDP:
+        """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
+        limit = self.options.max_grad_norm
+        return make_strategy(self.setup.strategy, self.model.module, self._make_optimizer, self._processes, limit)
+
+    def _make_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer, tuner = self.setup.optimizer, self.setup.tuner
+        declared = tuner.parameter_groups(list(parameters)) if tuner else ()
+        rate, decay = self.options.learning_rate, optimizer.weight_decay
+        return optimizer.build(parameter_groups(parameters, rate, decay, self.model.learning_rate, declared))
 
     # Planning
 
-    def steps_for(self, samples: int, epochs: float) -> int:
-        """Optimizer steps that `epochs` passes over `samples` take."""
-        return self.options.steps_for(samples, epochs)
+    def steps_for(self, items: int, epochs: float) -> int:
+        """Optimizer steps that `epochs` passes over so many items take."""
+        return self.options.steps_for(items, epochs)
 
     def plan(self, total_steps: int) -> None:
         """Set the number of steps the learning-rate schedule runs over."""
@@ -155,40 +147,49 @@ class Trainer:
         self,
         items: Sequence[Item],
         *,
-        epochs: float,
-        first_step: int | None = None,
+        steps: int,
+        start: int | None = None,
         first_epoch: int = 0,
         checkpoints: bool = True,
-        objective: Objective = negative_log_likelihood,
-        per: Literal["token", "item"] = "token",
+        objective: Objective | None = None,
     ) -> float:
-        """Train on `items` and return the mean loss of the steps taken, in nats per trained token (or per item).
+        """Take `steps` optimizer steps on `items`; returns the mean loss of those taken, per target or item.
 
         An item is a sequence, or a tuple of sequences: these come in one batch, one after the other in
-        `batch.sequences`, so that an objective can compare them. The sum an objective gives is divided by the step's
-        trained tokens, or with `per="item"` by its items.
+        `batch.sequences`, so that an objective can compare them. Items are repeated where the steps take more than
+        there are. The objective is the one of the setup unless another is given.
 
-        `first_step` is the step this call began at in the original run (now, if None): after a resume the steps
-        before the checkpoint are skipped without being read. `first_epoch` varies the shuffling between calls.
-        With `checkpoints` the options' intervals apply, and an interrupt leaves a checkpoint.
-        Raises TrainingError when the loss is not finite, Interrupted when the run was asked to stop.
+        `start` is the step this call began at in the original run (now, if None): after a resume the steps before the
+        checkpoint are skipped without being read. `first_epoch` varies the shuffling between calls. With `checkpoints`
+        the options' intervals apply, and an interrupt leaves a checkpoint.
+        Raises TrainingError when the loss is not finite and where there is no step to take, Interrupted when the run
+        was asked to stop.
         """
-        start = self.step if first_step is None else first_step
-        end = start + self.steps_for(len(items), epochs)
-        if self.total_steps:
-            # --training.max_steps may ask for more than the epochs hold (the data is repeated) or for less.
-            end = self.total_steps if first_step is not None else min(end, self.total_steps)
-        self._parallel.forward.train()
+        first = self.step if start is None else start
+        end = first + steps
+        self._check_budget(items, steps, end)
+        train_mode(self._strategy)
         losses = []
         if self._evaluate_if_due():
-            self.checkpoint({})
+            self.checkpoint()
         with self.log.phase("training", end - self.step):
-            steps = self._steps(len(items), start, end, first_epoch)
-            for groups, batches in prefetch(lambda chosen: self._read_step(items, chosen), steps):
-                losses.append(self._train_step(groups, batches, objective, per, checkpoints))
+            chosen = self._steps(len(items), first, end, first_epoch)
+            for groups, batches in prefetch(partial(self._read_step, items), chosen):
+                losses.append(self._train_step(groups, batches, objective or self.setup.objective, checkpoints))
                 self._after_step(checkpoints)
-        self._parallel.forward.eval()
+        eval_mode(self._strategy)
+        self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
+
+    def _check_budget(self, items: Sequence[Item], steps: int, end: int) -> None:
+        """Raise TrainingError for a call that takes no step, unless they were all taken before a resume."""
+        if not items or steps < 1:
+            raise TrainingError(f"trainer.fit was given {len(items)} items and {steps} steps, so it takes none.")
+        if end <= self.step and self._restored_step < end:
+            raise TrainingError(
+                f"trainer.fit was asked for the steps up to {end}, and the trainer is at step {self.step} already; "
+                "leave `start` out for steps that follow those taken."
+            )
 
     def _steps(self, items: int, start: int, end: int, epoch: int) -> Iterator[list[int]]:
         """Indices of the items of each step from the current one to `end`, in the order fixed by (seed, epoch)."""
@@ -202,60 +203,47 @@ class Trainer:
                 position += 1
             epoch += 1
 
-    def _read_step(self, items: Sequence[Item], chosen: Sequence[int]) -> tuple[list[ItemSequences], list[Batch]]:
+    def _read_step(self, items: Sequence[Item], chosen: Sequence[int]) -> tuple[list[Sequences], list[Batch]]:
         """The items of a step and this process's batches of them."""
         groups = [sequences_of(items[i]) for i in chosen]
-        batches = self._micro_batches(groups)
+        share = self._processes.shard(groups)
+        batches = [self._idle_batch(groups)]
+        if share:
+            setup, pad = self.setup, self.model.pad_id
+            batches = micro_batches(share, self.options, setup.packing, setup.max_length, pad)
         return groups, [each.pinned() for each in batches] if self.model.device.type == "cuda" else batches
 
     def _train_step(
-        self,
-        groups: Sequence[ItemSequences],
-        micro_batches: Sequence[Batch],
-        objective: Objective,
-        per: str,
-        checkpoints: bool,
+        self, groups: Sequence[Sequences], batches: Sequence[Batch], objective: Objective, checkpoints: bool
     ) -> float:
-        """One optimizer step over `groups`; returns the mean loss, in nats `per` what it says."""
+        """One optimizer step over `groups`; returns the mean loss, in nats per target or item."""
         started = time.perf_counter()
         torch.manual_seed(self.options.seed * 1_000_003 + self.step * 1_009 + self._processes.rank)
         learning_rate = self._set_learning_rate()
-        targets = self._processes.sum(sum(batch.num_targets for batch in micro_batches))
-        if not targets:
+        self._rotation.switch(self.step, self._strategy)
+        targets = self._processes.sum(sum(batch.num_targets for batch in batches))
+        if objective.per == "token" and not targets:
             raise TrainingError("A step has no trained token: " + ", ".join(g[0].source for g in groups[:5]))
-        share_of = len(groups) if per == "item" else targets
-        total = torch.zeros((), device=self.model.device)
-        passes = len(micro_batches)
-        if self._parallel.is_split:
-            passes = int(self._processes.max(passes))
-        for index in range(passes):
-            idle = index >= len(micro_batches) or self._processes.rank >= len(groups)
-            batch = micro_batches[index] if index < len(micro_batches) else self._idle_batch(groups)
-            with self._parallel.gradient_sync(index == passes - 1), self._compiled or nullcontext():
-                with self.autocast():
-                    loss = objective(self._parallel.forward, self.model.module, batch.to(self.model.device))
-                if idle:
-                    loss = loss * 0  # this process only takes part in what all do together
-                # Data-parallel wrappers average over processes; the sum is what is wanted.
-                self._parallel.backward(loss * (self._processes.size / share_of))
-            total += loss.detach()
+        units = len(groups) if objective.per == "item" else targets
+        sums = self._accumulate(groups, batches, objective, units)
         # The norm first: a GPU that still goes back finds what scales its gradient waiting when it is done.
-        steps_when_clipping = self._parallel.steps_when_clipping
-        gradient_norm = math.nan if steps_when_clipping else self._parallel.clip()
-        mean = self._processes.sum(total.item()) / share_of
-        if steps_when_clipping and math.isfinite(mean):
-            gradient_norm = self._parallel.clip()
-        if not (math.isfinite(mean) and math.isfinite(gradient_norm)):
-            self._refuse_non_finite(mean, gradient_norm, groups, checkpoints)
-        self._parallel.step()
+        steps_when_clipping = self._strategy.steps_when_clipping
+        gradient_norm = math.nan if steps_when_clipping else self._strategy.clip()
+        means = self._means(sums, units)
+        if steps_when_clipping and math.isfinite(means["loss"]):
+            gradient_norm = self._strategy.clip()
+        if not (math.isfinite(means["loss"]) and math.isfinite(gradient_norm)):
+            self._refuse_non_finite(means["loss"], gradient_norm, groups, checkpoints)
+        self._strategy.step()
+        self.model.weights.changed()
         self.step += 1
-        tokens = int(self._processes.sum(sum(batch.tokens for batch in micro_batches)))
+        tokens = int(self._processes.sum(sum(batch.tokens for batch in batches)))
         self.tokens += tokens
         seconds = time.perf_counter() - started
         self.log.step(
             {
                 "step": self.step,
-                "loss": mean,
+                **means,
                 "learning_rate": learning_rate,
                 "grad_norm": gradient_norm,
                 "tokens": self.tokens,
@@ -263,7 +251,39 @@ class Trainer:
                 "seconds": seconds,
             }
         )
-        return mean
+        return means["loss"]
+
+    def _accumulate(
+        self, groups: Sequence[Sequences], batches: Sequence[Batch], objective: Objective, units: float
+    ) -> dict[str, Tensor]:
+        """Forward and backward passes of a step; this process's sums of the loss and of the objective's metrics."""
+        sums = {"loss": torch.zeros((), device=self.model.device)}
+        passes = len(batches)
+        if self._strategy.is_split:
+            passes = int(self._processes.max(passes))
+        for index in range(passes):
+            idle = index >= len(batches) or self._processes.rank >= len(groups)
+            batch = batches[index] if index < len(batches) else self._idle_batch(groups)
+            with self._strategy.gradient_sync(index == passes - 1), self._compiled or nullcontext():
+                with self.autocast():
+                    found = objective(self._strategy.forward, self.model.module, batch.to(self.model.device))
+                if idle:  # this process only takes part in what all do together
+                    found = Loss(found.total * 0, dict.fromkeys(found.metrics, 0.0))
+                # Data-parallel wrappers average over processes; the sum is what is wanted.
+                self._strategy.backward(found.total * (self._processes.size / units))
+            sums["loss"] += found.total.detach()
+            for name, value in found.metrics.items():
+                so_far = sums.get(name, torch.zeros((), device=self.model.device))
+                sums[name] = so_far + torch.as_tensor(value, device=self.model.device).detach()
+        return sums
+
+    def _means(self, sums: Mapping[str, Tensor], units: float) -> dict[str, float]:
+        """The sums of all processes by what they are divided by; names are those of any process."""
+        names = list(sums)
+        if self._processes.size > 1:
+            names = list(dict.fromkeys(name for each in self._processes.gather(names) for name in each))
+        zero = torch.zeros(())
+        return {name: self._processes.sum(float(sums.get(name, zero))) / units for name in names}
 
     def _after_step(self, checkpoints: bool) -> None:
         self.log.advance()
@@ -275,120 +295,113 @@ class Trainer:
             improved = self._evaluate_if_due()
         except Interrupted:
             if checkpoints:
-                self.checkpoint({})  # says that this step is yet to be evaluated
+                self.checkpoint()  # says that this step is yet to be evaluated
             raise
         due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
         if checkpoints and (due or improved or self.log.stop_signal):
-            self.checkpoint({})
+            self.checkpoint()
         self.log.check_stop()
+
+    def _idle_batch(self, groups: Sequence[Sequences]) -> Batch:
+        """What adds nothing, for a process that must take part in the exchange of gradients all the same."""
+        return collate([replace(idle, loss_mask=[False] * len(idle)) for idle in groups[0]], self.model.pad_id)
+
+    def _set_learning_rate(self) -> float:
+        rate = self.setup.schedule.rate(self.step, self.total_steps)
+        for group in self._strategy.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        return self.options.learning_rate * rate
+
+    def _refuse_non_finite(self, loss: float, norm: float, groups: Sequence[Sequences], checkpoints: bool) -> None:
+        self._strategy.forget_gradients()
+        kept = not (math.isfinite(loss) and self._strategy.steps_when_clipping)
+        if checkpoints and self.step and kept:
+            self.checkpoint()  # the weights are still those of the last good step
+        which = "The weights of the step before are kept." if kept else "The last checkpoint is kept."
+        names = ", ".join(group[0].source for group in groups[:5])
+        raise TrainingError(
+            f"The loss is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}), on samples {names}. "
+            f"{which} Lower --training.learning_rate, lengthen --schedule.warmup, "
+            "or use --training.precision fp32."
+        )
+
+    # Evaluation
 
     def _evaluate_if_due(self) -> bool:
         """Whether the step was evaluated and no checkpoint has a lower loss, where the best is wanted."""
         if not self._evaluation_due:
             return False
-        loss = self.evaluate(self.heldout)
+        found = self.validate(self.heldout)
         self._evaluation_due = False
-        self._eval_loss = self.step, loss
-        self.log.step({"step": self.step, "eval_loss": loss})
-        self._parallel.forward.train()
-        return self.options.result == "best" and self._processes.on_rank0(lambda: self._is_best(loss))
+        self._eval_loss = self.step, found["loss"]
+        self.log.step({"step": self.step, **{f"eval_{name}": value for name, value in found.items()}})
+        train_mode(self._strategy)
+        return self.options.result == "best" and self._processes.on_rank0(lambda: self._is_best(found["loss"]))
 
     def _is_best(self, eval_loss: float) -> bool:
         """Whether no checkpoint has a lower loss on the held-out samples."""
         best = best_checkpoint(self._checkpoints)
         return best is None or eval_loss < read_state(best)[SCORE]
 
-    def _micro_batches(self, groups: Sequence[ItemSequences]) -> list[Batch]:
-        """This process's share of a step's groups in micro-batches."""
-        share = groups[self._processes.rank :: self._processes.size]
-        if not share:
-            return [self._idle_batch(groups)]
-        return micro_batches(share, self.options, self._packing, self._max_length, self.model.pad_id)
-
-    def _idle_batch(self, groups: Sequence[ItemSequences]) -> Batch:
-        """What adds nothing, for a process that must take part in the exchange of gradients all the same."""
-        return collate([replace(idle, loss_mask=[False] * len(idle)) for idle in groups[0]], self.model.pad_id)
-
-    def _set_learning_rate(self) -> float:
-        options = self.options
-        factor = learning_rate_factor(
-            self.step,
-            total_steps=self.total_steps,
-            warmup=warmup_steps(options.warmup, self.total_steps),
-            schedule=options.schedule,
-            minimum=options.min_learning_rate_ratio,
-        )
-        for group in self._parallel.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        return options.learning_rate * factor
-
-    def _refuse_non_finite(self, loss: float, norm: float, groups: Sequence[ItemSequences], checkpoints: bool) -> None:
-        self._parallel.forget_gradients()
-        kept = not (math.isfinite(loss) and self._parallel.steps_when_clipping)
-        if checkpoints and self.step and kept:
-            self.checkpoint({})  # the weights are still those of the last good step
-        which = "The weights of the step before are kept." if kept else "The last checkpoint is kept."
-        names = ", ".join(group[0].source for group in groups[:5])
-        raise TrainingError(
-            f"The loss is not finite at step {self.step + 1} (loss {loss}, gradient norm {norm}), on samples {names}. "
-            f"{which} Lower --training.learning_rate, lengthen --training.warmup, "
-            "or use --training.precision fp32."
+    def validate(self, items: Sequence[Item], objective: Objective | None = None) -> dict[str, float]:
+        """Mean loss over `items`, as "loss", and the objective's metrics, dropout off; every process has to call it."""
+        eval_mode(self.__dict__.get("_strategy"))
+        return validate(
+            self.model.module,
+            items,
+            objective or self.setup.objective,
+            self.log,
+            pad_id=self.model.pad_id,
+            device=self.model.device,
+            size=self.options.micro_batch_size,
+            autocast=self.autocast(),
+            together=self.setup.strategy != "ddp",
         )
 
-    # Evaluation
-
-    @torch.no_grad()
-    def evaluate(self, sequences: Sequence[TokenSequence]) -> float:
-        """Mean loss over `sequences` in nats per trained token, dropout off."""
-        self.model.module.eval()
-        size = self.options.micro_batch_size or 8
-        lengths = [len(sequence) for sequence in sequences]
-        order = sorted(range(len(sequences)), key=lengths.__getitem__)
-        loss, targets = 0.0, 0
-        with self.log.phase("evaluating", len(sequences)), self.autocast():
-            for start in range(0, len(order), size):
-                chosen = [sequences[i] for i in order[start : start + size]]
-                batch = collate(chosen, self.model.pad_id).to(self.model.device)
-                loss += negative_log_likelihood(self.model.module, self.model.module, batch).item()
-                targets += batch.num_targets
-                self.log.advance(len(chosen))
-                self.log.check_stop()
-        return loss / targets
+    def evaluate(self, items: Sequence[Item], objective: Objective | None = None) -> float:
+        """Mean loss over `items`; see `validate`."""
+        return self.validate(items, objective)["loss"]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the run's precision; use it around every forward pass, generation included."""
-        if self._precision == "bf16":
+        if self.setup.precision == "bf16":
             return torch.autocast(self.model.device.type, torch.bfloat16)
         return nullcontext()
 
-    def start_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def start_weights(self) -> Iterator[None]:
         """Within the context the model is the one training started from: the reference of KL and of preferences.
 
         Works with every tuner, because only trainable parameters ever differ. Needs `Aligner.compares_with_start`.
         """
         if self._start is None:
             raise TrainingError("start_weights() needs an aligner that sets compares_with_start.")
-        now = trainable_parameters(self.model.module)
-        return replaced_weights({now[name]: value for name, value in self._start.items()})
+        now = dict(self.model.module.named_parameters())
+        with replaced_weights({now[name]: value for name, value in self._start.items()}):
+            self.model.weights.changed()
+            yield
+        self.model.weights.changed()
 
     # Checkpoints
 
-    def checkpoint(self, aligner_state: Mapping[str, Any]) -> None:
-        """Save what is needed to continue; `aligner_state` (plain values) comes back as `restored`."""
+    def remember(self, state: Mapping[str, Any]) -> None:
+        """Keep the aligner's state (plain values) in every checkpoint from now on; it comes back as `restored`."""
+        self._aligner_state = dict(state)
+
+    def checkpoint(self) -> None:
+        """Save what is needed to continue, the aligner's last state among it."""
         state = {
             "step": self.step,
             "tokens": self.tokens,
-            "aligner": dict(aligner_state),
+            "aligner": dict(self._aligner_state),
             "metrics": dict(self.log.metrics),
             "evaluation_due": self._evaluation_due,
             SCORE: self._eval_loss[1] if self._eval_loss[0] == self.step else None,
         }
-        saved = Checkpoint(self._parallel.weights(), self._parallel.optimizer_state(), state)
-        best = self.options.result == "best"
+        saved = Checkpoint(self._strategy.weights(), self._strategy.optimizer_state(), state)
+        keep, best = self.options.keep_checkpoints, self.options.result == "best"
         path = self._processes.on_rank0(
-            lambda: save_checkpoint(
-                self._checkpoints, self.step, saved, keep=self.options.keep_checkpoints, keep_best=best
-            )
+            lambda: save_checkpoint(self._checkpoints, self.step, saved, keep=keep, keep_best=best)
         )
         self.log.checkpoint_saved(path)
 
@@ -400,10 +413,10 @@ class Trainer:
             return
         path, saved = found
         self._set_weights(path, saved.weights)
-        self._parallel.set_optimizer_state(saved.optimizer)
-        self.step = saved.state["step"]
+        self._strategy.set_optimizer_state(saved.optimizer)
+        self.step = self._restored_step = saved.state["step"]
         self.tokens = saved.state["tokens"]
-        self.restored = saved.state["aligner"]
+        self.restored = self._aligner_state = saved.state["aligner"]
         self._evaluation_due = saved.state["evaluation_due"]
         self.log.metrics.update(saved.state["metrics"])
         self.log.forget_after(self.step)
@@ -422,57 +435,33 @@ class Trainer:
         self._set_weights(best, load_checkpoint(best).weights)
 
     def _set_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        if weights.keys() != self._parallel.trainable.keys():
+        if weights.keys() != self._strategy.trainable.keys():
             raise TrainingError(f"{path} holds other parameters than this recipe trains; start a new run.")
-        self._parallel.set_weights(weights)
+        self._strategy.set_weights(weights)
+        self.model.weights.changed()
 
-    def whole_model(self) -> LanguageModel:
+    def full_model(self) -> LanguageModel:
         """The model with all of its weights in this process, to be saved; every process has to ask for it."""
-        return self.model.with_module(self._parallel.whole_module())
+        return self.model.with_module(self._strategy.full_module())
 
 
-def sequences_of(item: Item) -> ItemSequences:
-    """The sequences of an item."""
-    return (item,) if isinstance(item, TokenSequence) else item
+def check_setup(options: TrainingOptions, setup: Setup) -> None:
+    """Raise RecipeError where the best step is wanted and nothing would find it."""
+    if options.result == "best" and not (options.evaluate_every and setup.heldout):
+        raise RecipeError(
+            "training.result: best is chosen by the loss on held-out samples; set --training.evaluate_every, "
+            "and --data.validation where nothing is held out"
+        )
 
 
-def flat(groups: Iterable[ItemSequences]) -> list[TokenSequence]:
-    """The sequences of several groups, one group after the other."""
-    return [sequence for group in groups for sequence in group]
+def train_mode(strategy: DDP) -> None:
+    """Put the model in train mode, and the optimizer where it has modes, as schedule-free ones do."""
+    strategy.forward.train()
+    getattr(strategy.optimizer, "train", lambda: None)()
 
 
-def micro_batches(
-    groups: Sequence[ItemSequences], options: TrainingOptions, packing: bool, max_length: int | None, pad_id: int
-) -> list[Batch]:
-    """Groups as batches of at most `micro_batch_size` rows, which a group of several sequences stays together in."""
-    size = options.micro_batch_size or min(options.batch_size, MICRO_BATCH_SIZE)
-    if packing:
-        lengths = [sum(map(len, group)) for group in groups]
-        rows = pack_rows(lengths, max_length or max(lengths))
-        batches = group_rows([sum(lengths[i] for i in row) for row in rows], size)
-        return [collate_packed([flat(groups[i] for i in rows[r]) for r in batch], pad_id) for batch in batches]
-    most = max(map(len, groups))
-    tokens = None if options.micro_batch_size else MICRO_BATCH_TOKENS // most
-    longest = [max(map(len, group)) for group in groups]
-    chosen = split_micro(longest, max(1, size // most), tokens)
-    return [collate(flat(groups[i] for i in batch), pad_id) for batch in chosen]
-
-
-def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], learning_rate: Callable[[str], float | None], options: TrainingOptions
-) -> list[dict[str, Any]]:
-    """AdamW groups: weight decay on matrices, none on biases and norm weights (one dimension); one rate in each.
-
-    `learning_rate` gives a parameter's own highest rate by name, None for that of `options`.
-    """
-    rates = {name: learning_rate(name) or options.learning_rate for name in parameters}
-    groups = []
-    for rate in dict.fromkeys(rates.values()):
-        chosen = [parameter for name, parameter in parameters.items() if rates[name] == rate]
-        for members, decay in (
-            ([p for p in chosen if p.dim() >= 2], options.weight_decay),
-            ([p for p in chosen if p.dim() < 2], 0.0),
-        ):
-            if members:
-                groups.append({"params": members, "weight_decay": decay, "lr": rate, "initial_lr": rate})
-    return groups
+def eval_mode(strategy: DDP | None) -> None:
+    """Put the model in eval mode, and the optimizer where it has modes; nothing before there is an optimizer."""
+    if strategy is not None:
+        strategy.forward.eval()
+        getattr(strategy.optimizer, "eval", lambda: None)()

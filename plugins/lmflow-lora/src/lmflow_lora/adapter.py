@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lmflow.components import Context, Model
+from lmflow.components import Model
 from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
+    from lmflow.components import LoadRequest
     from lmflow.models.language_model import LanguageModel
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -30,8 +31,8 @@ class Adapter(Model):
         """A directory with an adapter configuration."""
         return (Path(reference) / ADAPTER_CONFIG).is_file()
 
-    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
-        """Merge in float32, whatever `dtype` is, so that rounding happens once.
+    def load(self, request: LoadRequest) -> LanguageModel:
+        """Merge in float32, whatever dtype is asked for, so that rounding happens once.
 
         The base is built with the configuration the adapter was trained with, where it stands beside it.
         """
@@ -40,26 +41,28 @@ class Adapter(Model):
         from transformers import AutoModelForCausalLM
 
         from lmflow.models.language_model import LanguageModel
+        from lmflow.models.pretrained import attention_settings
 
-        config, base_path = self._base_configuration(context)
+        config, base_path = self._base_configuration(request)
+        settings = attention_settings(config, request)
         try:
-            base = AutoModelForCausalLM.from_pretrained(base_path, config=config, dtype=torch.float32)
+            base = AutoModelForCausalLM.from_pretrained(base_path, config=config, dtype=torch.float32, **settings)
         except (OSError, ValueError) as error:
             raise self._without_base(base_path, error) from error
         with torch.random.fork_rng(devices=[]):  # PEFT draws weights for the adapter before it reads them
             module = PeftModel.from_pretrained(base, self.path).merge_and_unload()
-        module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
+        module = module.to(device=request.device, dtype=getattr(torch, request.dtype)).eval()
         return LanguageModel(module, self._tokenizer(base_path), self.path)
 
-    def skeleton(self, context: Context | None = None) -> LanguageModel:
+    def skeleton(self, request: LoadRequest) -> LanguageModel:
         """The base's configuration and the adapter's tokenizer: once merged, the adapter has no shape of its own."""
         from lmflow.models.language_model import LanguageModel
         from lmflow.models.pretrained import skeleton
 
-        config, base_path = self._base_configuration(context)
+        config, base_path = self._base_configuration(request)
         return LanguageModel(skeleton(config).eval(), self._tokenizer(base_path), self.path)
 
-    def _base_configuration(self, context: Context | None) -> tuple[Any, str]:
+    def _base_configuration(self, request: LoadRequest) -> tuple[Any, str]:
         """The configuration of the base, and where its weights are."""
         from peft import PeftConfig
 
@@ -71,7 +74,7 @@ class Adapter(Model):
         base_path: str = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
         own = Path(self.path) / BASE_CONFIG
         try:
-            return configuration(own if own.is_file() else base_path, context), base_path
+            return configuration(own if own.is_file() else base_path, request), base_path
         except (OSError, ValueError) as error:
             raise self._without_base(base_path, error) from error
 

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
+from lmflow.components import Aligner, GenerateRequest, Inferencer, Need, Reward, Workload
 from lmflow.data.sample import Prompt, Sample, TokenSequence
 from lmflow.errors import DataError
 from lmflow.inference.types import Completion, Sampling
 from lmflow_raft.selection import distinct_n, draw_prompts, keep_best_of_all, keep_best_of_each
 
 if TYPE_CHECKING:
-    from lmflow.data.sample import Dataset
+    from lmflow.components import AlignContext, Log, PlanContext
     from lmflow.models.language_model import LanguageModel
-    from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.run.log import RunLog
     from lmflow.training.trainer import Trainer
 
 
@@ -33,15 +31,15 @@ class Raft(Aligner):
     name = "raft"
     compares_with_start = True
     needs = (Need("reward", because="raft ranks completions by reward; name one with --reward"),)
-    training_defaults: ClassVar[Mapping[str, Any]] = {
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "batch_size": 16,
-        "warmup": 0,
+    preferred: ClassVar[Mapping[str, Any]] = {
+        "training.learning_rate": 1e-3,
+        "training.batch_size": 16,
+        "schedule.name": "constant",
+        "schedule.warmup": 0,
     }
 
     iterations: int = Field(8, gt=0, description="Rounds of sampling and fine-tuning.")
-    prompts: int = Field(64, gt=0, description="Prompts drawn per iteration.")
+    prompts: int = Field(64, gt=0, description="Prompts rollout per iteration.")
     samples: int = Field(8, gt=0, description="Completions sampled per prompt (K).")
     strategy: Literal["local", "top"] = Field(
         "local", description="Keep the best completion of each prompt (local), or the best share of all (top)."
@@ -55,18 +53,12 @@ class Raft(Aligner):
     epochs: int = Field(1, gt=0, description="Passes over the kept completions per iteration.")
     heldout_samples: int = Field(2, gt=0, description="Completions sampled per held-out prompt when measuring.")
 
-    def align(
-        self,
-        model: LanguageModel,
-        data: Dataset,
-        trainer: Trainer,
-        inferencer: Inferencer,
-        reward: Reward | None,
-        log: RunLog,
-    ) -> None:
+    def align(self, context: AlignContext) -> None:
         """Run the iterations left to do; each ends with a checkpoint, so a resumed run repeats at most one."""
+        model, data, trainer, log = context.model, context.data, context.trainer, context.log
+        reward = context.reward
         assert reward is not None  # declared in `needs`
-        work = Work(model, trainer, inferencer, reward, log)
+        work = Work(model, trainer, context.inferencer, reward, log)
         pool = with_room(model, data.train, self.max_new_tokens, data.options.max_length, log, "training")
         fixed = with_room(model, data.heldout, self.max_new_tokens, data.options.max_length, log, "held-out")
         fixed = fixed[: self.heldout_prompts]
@@ -80,15 +72,14 @@ class Raft(Aligner):
             if trainer.step >= trainer.total_steps:
                 break
             chosen = [pool[i] for i in draw_prompts(len(pool), self.prompts, iteration, trainer.options.seed)]
-            drawn = self._draw(work, chosen, self.samples, seed=trainer.options.seed * 100_003 + iteration)
-            kept = self._select(drawn)
-            log.samples(iteration, sample_rows(iteration, drawn, kept))
-            sequences = [training_sequence(drawn, at) for at in kept]
+            rollout = self._sample(work, chosen, self.samples, seed=trainer.options.seed * 100_003 + iteration)
+            kept = self._select(rollout)
+            log.samples(iteration, sample_rows(iteration, rollout, kept))
+            sequences = [training_sequence(rollout, at) for at in kept]
             loss, training_before = None, log.seconds["training"]
             if sequences:
-                loss = trainer.fit(
-                    sequences, epochs=self.epochs, first_epoch=(iteration - 1) * self.epochs, checkpoints=False
-                )
+                steps = min(trainer.steps_for(len(sequences), self.epochs), trainer.total_steps - trainer.step)
+                loss = trainer.fit(sequences, steps=steps, first_epoch=(iteration - 1) * self.epochs, checkpoints=False)
             else:
                 log.note(f"iteration {iteration}: no completion reached --aligner.min_reward; nothing to train on")
             after = self._measure(work, fixed)
@@ -96,16 +87,18 @@ class Raft(Aligner):
                 {
                     "step": trainer.step,
                     "iteration": iteration,
-                    **describe(drawn, kept, loss),
+                    **describe(rollout, kept, loss),
                     "seconds_training": log.seconds["training"] - training_before,
                     **after,
                 }
             )
             remember(log, "after", after)
-            trainer.checkpoint({"iteration": iteration})
+            trainer.remember({"iteration": iteration})
+            trainer.checkpoint()
 
-    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
+    def workload(self, context: PlanContext) -> Workload:
         """The first iteration's prompts with completions of the greatest length; the number of steps of all."""
+        model, data, options = context.model, context.data, context.options
         room = [model.end_ids[0]] * self.max_new_tokens
         sequences = []
         for index in draw_prompts(len(data.train), self.prompts, 1, options.seed):
@@ -126,7 +119,7 @@ class Raft(Aligner):
         """Completions that an iteration of so many prompts trains on."""
         return prompts if self.strategy == "local" else max(1, round(self.fraction * prompts * self.samples))
 
-    def _draw(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> StepOutput:
+    def _sample(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> Rollout:
         """Sample n completions for each prompt and score them.
 
         Of several processes each samples for a share of the prompts, and the main one scores, as a reward that looks at
@@ -147,27 +140,28 @@ class Raft(Aligner):
         prompts = [work.model.encode_prompt(sample) for sample in samples]
         seconds = dict(log.seconds)
         with work.trainer.autocast():
-            completions = generate_sharded(work.model, prompts, work.inferencer, sampling, log, "sampling")
+            request = GenerateRequest(work.model, prompts, sampling)
+            completions = generate_sharded(work.inferencer, request, log, "sampling")
         with log.phase("scoring", len(prompts) * n):
             rewards = log.processes.on_rank0(lambda: work.score(samples, completions))
         spent = {name: log.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
-        return StepOutput(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
+        return Rollout(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
 
-    def _select(self, drawn: StepOutput) -> list[tuple[int, int]]:
+    def _select(self, rollout: Rollout) -> list[tuple[int, int]]:
         if self.strategy == "local":
-            chosen = keep_best_of_each(drawn.rewards)
+            chosen = keep_best_of_each(rollout.rewards)
         else:
-            chosen = keep_best_of_all(drawn.rewards, self.fraction)
+            chosen = keep_best_of_all(rollout.rewards, self.fraction)
         if self.min_reward is None:
             return chosen
-        return [(i, j) for i, j in chosen if drawn.rewards[i][j] >= self.min_reward]
+        return [(i, j) for i, j in chosen if rollout.rewards[i][j] >= self.min_reward]
 
     def _measure(self, work: Work, samples: Sequence[Sample]) -> dict[str, float]:
         """Mean reward of the fixed held-out prompts, always with the same seed, and KL to the start model."""
         if not samples:
             return {}
-        drawn = self._draw(work, samples, self.heldout_samples, seed=work.trainer.options.seed)
-        return {"heldout_reward": mean(flat(drawn.rewards)), "kl": work.kl_to_start(drawn)}
+        rollout = self._sample(work, samples, self.heldout_samples, seed=work.trainer.options.seed)
+        return {"heldout_reward": mean(flat(rollout.rewards)), "kl": work.kl_to_start(rollout)}
 
 
 @dataclass(frozen=True)
@@ -178,7 +172,7 @@ class Work:
     trainer: Trainer
     inferencer: Inferencer
     reward: Reward
-    log: RunLog
+    log: Log
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
         """Rewards in the shape of `completions`; raises RewardError if the reward misbehaves."""
@@ -188,7 +182,7 @@ class Work:
         scores = iter(score_completions(self.reward, [s for s, _ in pairs], [text for _, text in pairs]))
         return [[next(scores) for _ in row] for row in completions]
 
-    def kl_to_start(self, drawn: StepOutput) -> float:
+    def kl_to_start(self, rollout: Rollout) -> float:
         """Estimate of KL(policy || start model) per completion, in nats: the mean of log p(y|x) - log p0(y|x).
 
         Unbiased for completions sampled at temperature 1 from all tokens; both models are read at temperature 1.
@@ -196,7 +190,7 @@ class Work:
         from lmflow.training.loss import sequence_logprobs
 
         sequences = [
-            training_sequence(drawn, (i, j)) for i, row in enumerate(drawn.completions) for j in range(len(row))
+            training_sequence(rollout, (i, j)) for i, row in enumerate(rollout.completions) for j in range(len(row))
         ]
         settings: dict[str, Any] = {"pad_id": self.model.pad_id, "device": self.model.device}
         with self.log.phase("comparing with the start model"), self.trainer.autocast():
@@ -207,7 +201,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class StepOutput:
+class Rollout:
     """Completions of a batch of prompts with their rewards, [prompt][sample]."""
 
     samples: Sequence[Sample]
@@ -218,11 +212,11 @@ class StepOutput:
     seconds_scoring: float
 
 
-def training_sequence(drawn: StepOutput, at: tuple[int, int]) -> TokenSequence:
-    """Prompt and completion as drawn, the loss on the completion's tokens and its end-of-text token only."""
-    prompt, completion = drawn.prompts[at[0]], drawn.completions[at[0]][at[1]]
+def training_sequence(rollout: Rollout, at: tuple[int, int]) -> TokenSequence:
+    """Prompt and completion as rollout, the loss on the completion's tokens and its end-of-text token only."""
+    prompt, completion = rollout.prompts[at[0]], rollout.completions[at[0]][at[1]]
     trained = [False] * len(prompt.ids) + [True] * len(completion.ids)
-    return TokenSequence([*prompt.ids, *completion.ids], trained, drawn.samples[at[0]].source, prompt.model_inputs)
+    return TokenSequence([*prompt.ids, *completion.ids], trained, rollout.samples[at[0]].source, prompt.model_inputs)
 
 
 def with_room(
@@ -230,7 +224,7 @@ def with_room(
     samples: Sequence[Sample],
     max_new_tokens: int,
     max_length: int | None,
-    log: RunLog,
+    log: Log,
     what: str,
 ) -> list[Sample]:
     """Samples whose prompt leaves room for a completion; the others are counted and named, never dropped in silence.
@@ -256,45 +250,45 @@ def with_room(
     return [sample for sample, length in zip(samples, lengths) if length + max_new_tokens <= room]
 
 
-def describe(drawn: StepOutput, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:
+def describe(rollout: Rollout, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:
     """The metrics of one iteration's samples."""
-    completions = flat(drawn.completions)
+    completions = flat(rollout.completions)
     ids = [completion.ids for completion in completions]
     metrics = {
-        "reward_mean": mean(flat(drawn.rewards)),
-        "reward_kept_mean": mean([drawn.rewards[i][j] for i, j in kept]) if kept else None,
+        "reward_mean": mean(flat(rollout.rewards)),
+        "reward_kept_mean": mean([rollout.rewards[i][j] for i, j in kept]) if kept else None,
         "kept": len(kept),
         "distinct_1": distinct_n(ids, 1),
         "distinct_2": distinct_n(ids, 2),
         "response_length": mean([len(each) for each in ids]),
         "stopped_share": mean([completion.finish_reason != "length" for completion in completions]),
         "iteration_loss": loss,
-        "seconds_sampling": drawn.seconds_sampling,
-        "seconds_scoring": drawn.seconds_scoring,
+        "seconds_sampling": rollout.seconds_sampling,
+        "seconds_scoring": rollout.seconds_scoring,
     }
     return {name: value for name, value in metrics.items() if value is not None and value == value}
 
 
-def sample_rows(iteration: int, drawn: StepOutput, kept: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """One row per completion for samples/, in the order drawn."""
+def sample_rows(iteration: int, rollout: Rollout, kept: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """One row per completion for samples/, in the order rollout."""
     chosen = set(kept)
     return [
         {
             "iteration": iteration,
             "prompt": sample.prompt_text,
             "completion": completion.text,
-            "reward": drawn.rewards[i][j],
+            "reward": rollout.rewards[i][j],
             "kept": (i, j) in chosen,
             "tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
             "source": sample.source,
         }
-        for i, sample in enumerate(drawn.samples)
-        for j, completion in enumerate(drawn.completions[i])
+        for i, sample in enumerate(rollout.samples)
+        for j, completion in enumerate(rollout.completions[i])
     ]
 
 
-def remember(log: RunLog, when: str, measured: Mapping[str, float]) -> None:
+def remember(log: Log, when: str, measured: Mapping[str, float]) -> None:
     """Put the held-out reward into the run's summary."""
     if "heldout_reward" in measured:
         log.metrics[f"heldout_reward_{when}"] = measured["heldout_reward"]

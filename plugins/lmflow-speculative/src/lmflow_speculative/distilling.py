@@ -19,7 +19,7 @@ from lmflow.errors import LmflowError
 from lmflow.inference.types import Completion
 from lmflow.models.language_model import LanguageModel
 from lmflow.training.loss import forward_inputs, head_restricted_to, target_mask
-from lmflow.training.trainer import Objective
+from lmflow.training.objective import FunctionObjective, Objective
 from lmflow_speculative.options import DraftOptions
 
 HEAD_SIZE = 32
@@ -94,7 +94,7 @@ def distillation_from(target: LanguageModel) -> Objective:
             ours = forward(**forward_inputs(batch)).logits.float().log_softmax(-1)
         return divergence(theirs, ours)
 
-    return objective
+    return FunctionObjective(objective)
 
 
 def divergence(target: Tensor, draft: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
+from lmflow.components import GenerateRequest, LoadRequest
 from lmflow.data.dataset import load_dataset
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.prompts import Framing, frame, read_prompts
@@ -39,7 +40,7 @@ RECORD = "draft.json"
 FIXED = {"--output": True, "--from": True, "--raw": False, "--overwrite": False, "--quiet": False, "--json": False}
 SCOPE = Scope(
     "draft",
-    ("model", "context", "data", "inferencer"),
+    ("model", "context", "data", "inferencer", "optimizer", "schedule"),
     {"draft": DraftOptions, "sampling": Sampling, "training": TrainingOptions},
     preferred={"sampling.n": 4, "training.learning_rate": 2e-3, "training.batch_size": 16, "training.epochs": 3.0},
     hidden=(*TRAINING_ONLY, "training.checkpoint_every", "training.keep_checkpoints", "training.evaluate_every"),
@@ -60,7 +61,7 @@ ABOUT = (
 
 
 @dataclass(frozen=True)
-class Wish:
+class DraftRequest:
     """The command's own options."""
 
     output: Path
@@ -91,41 +92,41 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         """Train a draft."""
         if output is None:
             raise RecipeError([*scanned.problems, "--output: needed, the directory for the draft"])
-        carry_out(plugins, scanned, Wish(output, start, raw, overwrite, quiet, as_json))
+        carry_out(plugins, scanned, DraftRequest(output, start, raw, overwrite, quiet, as_json))
 
     return draft, scanned.rest
 
 
-def carry_out(plugins: Plugins, scanned: Scanned, wish: Wish) -> None:
+def carry_out(plugins: Plugins, scanned: Scanned, request: DraftRequest) -> None:
     """Check everything, train, write, and say what came of it."""
     parts = resolve_for_use(scanned, plugins, SCOPE)
     if parts["data"] is None:
         raise RecipeError(
             ["--data.path: needed, the prompts the target is to answer (or --data NAME of embedded data)"]
         )
-    check_output(wish)
-    display = make_progress(quiet=wish.quiet or wish.as_json)
+    check_output(request)
+    display = make_progress(quiet=request.quiet or request.as_json)
     log = RunLog(None, plugins.emit, display)
     try:
         with warnings.catch_warnings(action="ignore"), log.handle_signals():
-            record = train_draft(plugins, parts, wish, log)
+            record = train_draft(plugins, parts, request, log)
     finally:
         display.close()
-    if wish.as_json:
-        sys.stdout.write(json.dumps({"directory": str(wish.output), **record}) + "\n")
-    elif not wish.quiet:
+    if request.as_json:
+        sys.stdout.write(json.dumps({"directory": str(request.output), **record}) + "\n")
+    elif not request.quiet:
         sys.stdout.write(
-            f"{wish.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts it "
-            f"was not trained on {record['acceptance_rate']:.0%} of its proposals are accepted, "
+            f"{request.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts "
+            f"it was not trained on {record['acceptance_rate']:.0%} of its proposals are accepted, "
             f"{record['tokens_per_target_pass']:.2f} tokens per target pass\n"
-            f"Use it with --inferencer speculative --inferencer.draft {wish.output}\n"
+            f"Use it with --inferencer speculative --inferencer.draft {request.output}\n"
         )
 
 
-def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, log: RunLog) -> dict[str, Any]:
+def train_draft(plugins: Plugins, parts: dict[str, Any], request: DraftRequest, log: RunLog) -> dict[str, Any]:
     """Sample from the target, train the draft, measure and write it; returns what draft.json holds."""
     from lmflow.models.device import DTYPES, choose_device, choose_precision
-    from lmflow.training.trainer import Trainer
+    from lmflow.training.trainer import Setup, Trainer
     from lmflow_speculative.distilling import as_sequences, distillation_from
     from lmflow_speculative.drafting import check_vocabularies
 
@@ -133,25 +134,31 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, log: RunLog
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
     with log.phase(f"loading model {parts['model'].name}"):
-        target = parts["model"].load(DTYPES[precision], device, parts["context"])
-        draft = begin_draft(plugins, target, parts["draft"], wish.start, training.seed, device)
+        dtype, context = DTYPES[precision], parts["context"]
+        target = parts["model"].load(LoadRequest(dtype=dtype, device=device, context=context, plugins=plugins))
+        draft = begin_draft(plugins, target, parts["draft"], request.start, training.seed, device)
     check_vocabularies(draft, target)
-    samples = read_samples(parts["data"], plugins, wish.raw, training.seed)
+    samples = read_samples(parts["data"], plugins, request.raw, training.seed)
     prompts = usable_prompts(target, draft, samples, sampling, log)
     count = min(parts["draft"].heldout_prompts, max(1, len(prompts) // 10))
     heldout, prompts = prompts[:count], prompts[count:]
     drawn = answer(target, prompts, parts["inferencer"], sampling, log)
     sequences = as_sequences(prompts, drawn)
-    trainer = Trainer(draft, training, log, wish.output / "checkpoints", precision=precision)
-    steps = training.max_steps or trainer.steps_for(len(sequences), training.epochs)
-    trainer.plan(steps)
-    loss = trainer.fit(
-        sequences, epochs=training.epochs, first_step=0, checkpoints=False, objective=distillation_from(target)
+    setup = Setup(
+        optimizer=parts["optimizer"],
+        schedule=parts["schedule"],
+        objective=distillation_from(target),
+        precision=precision,
     )
+    trainer = Trainer(draft, training, log, request.output / "checkpoints", setup)
+    steps = training.total_steps(len(sequences))
+    trainer.plan(steps)
+    loss = trainer.fit(sequences, steps=steps, checkpoints=False)
     draft.module.eval()
     measured = Speculative().using(draft)
     with log.phase("measuring", len(heldout)):
-        measured.generate(target, heldout, sampling.model_copy(update={"n": 1}), lambda _: log.check_stop())
+        one = sampling.model_copy(update={"n": 1})
+        measured.generate(GenerateRequest(target, heldout, one, lambda _: log.check_stop()))
     record = {
         "target": target.source,
         "target_parameters": sum(p.numel() for p in target.module.parameters()),
@@ -165,7 +172,7 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], wish: Wish, log: RunLog
         **measured.figures(),
         "acceptance": [round(share, 4) for share in measured.statistics.acceptance],
     }
-    write(draft, wish.output, record)
+    write(draft, request.output, record)
     return record
 
 
@@ -178,7 +185,7 @@ def begin_draft(
     if start is None:
         return build_draft(target, options, seed)
     try:
-        return model_from_reference(plugins, start).load("float32", device)
+        return model_from_reference(plugins, start).load(LoadRequest(device=device, plugins=plugins))
     except RecipeError as error:
         raise RecipeError([f"--from: {problem.removeprefix('--model: ')}" for problem in error.problems]) from None
 
@@ -221,20 +228,21 @@ def answer(
     """The target's completions, `sampling.n` for each prompt."""
     drawn: dict[int, list[Completion]] = {}
     with log.phase("sampling from the target", len(prompts)):
-        for index, completions in inferencer.generate_each(target, prompts, sampling, lambda _: log.check_stop()):
+        request = GenerateRequest(target, prompts, sampling, lambda _: log.check_stop())
+        for index, completions in inferencer.generate_each(request):
             drawn[index] = completions
             log.advance()
     return [drawn[index] for index in range(len(prompts))]
 
 
-def check_output(wish: Wish) -> None:
+def check_output(request: DraftRequest) -> None:
     """Raise RunDirectoryError where --output holds anything but a draft that may be replaced."""
-    path = wish.output
+    path = request.output
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not (path / RECORD).is_file():
         raise RunDirectoryError(f"--output {path}: it holds something that is no draft; choose another directory")
-    if not wish.overwrite:
+    if not request.overwrite:
         raise RunDirectoryError(f"--output {path}: it holds a draft already; replace it with --overwrite")
 
 

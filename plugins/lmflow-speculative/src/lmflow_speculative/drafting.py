@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmflow.components import LoadRequest
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.models.language_model import dynamic_factor
 
 if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
+    from lmflow.plugins import Plugins
 
 LOOK = 0.05
 """What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
 
 
-def load_draft(reference: str, dtype: str, device: str) -> LanguageModel:
+def load_draft(plugins: Plugins, reference: str, dtype: str, device: str) -> LanguageModel:
     """The model `reference` means, its weights in `dtype` on `device`; raises LmflowError when there is none."""
-    from lmflow.plugins import load_plugins
     from lmflow.recipe.resolve import model_from_reference
 
     try:
-        draft = model_from_reference(load_plugins(), reference).load(dtype, device)
+        draft = model_from_reference(plugins, reference).load(LoadRequest(dtype=dtype, device=device, plugins=plugins))
     except RecipeError as error:
         reasons = "; ".join(problem.removeprefix("--model: ") for problem in error.problems)
         raise RecipeError([f"inferencer.draft: {reasons}"]) from None

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Prompt
 from lmflow.inference.decoder import eval_mode
+from lmflow.inference.engine import only_sampling
 from lmflow.inference.generate import LEAVE_SHARE, SamplingRules, StepOutput, completion_budgets, text_maker
 from lmflow.inference.sampling import filtered_logprobs, uniforms
 from lmflow.inference.scheduler import admit, longest_first
@@ -49,18 +51,17 @@ class Batch:
 
 @torch.no_grad()
 def speculate(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
+    request: GenerateRequest,
     budget: int,
     plan: Plan,
     statistics: Statistics,
     new_text: Callable[[], TextStream] | None = None,
 ) -> Generator[StepOutput, None, None]:
-    """Draw `sampling.n` completions for each prompt; numbers and `new_text` as in `generate_completions` of the core.
+    """Sample `n` completions for each prompt; numbers and `new_text` as in `generate_completions` of the core.
 
     Gradients are off while this runs, and the models are in eval mode.
     """
+    model, prompts, sampling = request.model, request.prompts, only_sampling(request)
     if new_text is None and sampling.stop:
         new_text = text_maker(model, sampling)
     work = Speculation(model, sampling, plan, statistics)

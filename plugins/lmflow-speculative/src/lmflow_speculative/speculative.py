@@ -10,15 +10,17 @@ from weakref import WeakSet
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from lmflow.data.sample import Prompt
+from lmflow.errors import LmflowError
 from lmflow.inference.engine import PassInferencer
-from lmflow.inference.types import Sampling
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
+    from lmflow.components import GenerateRequest, RunContext
+    from lmflow.data.sample import Prompt
     from lmflow.inference.generate import StepOutput
     from lmflow.inference.text_stream import TextStream
     from lmflow.models.language_model import LanguageModel
+    from lmflow.plugins import Plugins
     from lmflow_speculative.speculation import Plan
 
 
@@ -44,6 +46,7 @@ class Speculative(PassInferencer):
 
     _statistics: Statistics = PrivateAttr(default_factory=Statistics)
     _drafts: dict[tuple[str, str, str], LanguageModel] = PrivateAttr(default_factory=dict)
+    _plugins: Plugins | None = PrivateAttr(None)
     _given: LanguageModel | None = PrivateAttr(None)
     _agreeing: WeakSet[Any] = PrivateAttr(default_factory=WeakSet)
     """Tokenizers of models that the draft was found to agree with."""
@@ -66,22 +69,22 @@ class Speculative(PassInferencer):
         """What all calls of this inferencer brought so far."""
         return self._statistics
 
+    def open(self, context: RunContext) -> None:
+        """Keep what finds the draft, which is loaded at the first request."""
+        self._plugins = context.plugins
+
     def figures(self) -> Mapping[str, float]:
         """Acceptance and passes of all calls so far."""
         return self._statistics.figures() if self._statistics.tokens else {}
 
     def passes(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        new_text: Callable[[], TextStream] | None = None,
+        self, request: GenerateRequest, new_text: Callable[[], TextStream] | None = None
     ) -> Generator[StepOutput, None, None]:
         """See `speculate`. Raises LmflowError where the draft cannot serve the model."""
         from lmflow_speculative.speculation import speculate
 
-        plan = self._plan(model, prompts)
-        return speculate(model, prompts, sampling, self.batch_tokens, plan, self._statistics, new_text)
+        plan = self._plan(request.model, request.prompts)
+        return speculate(request, self.batch_tokens, plan, self._statistics, new_text)
 
     def using(self, draft: LanguageModel) -> Speculative:
         """The same inferencer with a draft that is loaded already, and statistics of its own."""
@@ -106,11 +109,14 @@ class Speculative(PassInferencer):
         return Plan(draft, self.lookup, self.draft_length, (lambda: AdaptedLength(cost)) if self.adapt else FixedLength)
 
     def _load(self, reference: str, model: LanguageModel) -> LanguageModel:
-        """The draft, loaded once for each number format and device the model comes in."""
+        """The draft, loaded once for each dtype and device the model comes in."""
         from lmflow_speculative.drafting import load_draft
+
+        if self._plugins is None:
+            raise LmflowError("inferencer.draft: open() gives the plugins that the draft is found with; call it first")
 
         dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
         key = (reference, dtype, str(model.device))
         if key not in self._drafts:
-            self._drafts[key] = load_draft(*key)
+            self._drafts[key] = load_draft(self._plugins, *key)
         return self._drafts[key]

@@ -37,9 +37,16 @@ class DDP:
     ) -> None:
         self.trainable = trainable_parameters(module)
         self.optimizer = make_optimizer(self.trainable)
-        self.forward: Any = module
+        self._module = module
+        self._processes = processes
         self._limit = math.inf if limit is None else limit
-        if processes.size > 1:
+        self.rewrap()
+
+    def rewrap(self) -> None:
+        """Set up the exchange of gradients, anew where other parameters have `requires_grad`."""
+        module = self._module
+        self.forward: Any = module
+        if self._processes.size > 1:
             device = next(module.parameters()).device
             self.forward = nn.parallel.DistributedDataParallel(
                 module,
@@ -102,7 +109,7 @@ class DDP:
         }
         self.optimizer.load_state_dict(full)
 
-    def whole_module(self) -> nn.Module:
+    def full_module(self) -> nn.Module:
         """The model with all of its weights in this process."""
         module: nn.Module = self.forward
         return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

@@ -47,7 +47,7 @@ class FSDP(DDP):
         norm = nn.utils.clip_grad_norm_(self.trainable.values(), self._limit)
         return float(full_tensor(norm))
 
-    def whole_module(self) -> nn.Module:
+    def full_module(self) -> nn.Module:
         """A copy of the model with all of its weights, on the CPU."""
         state = {name: full_tensor(value.detach()).cpu() for name, value in self.forward.state_dict().items()}
         self._skeleton.load_state_dict(state, assign=True)

@@ -125,7 +125,7 @@ class ZeRO(DDP):
             for key in split:
                 put(parameter, state[name][key].to(self._engine.device), key)
 
-    def whole_module(self) -> nn.Module:
+    def full_module(self) -> nn.Module:
         """The model with all of its weights; of stage 3 a copy on the CPU, whole in the main process alone."""
         if self._skeleton is None:
             return self._module

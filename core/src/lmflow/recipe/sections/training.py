@@ -13,7 +13,7 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of AdamW.")
+    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of all.")
     batch_size: int = Field(8, gt=0, description="Samples per optimizer step.")
     micro_batch_size: int | None = Field(
         None,
@@ -23,18 +23,9 @@ class TrainingOptions(BaseModel):
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the data, where the aligner does not say otherwise.")
     max_steps: int | None = Field(None, gt=0, description="Number of optimizer steps, whatever the epochs.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Course of the learning rate.")
-    warmup: float = Field(
-        0.03, ge=0, description="Share of the steps (or number of steps, from 1) the rate rises over."
-    )
-    min_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="Where the schedule ends, as a share.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay of matrices; biases and norms have none.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean squared gradient.")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW's term against division by zero.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm; none: never.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."
+        "auto", description="dtype of the computation; auto is bf16 on a GPU that has it, else fp32."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
     compile: bool = Field(
@@ -54,6 +45,10 @@ class TrainingOptions(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto takes a GPU if there is."
     )
+
+    def total_steps(self, items: int) -> int:
+        """Optimizer steps of a run over so many items: `max_steps`, or `epochs` passes."""
+        return self.max_steps or self.steps_for(items, self.epochs)
 
     def steps_for(self, samples: int, epochs: float) -> int:
         """Optimizer steps that `epochs` passes over `samples` take."""

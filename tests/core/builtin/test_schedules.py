@@ -6,14 +6,18 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from lmflow.training.schedule import learning_rate_factor, warmup_steps
+from lmflow.builtin.schedules import Constant, Cosine, Linear
+from lmflow.components import Schedule
+
+
+def make(schedule: str, warmup: float, minimum: float = 0.0) -> Schedule:
+    if schedule == "constant":
+        return Constant(warmup=warmup)
+    return (Cosine if schedule == "cosine" else Linear)(warmup=warmup, final_ratio=minimum)
 
 
 def factors(schedule: str, total: int, warmup: int, minimum: float = 0.0) -> list[float]:
-    return [
-        learning_rate_factor(s, total_steps=total, warmup=warmup, schedule=schedule, minimum=minimum)
-        for s in range(total)
-    ]
+    return [make(schedule, warmup, minimum).rate(step, total) for step in range(total)]
 
 
 def test_linear_by_hand():
@@ -44,7 +48,7 @@ def test_falls_monotonically_to_the_minimum(schedule: str):
     values = factors(schedule, 50, 5, minimum=0.1)
     assert all(a >= b for a, b in itertools.pairwise(values[5:]))
     assert min(values[5:]) > 0.1
-    assert learning_rate_factor(50, total_steps=50, warmup=5, schedule=schedule, minimum=0.1) == pytest.approx(0.1)
+    assert make(schedule, 5, 0.1).rate(50, 50) == pytest.approx(0.1)
 
 
 def test_no_step_is_wasted():
@@ -55,4 +59,4 @@ def test_no_step_is_wasted():
     ("warmup", "total", "steps"), [(0, 10, 0), (0.1, 10, 1), (0.03, 10, 1), (3, 10, 3), (99, 10, 10)]
 )
 def test_warmup_steps(warmup: float, total: int, steps: int):
-    assert warmup_steps(warmup, total) == steps
+    assert Constant(warmup=warmup).warmup_steps(total) == steps

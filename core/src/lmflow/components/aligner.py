@@ -1,0 +1,73 @@
+"""Slot `aligner`: the objective, and the loop around the trainer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from lmflow.components.base import Component
+
+if TYPE_CHECKING:
+    from lmflow.components.contexts import AlignContext, PlanContext
+    from lmflow.data.sample import Dataset, Item, Sample
+    from lmflow.models.language_model import LanguageModel
+    from lmflow.training.objective import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What an aligner will train on, as far as it can be known before: for `lmflow plan`."""
+
+    items: Sequence[Item]
+    """What `Trainer.fit` will be given; what is yet to be sampled stands here at its longest."""
+    steps: int | None
+    """Optimizer steps of the whole run; None where that is not known."""
+
+
+class Aligner(Component):
+    """Slot `aligner`: the objective, and the loop around the trainer. The fields here are common to all aligners."""
+
+    compares_with_start: ClassVar[bool] = False
+    """Whether `align` uses `trainer.start_weights()`, which costs a copy of the trainable parameters."""
+
+    max_new_tokens: int = Field(64, gt=0, description="Longest completion when sampling and evaluating, in tokens.")
+    heldout_prompts: int = Field(64, ge=0, description="Held-out prompts answered before and after.")
+
+    @abstractmethod
+    def align(self, context: AlignContext) -> None:
+        """Train `context.model` through `context.trainer` until done.
+
+        What it puts into `context.log.metrics` stands in run.json; `NAME_before` and `NAME_after` are also a row of the
+        closing table. `context.trainer.restored` holds the state last given to `trainer.remember` in a run that is
+        resumed.
+
+        In a run of several processes each calls it with the same samples and has to take the same steps: it calls
+        `trainer.fit` with the same items, and what each makes a part of comes from `context.processes.map_sharded`.
+        """
+
+    def objective(self) -> Objective:
+        """What is minimised, in training, in the self-test and on held-out items; the default is next-token loss."""
+        from lmflow.training.objective import NextToken
+
+        return NextToken()
+
+    def items(self, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item]:
+        """Items of samples as the objective reads them, for the self-test and for the held-out loss.
+
+        The default tokenises those that end with an answer. An aligner whose objective compares sequences returns
+        tuples of them. `data` has the options; samples that give no item are left out.
+        """
+        from lmflow.models.encoding import encode_answered
+
+        return encode_answered(model, samples, data.options)
+
+    def workload(self, context: PlanContext) -> Workload | None:
+        """What `align` will train on, told before anything is trained.
+
+        The default tells nothing: `lmflow plan` then goes by the samples themselves, and names no number of steps.
+        """
+        return None

@@ -1,0 +1,104 @@
+"""What run.json says of a run under way, and how it ended."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lmflow.plugins import Plugins
+from lmflow.plugins.installed import versions
+from lmflow.recipe.resolve import Recipe
+from lmflow.run.directory import RunDirectory
+from lmflow.run.log import RunLog
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run's directory is, and what its run.json holds."""
+
+    directory: Path
+    record: Mapping[str, Any]
+
+    @property
+    def status(self) -> str:
+        """completed, interrupted or failed."""
+        return str(self.record["status"])
+
+
+class RunRecord:
+    """run.json of one run: written when it begins, when it ends, and by nobody else meanwhile."""
+
+    def __init__(
+        self, recipe: Recipe, plugins: Plugins, directory: RunDirectory, log: RunLog, *, resumed: bool
+    ) -> None:
+        previous = directory.read_record() if resumed else {}
+        self._directory = directory
+        self._log = log
+        self._earlier_seconds = float(previous.get("wall_seconds", 0.0))
+        self._started = time.time()
+        self._peak_memory = 0
+        self.values: dict[str, Any] = {
+            "status": "running",
+            "started": previous.get("started", now()),
+            "seed": recipe.training.seed,
+            "versions": versions(),
+            "plugins": dict(plugins.versions()),
+            "processes": log.processes.size,
+            "error": None,
+        }
+
+    def write(self) -> None:
+        """run.json as things stand."""
+        log = self._log
+        self.values["wall_seconds"] = round(self._earlier_seconds + time.time() - self._started, 2)
+        self.values["peak_memory_bytes"] = max(self._peak_memory, peak_memory())  # of the process that took most
+        self.values["seconds"] = {name: round(value, 3) for name, value in log.seconds.items()}
+        self.values["metrics"] = dict(log.metrics)
+        self.values["tables"] = dict(log.tables)
+        self.values["notes"] = list(log.notes)
+        self._directory.write_record(self.values)
+
+    def compare_memory(self) -> None:
+        """Let the record know of the process that took most memory; every process of the run calls it."""
+        self._peak_memory = int(self._log.processes.max(peak_memory()))
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        """Write run.json and the report; a failure to do so never hides why the run ended."""
+        from lmflow.report import write_report
+
+        self.values |= {"status": status, "error": error, "finished": now()}
+        try:
+            self.write()
+            if self._log.processes.is_rank0:
+                write_report(self._directory.path)
+        except OSError:
+            if status == "completed":
+                raise
+        self._log.emit("lmflow_run_finished", directory=self._directory.path, status=status, metrics=self._log.metrics)
+
+    def wait_for_others(self) -> None:
+        """Leave together: no process ends while rank 0 writes, which a launcher might take for a fault."""
+        with suppress(RuntimeError):  # another is gone already
+            self._log.processes.barrier()
+
+
+def peak_memory() -> int:
+    """Highest memory use of this process so far in bytes: the GPU's where one is used, else resident memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,44 @@
+"""Going on with a run: only with the recipe it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmflow.errors import RunDirectoryError
+from lmflow.recipe.resolve import Recipe, dump
+from lmflow.recipe.settings import LAUNCH
+from lmflow.run.directory import RunDirectory
+
+
+def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> None:
+    """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first difference."""
+    if not (resume and directory.recipe.exists()):
+        return
+    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(dump(recipe))
+    differences = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new) if a != b]
+    if old != new:
+        shown = "\n".join(differences[:5]) or "  (sections differ)"
+        raise RunDirectoryError(
+            f"{directory.path} was started with another recipe:\n{shown}\n"
+            "Resume with --resume --output alone, or start a new run from its result with --model."
+        )
+
+
+def without_launch(recipe: str) -> list[str]:
+    """The lines of a recipe but for those that say in how many processes it is carried out: that may change."""
+    import yaml
+
+    sections: dict[str, Any] = yaml.safe_load(recipe) or {}
+    sections.pop(LAUNCH, None)
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
+
+
+def resume_command(directory: Path) -> str:
+    """What to type to continue."""
+    return f"lmflow run --resume --output {directory}"
+
+
+def how_to_resume(directory: Path) -> str:
+    """What an interrupted user is told."""
+    return f"Stopped; what was finished is in {directory}. Continue with: {resume_command(directory)}"

@@ -1,0 +1,62 @@
+"""Parameters that train at some steps only, as the tuner says (`Tuner.active`): LISA's layers, for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lmflow.components import Tuner
+from lmflow.errors import RecipeError, TrainingError
+
+if TYPE_CHECKING:
+    from lmflow.distributed.strategies.ddp import DDP
+
+
+class Rotation:
+    """Which of the trainable parameters move now; the rest has no gradient and no optimizer state meanwhile."""
+
+    def __init__(self, tuner: Tuner | None, trainable: Mapping[str, nn.Parameter], seed: int) -> None:
+        self._tuner = tuner if tuner is not None and type(tuner).active is not Tuner.active else None
+        self._trainable = dict(trainable)
+        self._seed = seed
+        self._active: frozenset[str] | None = None
+
+    def refuse(self, strategy: str) -> None:
+        """Raise RecipeError where the tuner switches parameters: a strategy that splits them cannot."""
+        if self._tuner is not None:
+            raise RecipeError(
+                f"launch.strategy: tuner {self._tuner.name} trains other parameters at other steps, which {strategy} "
+                "cannot switch; use ddp"
+            )
+
+    def switch(self, step: int, strategy: DDP) -> None:
+        """Let the parameters of `step` have gradients, and drop the optimizer's state of the others."""
+        if self._tuner is None:
+            return
+        named = self._tuner.active(step, list(self._trainable), self._seed)
+        active = frozenset(self._trainable if named is None else named)
+        if unknown := active - self._trainable.keys():
+            raise TrainingError(
+                f"tuner {self._tuner.name}: active() names {sorted(unknown)[0]}, which prepare() left frozen; "
+                "parameters that train at some steps need requires_grad from the start."
+            )
+        if not active:
+            raise TrainingError(f"tuner {self._tuner.name}: active() names no parameter at step {step + 1}.")
+        if active == self._active:
+            return
+        self._active = active
+        for name, parameter in self._trainable.items():
+            parameter.requires_grad_(name in active)
+            if name not in active:
+                parameter.grad = None
+                strategy.optimizer.state.pop(parameter, None)
+        strategy.rewrap()
+
+    def end(self) -> None:
+        """All of them have gradients again, as the tuner declared."""
+        if self._active is not None:
+            self._active = None
+            for parameter in self._trainable.values():
+                parameter.requires_grad_(True)
