@@ -8,6 +8,8 @@ DATA := $(addprefix --data ,$(wildcard ../shared/data/alpaca_en_demo.json))
 PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
 PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
+# The version of all distributions stands in this file alone.
+VERSION := core/src/lmflow/__init__.py
 
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1
@@ -28,7 +30,7 @@ $(UV):
 	.bootstrap/bin/python -m pip install --quiet "uv>=0.8"
 
 # Bytecode is compiled at once: uv writes none by itself, which doubles the time of every first import.
-$(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+$(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(VERSION) $(addsuffix /pyproject.toml,$(PLUGINS))
 	test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(PACKAGES) --group dev
 	touch $(SETUP)
