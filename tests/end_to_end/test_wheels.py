@@ -48,7 +48,7 @@ def components(environment: Any, cwd: Path) -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.slow
 def test_everything_installed_runs_and_one_uninstalled_takes_only_its_own_away(clean, tmp_path):
-    environment = clean("lmflow")
+    environment = clean("lmflow-all")
     assert (
         str(ROOT) not in environment.run("python", "-c", "import lmflow; print(lmflow.__path__)", cwd=tmp_path).stdout
     )

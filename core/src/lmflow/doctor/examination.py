@@ -43,7 +43,7 @@ def examine(
     """
     found = list(distributions())
     installed = index(found)
-    roots = [name for name in ("lmflow", CORE) if name in installed] + plugins.distributions()
+    roots = [name for name in ("lmflow-all", CORE) if name in installed] + plugins.distributions()
     return worst_first(
         [
             *attempt("plugins", check_plugins, plugins, installed, commands, disabled_by_environment()),
