@@ -10,7 +10,7 @@ DISTRIBUTIONS := . core $(PLUGINS)
 PACKAGES := $(addprefix -e ,$(DISTRIBUTIONS))
 SETUP := $(VENV)/.complete
 # The version of all distributions stands in this file alone.
-VERSION := core/src/lmflow/__init__.py
+VERSION := core/src/lmflow/versions.py
 
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1

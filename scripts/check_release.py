@@ -23,7 +23,7 @@ from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
-VERSION_FILE = ROOT / "core" / "src" / "lmflow" / "__init__.py"
+VERSION_FILE = ROOT / "core" / "src" / "lmflow" / "versions.py"
 LICENSE = (ROOT / "LICENSE").read_text(encoding="utf-8")
 RELATIVE_LINK = re.compile(r"\]\((?!https?://|#)([^)]+)\)")
 

@@ -119,4 +119,4 @@ def test_a_tag_of_another_version_is_a_fault(check, monkeypatch, tmp_path, capsy
     monkeypatch.setattr(check, "distributions", dict)
     assert check.main([str(tmp_path), "--tag", f"v{check.version()}"]) == 0
     assert check.main([str(tmp_path), "--tag", "v99.0"]) == 1
-    assert "the tag is v99.0, and core/src/lmflow/__init__.py says" in capsys.readouterr().err
+    assert "the tag is v99.0, and core/src/lmflow/versions.py says" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_the_version_has_one_source(folder, pyproject):
     assert "version" in pyproject["project"]["dynamic"]
     assert "version" not in pyproject["project"]
     source = folder / pyproject["tool"]["hatch"]["version"]["path"]
-    assert source.resolve() == ROOT / "core" / "src" / "lmflow" / "__init__.py"
+    assert source.resolve() == ROOT / "core" / "src" / "lmflow" / "versions.py"
     assert metadata.version(pyproject["project"]["name"]) == lmflow.__version__
 
 
