@@ -252,14 +252,14 @@ def test_a_distribution_is_found_however_it_is_spelt(install):
 
 TRACKER = """
 from typing import Any
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 from lmflow.components import Tracker
 from lmflow.hookspecs import hookimpl
 
 class Notes(Tracker):
     "Remember the steps."
     name = "notes"
-    title: str = "untitled"
+    title: str = Field("untitled", description="What stands above them.")
     _heard: list[Any] = PrivateAttr(default_factory=list)
 
     @hookimpl

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lmflow.components import Component
 from lmflow.errors import LmflowError, PluginError
+from lmflow.plugin_faults import blaming
 from lmflow.plugins import Plugins
 from lmflow.recipe_settings import TRACKERS, Origin, Setting, of_section
 from lmflow.run_directory import read_record
@@ -126,7 +127,9 @@ def _recognise_model(plugins: Plugins, reference: str, setting: Setting) -> Choi
     """A run's result, a directory some component recognises, or what could be a path or hub name."""
     followed = result_of_run(Path(reference)) or reference
     for component in plugins.classes("model"):
-        if component.recognises(followed):
+        with blaming(plugins.describe_owner("model", component), f"recognises({followed!r})"):
+            recognised = component.recognises(followed)
+        if recognised:
             return Choice("model", component, component.name, setting, {component.shorthand: followed})
     looks_like_place = "/" in reference or reference.startswith(".") or Path(reference).exists()
     fallback = plugins.lookup("model", "pretrained") if looks_like_place else None
