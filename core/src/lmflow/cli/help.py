@@ -17,7 +17,7 @@ from lmflow.cli.options import Scanned
 from lmflow.plugins import Plugins
 from lmflow.recipe import chosen_components
 from lmflow.recipe_settings import RUN_SCOPE, TRACKERS, TRAINING, Scope
-from lmflow.recipe_values import is_flag, option_type
+from lmflow.recipe_values import option_text, option_type
 
 Row = tuple[str, str]
 """An option with what it takes, and what it means."""
@@ -61,9 +61,9 @@ def _choices(plugins: Plugins, scope: Scope) -> Iterator[Row]:
 
 def _rows(section: str, owner: type[BaseModel], preferred: Mapping[str, Any]) -> Iterator[Row]:
     for key, info in owner.model_fields.items():
-        default = preferred.get(key, None if info.is_required() else info.default)
-        shown = str(default).lower() if is_flag(info) else str(default)
-        note = " [required]" if info.is_required() else f" [default: {shown}]" if default not in (None, [], ()) else ""
+        default = preferred.get(key, None if info.is_required() else info.get_default(call_default_factory=True))
+        empty = default is None or default in ([], (), {})
+        note = " [required]" if info.is_required() else "" if empty else f" [default: {option_text(default)}]"
         yield f"--{section}.{key} {option_type(info)}", f"{info.description}{note}"
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python as plain
 
 from lmflow import INTERFACE_VERSION
 from lmflow.components import Component
 from lmflow.errors import PluginError
 from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name
-from lmflow.recipe_values import option_type
+from lmflow.recipe_values import option_text, option_type
 
 group = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False)
 
@@ -93,7 +94,9 @@ def describe_component(slot: str, component: type[Component], distribution: str)
         yield f"  needs {requirement.module}, which is not installed: pip install {requirement.install}"
     prefix = MULTIPLE[slot] + "." + component.name if slot in MULTIPLE else slot
     for key, info in component.model_fields.items():
-        default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)}"
+        default = (
+            "required" if info.is_required() else f"default {option_text(info.get_default(call_default_factory=True))}"
+        )
         yield f"  --{prefix}.{key}  {info.description} [{default}]"
 
 
@@ -187,7 +190,7 @@ def _options(component: type[Component]) -> Sequence[dict[str, Any]]:
             "name": key,
             "type": option_type(info),
             "required": info.is_required(),
-            "default": None if info.is_required() else info.get_default(call_default_factory=True),
+            "default": None if info.is_required() else plain(info.get_default(call_default_factory=True)),
             "help": info.description,
         }
         for key, info in component.model_fields.items()
