@@ -20,6 +20,7 @@ from lmflow.recipe_settings import (
     LAUNCH,
     PLAIN,
     RUN_SCOPE,
+    SOURCES,
     TRACKERS,
     TRAINING,
     Origin,
@@ -28,6 +29,7 @@ from lmflow.recipe_settings import (
     gather,
     of_section,
 )
+from lmflow.recipe_sources import check_sources, sources_of
 from lmflow.recipe_values import explain_errors, option_type, parse_option
 from lmflow.training.options import TrainingOptions
 
@@ -48,6 +50,8 @@ class Recipe:
     launch: LaunchOptions = field(default_factory=LaunchOptions)
     names: Mapping[str, str] = field(default_factory=dict)
     """How each slot's component was named, where that is more than its own name (`distribution:name`)."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """The distribution and version that brought each component, by slot and name; the core's own are left out."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     """
     problems: list[str] = []
     settings = gather(file, options, RUN_SCOPE, problems)
+    check_sources(settings, problems)
     chosen = {slot: choose(plugins, slot, settings, problems) for slot in RECIPE_SLOTS if slot != "reward"}
     chosen["reward"] = choose(plugins, "reward", settings, problems, _default_reward(chosen["data"]))
     trackers = choose_trackers(plugins, settings, problems)
@@ -78,7 +83,8 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     names = {section: choice.written for section, choice in chosen.items() if choice}
     listening = [parts.pop(section) for section in trackers]
     names |= {f"{TRACKERS}.{choice.component.name}": choice.written for choice in trackers.values()}
-    recipe = Recipe(names=names, trackers=cast(list[Tracker], listening), **parts)
+    sources = sources_of([*chosen.values(), *trackers.values()], plugins)
+    recipe = Recipe(names=names, sources=sources, trackers=cast(list[Tracker], listening), **parts)
     return ResolvedRecipe(recipe, origins)
 
 
@@ -333,7 +339,7 @@ def dump(recipe: Recipe) -> str:
     """The recipe as YAML. Resolving that text gives the same recipe, and dumping it the same text."""
     from lmflow.recipe_yaml import write
 
-    return write(as_dict(recipe))
+    return write(as_dict(recipe) | ({SOURCES: dict(recipe.sources)} if recipe.sources else {}))
 
 
 def schema(plugins: Plugins) -> dict[str, Any]:
@@ -350,7 +356,7 @@ def schema(plugins: Plugins) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": sections
         | {name: owner.model_json_schema() for name, owner in PLAIN.items()}
-        | {TRACKERS: trackers},
+        | {TRACKERS: trackers, SOURCES: _sources_schema()},
         "$defs": definitions,
     }
 
@@ -361,6 +367,11 @@ def _described(slot: str, component: type[Component], definitions: dict[str, Any
     described = component.model_json_schema(ref_template=f"#/$defs/{place}.{{model}}")
     definitions |= {f"{place}.{name}": each for name, each in described.pop("$defs", {}).items()}
     return described
+
+
+def _sources_schema() -> dict[str, Any]:
+    text = "Which distribution brought each component, as in `tuner lora: lmflow-lora 0.1.0`; lmflow writes it."
+    return {"type": ["object", "null"], "description": text, "additionalProperties": {"type": "string"}}
 
 
 def _slot_schemas(plugins: Plugins, slot: str, definitions: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from lmflow.errors import LmflowError, PluginError
 from lmflow.plugin_faults import blaming
 from lmflow.plugins import Plugins
 from lmflow.recipe_settings import TRACKERS, Origin, Setting, of_section
+from lmflow.recipe_sources import find_recorded
 from lmflow.run_directory import read_record
 
 NOTHING = ("none", "null", "~")
@@ -52,14 +53,14 @@ def choose(
     if not isinstance(setting.value, str):
         problems.append(f"{setting.place}: expected the name of a {slot}, got {setting.value!r}")
         return None
-    return _found(plugins, slot, setting, problems)
+    return _found(plugins, slot, setting, settings, problems)
 
 
 def choose_trackers(plugins: Plugins, settings: Mapping[str, Setting], problems: list[str]) -> dict[str, Choice]:
     """The trackers named, by section (`trackers.tensorboard`); mistakes become problems."""
     chosen: dict[str, Choice] = {}
     for name, setting in _tracker_names(settings, problems):
-        choice = _found(plugins, "tracker", Setting(setting.path, name, setting.origin), problems)
+        choice = _found(plugins, "tracker", Setting(setting.path, name, setting.origin), settings, problems)
         if choice is None:
             continue
         if any(each.component is choice.component for each in chosen.values()):
@@ -93,8 +94,14 @@ def _tracker_names(settings: Mapping[str, Setting], problems: list[str]) -> Iter
     yield from ((name, setting) for name in names)
 
 
-def _found(plugins: Plugins, slot: str, setting: Setting, problems: list[str]) -> Choice | None:
+def _found(
+    plugins: Plugins, slot: str, setting: Setting, settings: Mapping[str, Setting], problems: list[str]
+) -> Choice | None:
+    reference = str(setting.value)
     try:
+        recorded = find_recorded(plugins, slot, reference, settings) if setting.origin.kind != "option" else None
+        if recorded is not None:
+            return Choice(slot, recorded, reference, setting)
         return find_choice(plugins, slot, setting)
     except LmflowError as error:
         problems.append(f"{setting.place}: {error}")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.recipe_settings import PLAIN, TRACKERS, Origin, Setting
+from lmflow.recipe_settings import PLAIN, SOURCES, TRACKERS, Origin, Setting
 
 
 class Loader(yaml.SafeLoader):
@@ -64,7 +64,7 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
             yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
             for name, options, at in _entries(node, file, problems, f"{section}."):
                 yield from _section(f"{section}.{name}", options, at, file, problems)
-        elif isinstance(node, yaml.MappingNode) or section in PLAIN:
+        elif isinstance(node, yaml.MappingNode) or section in (*PLAIN, SOURCES):
             yield from _section(section, node, line, file, problems)
         else:
             yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))

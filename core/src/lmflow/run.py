@@ -31,7 +31,7 @@ from lmflow.launching.worker import is_lost_contact
 from lmflow.machine_memory import give_back_freed_memory
 from lmflow.plugins import Plugins
 from lmflow.recipe import Recipe, ResolvedRecipe, dump
-from lmflow.recipe_settings import LAUNCH
+from lmflow.recipe_settings import LAUNCH, SOURCES
 from lmflow.run_directory import FollowedDirectory, RunDirectory
 
 if TYPE_CHECKING:
@@ -441,11 +441,12 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
 
 
 def without_launch(recipe: str) -> list[str]:
-    """The lines of a recipe but for those that say in how many processes it is carried out: that may change."""
+    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins."""
     import yaml
 
     sections: dict[str, Any] = yaml.safe_load(recipe) or {}
     sections.pop(LAUNCH, None)
+    sections[SOURCES] = {key: str(source).partition(" ")[0] for key, source in (sections.get(SOURCES) or {}).items()}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from importlib.machinery import ExtensionFileLoader
 
 
 @contextmanager
 def stdout_as_stderr() -> Iterator[None]:
     """Within the context whatever is printed goes to standard error: by `print`, to file descriptor 1, and from C."""
     _flush()
+    known = set(sys.modules)
     saved = _redirect_descriptor()
     try:
         with redirect_stdout(sys.stderr):
@@ -19,6 +21,7 @@ def stdout_as_stderr() -> Iterator[None]:
     finally:
         if saved is not None:
             _flush()
+            _flush_c(sys.modules.keys() - known)
             os.dup2(saved, 1)
             os.close(saved)
 
@@ -38,10 +41,18 @@ def _redirect_descriptor() -> int | None:
 
 
 def _flush() -> None:
-    """Write out what Python and C hold back, while the descriptor still points where it was meant for."""
+    """Write out what Python holds back, while the descriptor still points where it was meant for."""
     for stream in (sys.stdout, sys.__stdout__):
         with suppress(AttributeError, OSError, ValueError):  # there is none, its reader has gone, it is closed
             stream.flush()  # type: ignore[union-attr]
+
+
+def _flush_c(imported: Collection[str]) -> None:
+    """The same for C, where it can have printed: an extension was imported just now, or ctypes is at hand."""
+    foreign = [sys.modules.get(name) for name in imported if name.partition(".")[0] not in sys.stdlib_module_names]
+    loaders = (getattr(getattr(module, "__spec__", None), "loader", None) for module in foreign)
+    if "ctypes" not in sys.modules and not any(isinstance(each, ExtensionFileLoader) for each in loaders):
+        return
     with suppress(ImportError, OSError, AttributeError, TypeError):  # no C library to ask
         import ctypes
 
