@@ -166,4 +166,10 @@ def test_it_asks_for_the_core_and_not_for_everything(tmp_path):
     made = make_plugin("tuner", "my-own", tmp_path, Plugins())
     project = tomllib.loads((made / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    assert [each.partition(">")[0] for each in asked] == ["lmflow-core", "lmflow-demo", "lmflow-lora", "lmflow-raft", "pytest"]
+    assert [each.partition(">")[0] for each in asked] == [
+        "lmflow-core",
+        "lmflow-demo",
+        "lmflow-lora",
+        "lmflow-raft",
+        "pytest",
+    ]

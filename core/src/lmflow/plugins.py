@@ -245,7 +245,7 @@ class Plugins:
         home = home_of(slot, reference)
         text += f" Installed: {', '.join(names) or 'none'}.{self.why_missing(reference, home)}"
         present = home is None or home in self.distributions()
-        return text if present else f"{text} Install it with: pip install {home}"
+        return text if present else f"{text} Install it with: lmflow plugins install {home}"
 
 
 def load_plugins(points: Iterable[EntryPoint] | None = None, disabled: Collection[str] | None = None) -> Plugins:

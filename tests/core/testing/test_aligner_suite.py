@@ -303,7 +303,7 @@ def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
 
     reports = examine(AlignerSuite, aligner=Sft(heldout_prompts=0), plugins=without_lora, task_settings=SHORT)
     assert failed(reports) == {LORA}
-    assert "pip install lmflow-lora" in reports[LORA].message
+    assert "lmflow plugins install lmflow-lora" in reports[LORA].message
 
 
 def test_a_suite_without_an_aligner_says_what_to_write(examine):

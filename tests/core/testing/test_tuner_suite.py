@@ -341,7 +341,7 @@ def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
 
     reports = examine(TunerSuite, tuner=Full(), plugins=without_raft)
     assert failed(reports) == {RAFT}
-    assert "pip install lmflow-raft" in reports[RAFT].message
+    assert "lmflow plugins install lmflow-raft" in reports[RAFT].message
 
 
 def test_a_suite_without_a_tuner_says_what_to_write(examine):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic_core import to_jsonable_python as plain
 
 from lmflow import INTERFACE_VERSION
+from lmflow.cli import print_error
 from lmflow.components import Component
 from lmflow.errors import PluginError
 from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name
 from lmflow.recipe_values import option_text, option_type
+
+if TYPE_CHECKING:
+    from lmflow.installation import Installed
 
 group = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False)
 
@@ -41,6 +46,64 @@ def list_plugins(context: typer.Context, as_json: AsJson = False) -> None:
 def show(name: Annotated[str, typer.Argument(help="A distribution, or a component.")]) -> None:
     """One distribution's components with their options, or a broken plugin's whole traceback."""
     sys.stdout.write("".join(f"{line}\n" for line in describe(load_plugins(), name)))
+
+
+@group.command("install")
+def install_plugins(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME... [-- OPTIONS]", help="Distributions, directories, wheels; pip's options."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Install plugins with this Python's pip, or with uv, and say what they bring."""
+    from lmflow.installation import install
+
+    targets = list(takewhile(lambda word: not word.startswith("-"), names))
+    if not targets:
+        raise PluginError("lmflow plugins install: name a distribution, a directory or a wheel before --")
+    show_installed(install(targets, names[len(targets) :]), as_json=as_json)
+
+
+@group.command("uninstall")
+def uninstall_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A distribution with plugins.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of pip.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a plugin's distribution."""
+    from lmflow.installation import uninstall
+
+    show_installed(uninstall(name, options or []), as_json=as_json)
+
+
+def show_installed(found: Installed, *, as_json: bool) -> None:
+    """Print what an installation came to, and exit as it did."""
+    if as_json:
+        import json
+
+        said = {"command": found.command, "exit_code": found.code, "plugins": found.plugins, "problems": found.problems}
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in installed_lines(found.plugins)))
+        for problem in found.problems:
+            print_error(problem)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def installed_lines(plugins: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Each installed distribution with what it brings, and what to type next."""
+    for plugin in plugins:
+        if plugin["status"] == "broken":
+            continue  # which is an error, and said as one
+        disabled = ", disabled by LMFLOW_DISABLE_PLUGINS" if plugin["status"] == "disabled" else ""
+        yield f"{plugin['distribution']} {plugin['version']}{disabled}"
+        for each in plugin["components"]:
+            yield f"  {each['slot']:<11}{each['name']:<22}{each['help']}"
+            yield from (f"  {'':<11}needs: {command}" for command in each["missing"])
+        if plugin["components"]:
+            yield f"  lmflow plugins show {plugin['distribution']} lists the options"
 
 
 def listing(plugins: Plugins) -> Iterator[str]:
