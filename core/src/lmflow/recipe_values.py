@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,10 +57,10 @@ def parse_word(text: str, kinds: Sequence[Any]) -> Any:
     if len([kind for kind in kinds if kind is not type(None)]) > 1:
         if bool in kinds and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        for number in (int, float):
-            if number in kinds:
-                with suppress(ValueError):
-                    return number(text)
+        if int in kinds and re.fullmatch(r"[-+]?\d+", text):
+            return int(text)
+        if float in kinds and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
+            return float(text)
     return text
 
 
@@ -240,7 +241,5 @@ _EXPECTED = {
 
 
 def _nearest(got: str, choices: str) -> str:
-    import re
-
     near = difflib.get_close_matches(got, re.findall(r"[\w.-]+", choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""

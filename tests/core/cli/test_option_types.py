@@ -109,6 +109,8 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("level", "none", None, "1|2"),
     ("number_or_text", "5", 5, "INTEGER|TEXT"),
     ("number_or_text", "five", "five", "INTEGER|TEXT"),
+    ("number_or_text", "1_000", "1_000", "INTEGER|TEXT"),
+    ("number_or_text", "nan", "nan", "INTEGER|TEXT"),
     ("flag_or_text", "true", True, "BOOLEAN|TEXT"),
     ("flag_or_text", "new", "new", "BOOLEAN|TEXT"),
     ("names", "a,b", ["a", "b"], "LIST"),

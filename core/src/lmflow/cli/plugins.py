@@ -52,7 +52,7 @@ def show(name: Annotated[str, typer.Argument(help="A distribution, or a componen
 def install_plugins(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME... [-- OPTIONS]", help="Distributions, directories, wheels; pip's options."),
+        typer.Argument(metavar="NAME", help="Distributions, directories or wheels; behind --, options of pip."),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +68,7 @@ def install_plugins(
 @group.command("uninstall")
 def uninstall_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A distribution with plugins.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of pip.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(metavar="OPTION", help="Behind --, options of pip.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove a plugin's distribution."""
