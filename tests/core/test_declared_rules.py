@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lmflow.cli.plugins import listing
 from lmflow.plugins import load_plugins
 
 SOURCE = '''
@@ -66,6 +67,13 @@ def test_a_rule_that_is_broken_is_named(before, after, reason, install_distribut
     assert broken.distribution == "acme-mine"
     assert reason in broken.reason
     assert broken.reason.startswith("tuner ")
+
+
+def test_a_docstring_may_be_a_parent_s(install_distribution):
+    child = 'class Yours(Mine):\n    name = "yours"\n\n@hookimpl'
+    install_distribution("acme-mine", SOURCE.replace("@hookimpl", child).replace("[Mine]", "[Yours]"))
+    assert load_plugins().broken == []
+    assert "  tuner      yours                 Train nothing." in list(listing(load_plugins()))
 
 
 def test_every_broken_rule_is_told_at_once(install_distribution):

@@ -30,7 +30,8 @@ def _broken_rules(base: type[Component], component: type[Component], slots: Coll
         yield 'it has no name; write name = "…" in the class'
     elif not NAME.fullmatch(name) or name in RESERVED:
         yield f"{name!r} cannot be a name; use small letters, digits and dashes, as in my-{component.__name__.lower()}"
-    if not (component.__doc__ or "").strip():
+    own = component.__mro__[: component.__mro__.index(base)]
+    if not any((each.__doc__ or "").strip() for each in own):
         yield "it has no docstring, whose first line is its help"
     yield from _option_faults(base, component)
     yield from _declaration_faults(component, slots)
@@ -41,13 +42,14 @@ def _option_faults(base: type[Component], component: type[Component]) -> Iterato
         component.model_rebuild(raise_errors=False)
     for key, field in component.model_fields.items():
         inherited = base.model_fields.get(key)
-        if key == "name" or (inherited is not None and inherited.annotation == field.annotation):
+        if key == "name":
             continue
         if inherited is None and hasattr(base, key):
             yield f"option {key} hides {base.__name__}.{key}; give it another name"
         if not (field.description or "").strip():
             yield f"option {key} has no description; write Field(…, description=…)"
-        yield from (f"option {key} {fault}" for fault in faults(field))
+        if inherited is None or inherited.annotation != field.annotation:
+            yield from (f"option {key} {fault}" for fault in faults(field))
     if component.model_computed_fields:
         yield f"{', '.join(component.model_computed_fields)} is a computed field; use a property"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import field_serializer
+from pydantic import Field, field_serializer
 
 from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
 from lmflow.data.encoding import encode
@@ -27,9 +27,9 @@ class Good(Aligner):
     """Supervised fine-tuning in rounds, each with a checkpoint."""
 
     name = "good"
-    heldout_prompts: int = 0
-    rounds: int = 3
-    weight: float = 1.0
+    heldout_prompts: int = Field(0, description="Prompts answered before and after.")
+    rounds: int = Field(3, description="How often it trains.")
+    weight: float = Field(1.0, description="Of the loss.")
 
     def align(
         self,

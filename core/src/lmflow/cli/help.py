@@ -5,6 +5,7 @@ Typer's panels would do, but drawing them takes longer than all else that help d
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 import textwrap
@@ -32,7 +33,7 @@ def recipe_help(
     sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
     sections.append(("Components", list(_choices(plugins, scope))))
     for slot, component in chosen.items():
-        about = (component.__doc__ or "").strip().splitlines()[0]
+        about = (inspect.getdoc(component) or "").partition("\n")[0]
         rows = [row for row in _rows(slot, component, {}) if not _is_hidden(row, scope)]
         kind = "tracker" if slot.startswith(f"{TRACKERS}.") else slot
         sections.append((f"{kind} {component.name}: {about}", rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -198,7 +199,7 @@ def explain_unknown(plugins: Plugins, name: str) -> str:
 
 def first_line(component: type[Any]) -> str:
     """A component's help."""
-    return (component.__doc__ or "").strip().partition("\n")[0]
+    return (inspect.getdoc(component) or "").partition("\n")[0]
 
 
 def interface(plugin: Plugin) -> str:
