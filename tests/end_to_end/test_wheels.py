@@ -64,7 +64,7 @@ def test_everything_installed_runs_and_one_uninstalled_takes_only_its_own_away(c
     assert {(slot, name) for _, slot, name in before - after} == {("aligner", "raft")}
     assert not after - before
     refused = environment.run("lmflow", "run", "--aligner", "raft", cwd=tmp_path, code=2)
-    assert "pip install lmflow-raft" in refused.stderr
+    assert "lmflow plugins install lmflow-raft" in refused.stderr
     assert "Traceback" not in refused.stderr
     environment.run("lmflow", "run", "--tuner", "lora", *SHORT, cwd=tmp_path)
 
@@ -73,7 +73,7 @@ def test_core_alone_says_what_to_install(clean, tmp_path):
     environment = clean("lmflow-core")
     assert {owner for owner, _, _ in components(environment, tmp_path)} == {"lmflow-core"}
     refused = environment.run("lmflow", "run", "--tuner", "lora", cwd=tmp_path, code=2)
-    assert "pip install lmflow-lora" in refused.stderr
+    assert "lmflow plugins install lmflow-lora" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -220,7 +220,7 @@ def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str
 
 def test_schema_describes_every_component(plugins):
     described = schema(plugins)
-    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers"}
+    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers", "plugins"}
     for slot in RECIPE_SLOTS:
         names = {option["properties"]["name"]["const"] for option in described["properties"][slot]["anyOf"][1:]}
         assert names == set(plugins.offers(slot))

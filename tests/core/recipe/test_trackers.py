@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 from lmflow.components import Requirement, Tracker
 from lmflow.errors import RecipeError
@@ -19,9 +20,9 @@ class Diary(Tracker):
     """Keep a diary."""
 
     name = "diary"
-    title: str = "untitled"
-    pages: int = 10
-    locked: bool = False
+    title: str = Field("untitled", description="What stands on it.")
+    pages: int = Field(10, description="How long it is.")
+    locked: bool = Field(False, description="Whether others cannot read it.")
 
 
 class Ledger(Tracker):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import field_serializer
+from pydantic import Field, field_serializer
 
 from lmflow.builtin.sft import Sft
 from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
@@ -27,9 +27,9 @@ class Good(Aligner):
     """Supervised fine-tuning in rounds, each with a checkpoint."""
 
     name = "good"
-    heldout_prompts: int = 0
-    rounds: int = 3
-    weight: float = 1.0
+    heldout_prompts: int = Field(0, description="Prompts answered before and after.")
+    rounds: int = Field(3, description="How often it trains.")
+    weight: float = Field(1.0, description="Of the loss.")
 
     def align(
         self,
@@ -309,7 +309,7 @@ def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
 
     reports = examine(AlignerSuite, aligner=Sft(heldout_prompts=0), plugins=without_lora, task_settings=SHORT)
     assert failed(reports) == {LORA}
-    assert "pip install lmflow-lora" in reports[LORA].message
+    assert "lmflow plugins install lmflow-lora" in reports[LORA].message
 
 
 def test_a_suite_without_an_aligner_says_what_to_write(examine):

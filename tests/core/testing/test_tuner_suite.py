@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from pydantic import field_serializer
+from pydantic import Field, field_serializer
 from torch import nn
 
 from lmflow.components import Context, Model, Need, Tuner
@@ -26,7 +26,7 @@ class Good(Tuner):
     """Train every parameter."""
 
     name = "good"
-    scale: float = 0.5
+    scale: float = Field(0.5, description="Of nothing.")
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return model.requires_grad_(True)
@@ -199,7 +199,7 @@ class OwnModel(Model):
 
     name = "own"
     shorthand = "path"
-    path: str
+    path: str = Field(description="Where it was saved.")
 
     @classmethod
     def recognises(cls, reference: str) -> bool:
@@ -341,7 +341,7 @@ def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):
 
     reports = examine(TunerSuite, tuner=Full(), plugins=without_raft)
     assert failed(reports) == {RAFT}
-    assert "pip install lmflow-raft" in reports[RAFT].message
+    assert "lmflow plugins install lmflow-raft" in reports[RAFT].message
 
 
 def test_a_suite_without_a_tuner_says_what_to_write(examine):
@@ -368,3 +368,15 @@ def test_several_tuners_of_one_class_have_runs_of_their_own(examine):
     reports = examine(Several, only="sft or reduce")
     assert reports.keys() == {f"{name}[{tuner}]" for name in (SFT, REDUCES) for tuner in ("good", "ascends")}
     assert failed(reports) == {f"{REDUCES}[ascends]"}
+
+
+def test_a_component_that_breaks_a_rule_fails_with_the_rule(examine):
+    class Undescribed(Good):
+        """Has an option that nobody describes."""
+
+        name = "undescribed"
+        depth: int = 3
+
+    reports = examine(TunerSuite, tuner=Undescribed(), only="options")
+    [message] = {report.message for report in reports.values()}
+    assert "tuner undescribed: option depth has no description; write Field(" in message

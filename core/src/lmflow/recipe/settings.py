@@ -20,6 +20,8 @@ PLAIN: Mapping[str, type[BaseModel]] = {TRAINING: TrainingOptions, LAUNCH: Launc
 """The sections of a recipe that hold options and no component."""
 TRACKERS = "trackers"
 """The section of a recipe that names any number of components, each with options of its own."""
+SOURCES = "plugins"
+"""The section of a resolved recipe that says which distribution brought each component."""
 SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
 
 
@@ -99,7 +101,7 @@ def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems
         settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
     for path, setting in [*settings.items(), *seen.items()]:
         section = path.partition(".")[0]
-        if section not in scope.names:
+        if section not in scope.names and not (section == SOURCES and setting.origin.kind == "file"):
             near = difflib.get_close_matches(section, scope.names, n=1)
             where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
             hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
