@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmflow.run.run import without_launch
+from lmflow.run.resume import without_launch
 
 MINE = """
 from pydantic import Field

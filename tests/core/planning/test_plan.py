@@ -16,7 +16,7 @@ from lmflow.errors import EstimateError
 from lmflow.planning import machine_memory
 from lmflow.planning import plan as planning
 from lmflow.planning.machine_memory import MachineMemory, give_back_freed_memory
-from lmflow.planning.plan import Plan, make_plan, skeleton
+from lmflow.planning.plan import Plan, load_skeleton, make_plan
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
@@ -34,7 +34,7 @@ def plugins() -> Plugins:
 def plan_of(plugins: Plugins) -> MakePlan:
     def make(**options: Any) -> Plan:
         recipe = resolve(plugins, None, settings(options)).recipe
-        model = skeleton(recipe)
+        model = load_skeleton(recipe, plugins)
         data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
         return make_plan(recipe, model, data, plugins)
 
