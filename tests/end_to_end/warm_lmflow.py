@@ -8,6 +8,7 @@ Importing them takes longer than most commands of the tests, and happens once he
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import select
@@ -40,6 +41,9 @@ def serve(address: str) -> None:
 
     import lmflow.run
     import lmflow.training.trainer  # noqa: F401
+
+    if importlib.util.find_spec("deepspeed"):  # accelerate imports it wherever a model is saved, which takes as long
+        importlib.import_module("deepspeed")
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that have ended leave nothing behind
     with socket.socket(socket.AF_UNIX) as server:

@@ -137,7 +137,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
-    def wait_for(self, text: str, after: int = 0, seconds: float = 90) -> int:
+    def wait_for(self, text: str, after: int = 0, seconds: float = 600) -> int:
         """Wait until `text` is shown beyond `after`; returns where it ends."""
         deadline = time.monotonic() + seconds
         while text not in self.shown[after:]:
@@ -153,7 +153,7 @@ class Terminal:
             self._code = os.waitstatus_to_exitcode(status) if ended else None
         return self._code
 
-    def interrupt_until(self, happened: Callable[[], bool], seconds: float = 60) -> None:
+    def interrupt_until(self, happened: Callable[[], bool], seconds: float = 600) -> None:
         """Press Ctrl-C, again every few seconds: readline sleeps through one that comes as it begins to wait for keys."""
         deadline = time.monotonic() + seconds
         while not happened():
