@@ -8,17 +8,22 @@ DATA := $(addprefix --data ,$(wildcard ../shared/data/alpaca_en_demo.json))
 PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
 PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
+# As many as cores; tests marked as a group share what is dear to make, and so a worker.
+WORKERS := -n auto --dist loadgroup
 
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint format setup smollm2 docs bench vision constraints clean
+.PHONY: demo test test-fast lint format setup smollm2 docs bench vision constraints clean
 
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
 
 test: setup  ## the whole suite
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-fast: setup  ## most of it in a few minutes: without what starts whole runs, installs things or takes over ten seconds
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(addprefix --ignore=tests/,end_to_end templates core/testing)
 
 setup: $(SETUP)  ## .venv with everything, and nothing else
 

@@ -34,7 +34,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip, saying so, where there is no GPU."""
+    """Tests marked `gpu` skip, saying so, where there is no GPU; groups come first, since one worker does a whole one."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items:
         import torch
