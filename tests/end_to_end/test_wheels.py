@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT, ROOT / "core", *sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("lmflow_plugins_*"))]
+pytestmark = pytest.mark.xdist_group("wheels")
 SHORT = ("--training.max_steps", "1", "--data.limit", "16")
 
 
