@@ -86,7 +86,7 @@ def materials(tmp_path: Path, model_directory: Path, tower_file: Path) -> None:
     shutil.copytree(model_directory, tmp_path / "tiny")
     (tmp_path / "text.jsonl").write_text('{"text": "a tree by the river"}\n' * 8)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "question"}\n' * 8)
-    (tmp_path / "pictures.json").write_text(json.dumps([{"image": "red.png", "text": "red"}] * 8))
+    (tmp_path / "images.json").write_text(json.dumps([{"image": "red.png", "text": "red"}] * 8))
     shutil.copy(tower_file, tmp_path / "tower.json")
     (tmp_path / "mine.py").write_text(
         "def short(prompts, completions, records):\n    return [-len(c) for c in completions]\n"
@@ -102,7 +102,7 @@ USES = {
     "lmflow-longctx": "run --model tiny --data.path text.jsonl --tuner full --context yarn --context.factor 2",
     "lmflow-speculative": "generate --model tiny --prompt hello --inferencer speculative --sampling.max_new_tokens 4",
     "lmflow-multimodal": "run --model vision-language --model.language_model tiny --model.tower tower.json "
-    "--model.checkpoint random --tuner projector --data.path pictures.json",
+    "--model.checkpoint random --tuner projector --data.path images.json",
     "lmflow-trackers": "run --model tiny --data.path text.jsonl --tuner full --trackers tensorboard",
 }
 

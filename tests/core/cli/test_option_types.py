@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe.resolve import dump, resolve, schema
+from lmflow.recipe.recipe import dump
+from lmflow.recipe.resolve import resolve
+from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import Origin, Setting
 
 SOURCE = """

@@ -166,7 +166,7 @@ def test_a_model_that_looks_at_values_cannot_be_foreseen(plan_of, monkeypatch):
     plan = plan_of(aligner="sft", data__limit=20)
     assert plan.memory is None
     assert plan.fits
-    assert "cannot be foreseen for this model: DataDependentOutputException" in "\n".join(plan_lines(plan))
+    assert "cannot be estimated for this model: DataDependentOutputException" in "\n".join(plan_lines(plan))
 
 
 def test_several_processes_share(plan_of):
@@ -201,4 +201,4 @@ def test_a_tuner_that_needs_values_does_not_keep_a_run_from_going_on(plugins, pl
         plan_of(**options)
     record = carried_out(plugins, tmp_path, **options).record
     assert record["status"] == "completed"
-    assert any("cannot be foreseen" in note for note in record["notes"])
+    assert any("cannot be estimated" in note for note in record["notes"])

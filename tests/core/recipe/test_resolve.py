@@ -8,7 +8,9 @@ import yaml
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins, load_plugins
-from lmflow.recipe.resolve import dump, model_from_reference, resolve, schema
+from lmflow.recipe.recipe import dump
+from lmflow.recipe.resolve import model_from_reference, resolve
+from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import Origin, Setting
 
 

@@ -12,7 +12,9 @@ from lmflow.components import Requirement, Tracker
 from lmflow.errors import RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe.resolve import dump, resolve, schema
+from lmflow.recipe.recipe import dump
+from lmflow.recipe.resolve import resolve
+from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import Origin, Setting
 
 

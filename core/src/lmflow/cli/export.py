@@ -9,9 +9,9 @@ from typing import Annotated, cast
 
 import typer
 
-from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, scan
+from lmflow.cli.output import stdout_for_results
 from lmflow.components import Exporter
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from lmflow.cli import print_error
+from lmflow.cli.output import print_error
 from lmflow.distributed.environment import report_file
 from lmflow.plugins import Plugins, count_broken, disabled_by_environment, load_plugins, same_name
 

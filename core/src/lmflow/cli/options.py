@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import ResolvedRecipe, resolve
+from lmflow.recipe.recipe import ResolvedRecipe
+from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Origin, Scope, Setting
 from lmflow.recipe.values import is_flag
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic_core import to_jsonable_python as plain
 
-from lmflow.cli import print_error
+from lmflow.cli.output import print_error
 from lmflow.components import Component
 from lmflow.errors import PluginError
 from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name

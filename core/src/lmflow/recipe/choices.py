@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmflow.components import Component
 from lmflow.errors import LmflowError, PluginError
 from lmflow.plugins import Plugins
 from lmflow.plugins.faults import blaming
+from lmflow.recipe.choice import Choice
 from lmflow.recipe.settings import TRACKERS, Origin, Setting, of_section
 from lmflow.recipe.sources import find_recorded
 from lmflow.run_files import read_record
@@ -17,22 +16,6 @@ from lmflow.run_files import read_record
 NOTHING = ("none", "null", "~")
 OPTIONAL = ("reward", "context", "attention")
 """Slots a recipe may leave empty."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The component chosen for a slot, how it was named, and a field set by naming it (`python:module:function`)."""
-
-    slot: str
-    component: type[Component]
-    written: str
-    setting: Setting
-    implied: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def origin(self) -> Origin:
-        """Where its name came from."""
-        return self.setting.origin
 
 
 def choose(

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from lmflow.components import (
-    Aligner,
-    Attention,
     Component,
-    Context,
-    DataFormat,
-    Inferencer,
     Model,
-    Optimizer,
-    Reward,
-    Schedule,
     Tracker,
-    Tuner,
 )
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.plugins.faults import blaming, failing_options
-from lmflow.recipe.choices import Choice, choose, choose_trackers, find_choice, missing_packages
+from lmflow.recipe.choice import Choice
+from lmflow.recipe.choices import choose, choose_trackers, find_choice, missing_packages
+from lmflow.recipe.gather import gather
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import (
     LAUNCH,
-    PLAIN,
     RUN_SCOPE,
-    SOURCES,
     TRACKERS,
     TRAINING,
     Origin,
     Scope,
     Setting,
-    gather,
     of_section,
 )
 from lmflow.recipe.sources import check_sources, sources_of
@@ -54,37 +44,6 @@ CHOOSING_ORDER = (
     *(slot for slot in RECIPE_SLOTS if slot not in ("tuner", "aligner", "reward")),
     "reward",
 )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One run, ready to be carried out: a component for each slot, None where an optional one is not filled."""
-
-    model: Model
-    context: Context | None
-    attention: Attention | None
-    data: DataFormat
-    tuner: Tuner
-    optimizer: Optimizer
-    schedule: Schedule
-    aligner: Aligner
-    inferencer: Inferencer
-    reward: Reward | None
-    training: TrainingOptions
-    trackers: Sequence[Tracker] = ()
-    launch: LaunchOptions = field(default_factory=LaunchOptions)
-    names: Mapping[str, str] = field(default_factory=dict)
-    """How each slot's component was named, where that is more than its own name (`distribution:name`)."""
-    sources: Mapping[str, str] = field(default_factory=dict)
-    """The distribution and version that brought each component, by slot and name; the core's own are left out."""
-
-
-@dataclass(frozen=True)
-class ResolvedRecipe:
-    """A recipe, and the origin of every value by dotted path."""
-
-    recipe: Recipe
-    origins: Mapping[str, Origin]
 
 
 def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Setting] = ()) -> ResolvedRecipe:
@@ -366,79 +325,3 @@ def single_process_reasons(components: Iterable[type[Component] | Component]) ->
 
 
 # Writing
-
-
-def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, every one of them explicit."""
-    sections: dict[str, Any] = {}
-    for slot in RECIPE_SLOTS:
-        part: Component | None = getattr(recipe, slot)
-        name = recipe.names.get(slot) or (part.name if part else None)
-        sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
-    handle_signals = {
-        recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
-    }
-    plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN}
-    return sections | plain | {TRACKERS: handle_signals}
-
-
-def dump(recipe: Recipe) -> str:
-    """The recipe as YAML. Resolving that text gives the same recipe, and dumping it the same text."""
-    from lmflow.recipe.yaml import write
-
-    return write(as_dict(recipe) | ({SOURCES: dict(recipe.sources)} if recipe.sources else {}))
-
-
-def schema(plugins: Plugins) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a recipe file over all installed components, for editors."""
-    definitions: dict[str, Any] = {}
-    sections: dict[str, Any] = {
-        slot: {"anyOf": list(_slot_schemas(plugins, slot, definitions))} for slot in RECIPE_SLOTS
-    }
-    trackers = _trackers_schema(plugins, definitions)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "lmflow recipe",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": sections
-        | {name: owner.model_json_schema() for name, owner in PLAIN.items()}
-        | {TRACKERS: trackers, SOURCES: _sources_schema()},
-        "$defs": definitions,
-    }
-
-
-def _described(slot: str, component: type[Component], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A component's schema; what it refers to goes into `definitions`, under names that only it has."""
-    place = f"{slot}.{component.name}"
-    described = component.model_json_schema(ref_template=f"#/$defs/{place}.{{model}}")
-    definitions |= {f"{place}.{name}": each for name, each in described.pop("$defs", {}).items()}
-    return described
-
-
-def _sources_schema() -> dict[str, Any]:
-    text = "Which distribution brought each component, as in `tuner lora: lmflow-lora 0.1.0`; lmflow writes it."
-    return {"type": ["object", "null"], "description": text, "additionalProperties": {"type": "string"}}
-
-
-def _slot_schemas(plugins: Plugins, slot: str, definitions: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"type": ["string", "null"], "description": f"Name of a {slot}: {', '.join(sorted(plugins.offers(slot)))}."}
-    for name, offers in sorted(plugins.offers(slot).items()):
-        described = _described(slot, offers[0].component, definitions)
-        described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
-        yield described
-
-
-def _trackers_schema(plugins: Plugins, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Names, or a mapping from names to their options."""
-    offered = sorted(plugins.offers("tracker").items())
-    described = {name: _described("tracker", offers[0].component, definitions) for name, offers in offered}
-    options = {name: {"anyOf": [{"type": "null"}, each]} for name, each in described.items()}
-    names = {"description": f"Names of trackers: {', '.join(options)}."}
-    return {
-        "anyOf": [
-            {"type": ["string", "null"], **names},
-            {"type": "array", "items": {"type": "string"}, **names},
-            {"type": "object", "properties": options, "additionalProperties": {"type": ["object", "null"]}},
-        ]
-    }

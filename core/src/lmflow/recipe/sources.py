@@ -17,7 +17,7 @@ from lmflow.recipe.settings import SOURCES, Setting, of_section
 
 if TYPE_CHECKING:
     from lmflow.components import Component
-    from lmflow.recipe.choices import Choice
+    from lmflow.recipe.choice import Choice
 
 WRITTEN = re.compile(r"(?P<distribution>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)( (?P<version>\S+))?")
 

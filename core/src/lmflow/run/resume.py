@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmflow.errors import RunDirectoryError
-from lmflow.recipe.resolve import Recipe, dump
+from lmflow.recipe.recipe import Recipe, dump
 from lmflow.recipe.settings import LAUNCH, SOURCES
 from lmflow.run.directory import RunDirectory
 

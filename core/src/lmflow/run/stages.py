@@ -11,7 +11,7 @@ from lmflow.components import LoadRequest, Model, RunContext, Tuner
 from lmflow.errors import EstimateError, TrainingError
 from lmflow.planning.machine_memory import give_back_freed_memory
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import Recipe
+from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord

@@ -19,7 +19,8 @@ from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanC
 from lmflow.errors import Interrupted, RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
-from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
+from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.run import stages
 from lmflow.run.directory import RunDirectory
