@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from: `kind` is default, file, option or plugin; `place` is a file:line or an option."""
+    """Where a value came from: `kind` is default, file, option, argument or plugin; `place`, a file:line or option."""
 
     kind: str
     place: str = ""
@@ -93,7 +93,7 @@ def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems
         names_component = option.path in scope.slots or (scope.trackers and option.path == TRACKERS)
         path = f"{option.path}.name" if names_component else option.path
         if path in seen:
-            problems.append(f"{option.origin.place}: given twice ({seen[path].value!r} and {option.value!r})")
+            problems.append(f"{option.place}: given twice ({seen[path].value!r} and {option.value!r})")
         seen[path] = Setting(path, option.value, option.origin)
     if "model.name" in seen:  # another model: the file's options of the one it names no longer apply
         settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
@@ -101,7 +101,7 @@ def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems
         section = path.partition(".")[0]
         if section not in scope.names:
             near = difflib.get_close_matches(section, scope.names, n=1)
-            where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
+            where = replace(setting, path=section).place
             hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
             line = f"{where}: unknown section; {hint}"
             problems += [] if line in problems else [line]
