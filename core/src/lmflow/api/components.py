@@ -28,7 +28,7 @@ def plugins_for(
     `reward`. Raises PluginError for what is no component.
     """
     sections = dict(recipe)
-    reward = sections.get("reward")
+    reward: Any = sections.get("reward")
     if is_function(reward):
         reference = importable_name(reward)
         sections["reward"] = f"python:{reference}" if reference else reward_class(reward)

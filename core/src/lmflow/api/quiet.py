@@ -46,18 +46,28 @@ def stdout_for_results() -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the context libraries warn of nothing, log errors alone, and print to standard error."""
+    """Within the context libraries warn of nothing, log errors alone, draw no bars, and print to standard error."""
     set_environment()
-    transformers = sys.modules.get("transformers")
-    level = transformers.logging.get_verbosity() if transformers else None
-    if transformers:  # loaded before it could be told
-        transformers.logging.set_verbosity_error()
+    with quiet_transformers(), warnings.catch_warnings(action="ignore"), stdout_for_results():
+        yield
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within the context a Transformers that was loaded before it could be told logs errors alone and draws no bars."""
+    logs = sys.modules.get("transformers.utils.logging")
+    if logs is None:
+        yield
+        return
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     try:
-        with warnings.catch_warnings(action="ignore"), stdout_for_results():
-            yield
+        yield
     finally:
-        if transformers:
-            transformers.logging.set_verbosity(level)
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()
 
 
 def quiet_steps(steps: Iterator[T]) -> Generator[T, None, None]:

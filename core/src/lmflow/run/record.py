@@ -42,7 +42,7 @@ class RunResult:
     @property
     def result(self) -> Path:
         """The adapter or model it ended with."""
-        return self.directory / self.record["result"]
+        return self.directory / str(self.record["result"])
 
     @property
     def report(self) -> Path:
