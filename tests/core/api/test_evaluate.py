@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 import lmflow
 from lmflow.testing.runs import RECORDS, write_records
@@ -43,7 +44,7 @@ class Count(lmflow.Evaluator):
 
     name = "count"
     reads_data = False
-    scale: float = 1.0
+    scale: float = Field(1.0, description="What the count is multiplied with.")
 
     def evaluate(self, context: lmflow.EvaluateContext) -> lmflow.Evaluation:
         """All of them, scaled."""

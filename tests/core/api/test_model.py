@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ class Recording(lmflow.Inferencer):
     """Note when it is opened and closed."""
 
     name = "recording"
-    events: list[str] = []
+    events: ClassVar[list[str]] = []
 
     def generate(self, request):
         """Nothing for every prompt."""
@@ -118,17 +119,15 @@ class Recording(lmflow.Inferencer):
 
 
 def test_the_inferencer_is_opened_and_closed_once(model_directory):
-    inferencer = Recording()
+    Recording.events.clear()
     with lmflow.load_model(model_directory, inferencer=Recording) as model:
-        events = model.inferencer.events
         assert model.generate("a").text == model.chat("a") == "said"
         assert list(model.chat("a", stream=True)) == ["said"]
     model.close()
-    assert events == ["open causal", "close"]
+    assert Recording.events == ["open causal", "close"]
     assert "closed" in repr(model)
     with pytest.raises(lmflow.LmflowError, match="is closed"):
         model.generate("a")
-    assert inferencer.events == []
 
 
 def test_what_is_saved_is_loaded_again(model, tmp_path: Path):

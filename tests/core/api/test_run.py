@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pydantic import Field
 
 import lmflow
 from lmflow.recipe.mapping import read_mapping
@@ -200,7 +201,7 @@ class Twice(lmflow.Aligner):
     """Go over the data twice."""
 
     name = "twice"
-    passes: int = 2
+    passes: int = Field(2, gt=0, description="Optimizer steps.")
 
     def align(self, context: lmflow.AlignContext) -> None:
         """Train on everything, `passes` times."""
