@@ -39,7 +39,7 @@ from source_text import (
 import lmflow
 import lmflow.testing
 from lmflow import cli, components, errors, hookspecs, plugins, versions
-from lmflow.plugins import EVENTS, GROUP, SLOTS, Plugins, Slot, load_plugins
+from lmflow.plugins import EVENTS, GROUP, SLOTS, Plugins, Slot, discovery, load_plugins
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Scope
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +50,19 @@ Everything a plugin can offer, everything its components are given, and what exa
 `make docs`.
 """
 DECLARATIONS = ("Need", "Conflict", "Requirement", "Command")
+CONTEXTS = (
+    "RunContext",
+    "AlignContext",
+    "PlanContext",
+    "EvaluateContext",
+    "ExportContext",
+    "LoadRequest",
+    "GenerateRequest",
+    "Log",
+    "ParameterGroup",
+    "Workload",
+)
+"""What calls of components are given, or give."""
 OBJECTS = (
     "lmflow.data.sample:Message",
     "lmflow.data.sample:Sample",
@@ -57,10 +70,12 @@ OBJECTS = (
     "lmflow.data.sample:TokenSequence",
     "lmflow.models.language_model:LanguageModel",
     "lmflow.training.trainer:Trainer",
-    "lmflow.data.sample:Item",
+    "lmflow.training.trainer:Setup",
     "lmflow.training.objective:Objective",
     "lmflow.training.objective:Loss",
-    "lmflow.training.trainer:Setup",
+    "lmflow.training.objective:NextToken",
+    "lmflow.training.objective:FunctionObjective",
+    "lmflow.data.sample:Item",
     "lmflow.recipe.sections.training:TrainingOptions",
     "lmflow.recipe.sections.launch:LaunchOptions",
     "lmflow.data.collate:Batch",
@@ -71,7 +86,7 @@ OBJECTS = (
     "lmflow.data.sample:Prompt",
     "lmflow.inference.types:Completion",
     "lmflow.components:Evaluation",
-    "lmflow.recipe.resolve:Recipe",
+    "lmflow.recipe.recipe:Recipe",
 )
 """What hooks and components are given or return."""
 PARTS = (
@@ -109,6 +124,7 @@ def render() -> str:
         "Hooks": (hooks_overview(), list(hooks(installed))),
         "Components": (docstring_of(components), [imported(f"lmflow.components:{each}") for each in component_names()]),
         "Declarations": ("", [imported(f"lmflow.components:{name}") for name in DECLARATIONS]),
+        "Contexts": ("", [imported(f"lmflow.components:{name}") for name in CONTEXTS]),
         "What components are given and return": ("", [imported(each) for each in OBJECTS]),
         "Parts to build on": ("", [imported(each) for each in PARTS]),
         "Errors": (error_table(), []),
@@ -283,7 +299,7 @@ def switches() -> str:
     version = lmflow.INTERFACE_VERSION
     said = Source.of(versions).names()["INTERFACE_VERSION"]
     rows = [
-        ("`LMFLOW_INTERFACE`", "in a plugin's module", one_line(inspect.getdoc(plugins.declared_interface) or "")),
+        ("`LMFLOW_INTERFACE`", "in a plugin's module", one_line(inspect.getdoc(discovery.declared_interface) or "")),
         (f"`{plugins.DISABLE}`", "in the environment", one_line(inspect.getdoc(plugins.disabled_by_environment) or "")),
     ]
     text = f"`lmflow.INTERFACE_VERSION` is {version}. {one_line(said)}"

@@ -40,6 +40,6 @@ def test_from_the_command_to_the_backward_pass_are_seven_calls_each_with_a_name_
         "align",
         "fit",
         "_train_step",
-        "_accumulate",
+        "accumulate",
         "backward",
     ]

@@ -16,7 +16,8 @@ from lmflow.plugins import Plugins
 from lmflow.plugins.in_process import IN_PROCESS
 from lmflow.plugins.isolation import preserve_process_state
 from lmflow.recipe.mapping import read_mapping
-from lmflow.recipe.resolve import Recipe, ResolvedRecipe, resolve
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe
+from lmflow.recipe.resolve import resolve
 from lmflow.run.record import RunResult
 from lmflow.run.resume import recipe_to_resume
 from lmflow.run_files import read_record

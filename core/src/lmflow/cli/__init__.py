@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lmflow.api.quiet import ENVIRONMENT as ENVIRONMENT
 from lmflow.api.quiet import set_environment
-from lmflow.api.quiet import stdout_for_results as stdout_for_results
+from lmflow.cli.output import print_error
 
 if TYPE_CHECKING:
     from lmflow.distributed.worker import Ending
@@ -131,8 +131,3 @@ def describe_error(error: Exception) -> tuple[int, list[str]]:
         f"error: {type(error).__name__}: {error}".strip(),
         "this is not one of the errors lmflow expects; --debug shows the traceback",
     ]
-
-
-def print_error(line: str, label: str = "error: ") -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"{label}{line}\n")

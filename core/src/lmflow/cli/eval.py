@@ -38,7 +38,7 @@ SCOPE = Scope(
     hidden=TRAINING_ONLY,
 )
 HELP = (
-    ("--output DIR", "Where to write results.json, rows.jsonl, report.html and pictures."),
+    ("--output DIR", "Where to write results.json, rows.jsonl, report.html and plots."),
     ("--overwrite", "Replace the results in --output."),
     ("--json", "Print one JSON object on standard output, and nothing else."),
     *COMPUTE_HELP,

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from lmflow.api.quiet import quiet_libraries
-from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, resolve_scanned, scan
+from lmflow.cli.output import print_error
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import LAUNCH, Setting
 
 if TYPE_CHECKING:
-    from lmflow.recipe.resolve import Recipe, ResolvedRecipe
+    from lmflow.recipe.recipe import Recipe, ResolvedRecipe
     from lmflow.run.record import RunResult
 
 FIXED = {"--output": True, "--resume": False, "--overwrite": False, "--quiet": False, "--json": False}

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lmflow.components import LoadRequest, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
-from lmflow.recipe.resolve import Recipe
+from lmflow.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from lmflow.data.collate import Batch
@@ -69,7 +69,7 @@ class Plan:
     trainable_parameters: int
     steps: Steps
     memory: Footprint | None
-    """None where it cannot be foreseen, as for a model whose forward pass depends on values."""
+    """None where it cannot be estimated, as for a model whose forward pass depends on values."""
     not_estimated: str
     """Why not, in one line."""
     available: int | None
@@ -96,7 +96,7 @@ class Plan:
         assert self.memory is not None
         assert self.available is not None
         needed, there = size(self.memory.total), size(self.available)
-        text = f"this run is foreseen to take {needed} of memory, and {there} are available"
+        text = f"this run is estimated to take {needed} of memory, and {there} are available"
         best = self.remedies[-1] if self.remedies else None
         if best is None:
             return f"{text}; lmflow plan says for what"
@@ -171,7 +171,7 @@ def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise EstimateError(
             f"tuner {tuner.name} prepares no model whose weights have no values ({why}), so what a run with it takes "
-            "cannot be foreseen"
+            "cannot be estimated"
         ) from error
 
 
@@ -283,14 +283,20 @@ def changes(plan: Plan, plugins: Plugins) -> Iterator[tuple[str, Callable[[Recip
         yield "--launch.strategy fsdp", with_split_weights
     if plan.device == "cuda" and plan.precision == "fp32":
         yield "--training.precision bf16", partial(with_training, precision="bf16")
-    lora = plugins.offers("tuner").get("lora")
-    if lora and plan.trainable_parameters == plan.parameters:
-        yield "--tuner lora", lambda recipe: replace(recipe, tuner=cast(Tuner, lora[0].component()))
+    if plan.trainable_parameters == plan.parameters:
+        for tuner in plugins.classes("tuner"):
+            if tuner.trains_few:
+                yield f"--tuner {tuner.name}", partial(with_tuner, tuner=tuner)
 
 
 def with_training(recipe: Recipe, **options: Any) -> Recipe:
     """The recipe with other training options."""
     return replace(recipe, training=recipe.training.model_copy(update=options))
+
+
+def with_tuner(recipe: Recipe, tuner: type[Tuner]) -> Recipe:
+    """The recipe with another tuner, as it is by default."""
+    return replace(recipe, tuner=tuner())
 
 
 def with_split_weights(recipe: Recipe) -> Recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmflow.distributed.environment import this_worker
 from lmflow.distributed.launcher import launch
 from lmflow.distributed.outcome import Outcome
-from lmflow.recipe.resolve import Recipe, dump
+from lmflow.recipe.recipe import Recipe, dump
 from lmflow.run.run import default_output
 
 

@@ -14,11 +14,12 @@ import pytest
 from pydantic import PrivateAttr
 
 from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanContext, Tracker, Workload
-from lmflow.errors import Interrupted, RecipeError
+from lmflow.errors import Interrupted, PluginError, RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import Plugins
 from lmflow.plugins.in_process import load_plugins_with, slot_of
-from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
+from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.run import stages
 from lmflow.run.directory import RunDirectory
@@ -75,8 +76,14 @@ def supply(suite: object, fixture: str) -> NoReturn:
 
 
 def plugins_with(*components: type[Component]) -> Plugins:
-    """The installed plugins, and one more that offers those of `components` that none of them offers."""
-    return load_plugins_with(components)
+    """The installed plugins, and one more that offers those of `components` that none of them offers.
+
+    Fails with the reason where a component breaks a rule for which its plugin would be left out.
+    """
+    try:
+        return load_plugins_with(components)
+    except PluginError as error:
+        pytest.fail(f"lmflow would leave the plugin out: {str(error).removeprefix('components: ')}", pytrace=False)
 
 
 def component_settings(plugins: Plugins, component: Component) -> dict[str, Any]:
