@@ -20,6 +20,7 @@ from lmflow.planning.plan import Plan, load_skeleton, make_plan
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
+from lmflow.run import stages
 from lmflow.run.run import RunResult, run
 
 MakePlan = Callable[..., Plan]
@@ -128,7 +129,7 @@ def test_a_run_that_does_not_fit_says_so_and_goes_on(plugins, only, tmp_path):
 
 def test_a_tight_run_gives_freed_memory_back(plugins, plan_of, only, tmp_path, monkeypatch):
     given_back = []
-    monkeypatch.setattr("lmflow.run.stages.give_back_freed_memory", lambda: given_back.append(True) or True)
+    monkeypatch.setattr(stages, "give_back_freed_memory", lambda: given_back.append(True) or True)
     options = {"aligner": "sft", "training__max_steps": 1, "aligner__heldout_prompts": 0}
     options |= {"training__batch_size": 128, "training__micro_batch_size": 128}
     found = plan_of(**options)

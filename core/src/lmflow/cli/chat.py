@@ -74,7 +74,7 @@ def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool
     display = make_progress(quiet=quiet)
     log = RunLog(None, plugins.emit, display)
     try:
-        with warnings.catch_warnings(action="ignore"), log.phase(f"loading model {parts['model'].name}"):
+        with warnings.catch_warnings(action="ignore"):
             model = load_parts(parts, plugins, log)
     finally:
         display.close()

@@ -161,8 +161,7 @@ def work(
     if file is not None and not file.missing():
         display.note(f"{file.path} is complete: {file.expected:,} records")
         return
-    with log.phase(f"loading model {parts['model'].name}"):
-        model = load_parts(parts, plugins, log)
+    model = load_parts(parts, plugins, log)
     using = parts["inferencer"], parts["sampling"]
     if file is not None:
         started = time.monotonic()

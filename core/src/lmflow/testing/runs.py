@@ -6,19 +6,18 @@ import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 from pydantic import PrivateAttr
 
 from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanContext, Tracker, Workload
-from lmflow.errors import Interrupted, RecipeError
+from lmflow.errors import Interrupted, PluginError, RecipeError
 from lmflow.hookspecs import hookimpl
-from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
+from lmflow.plugins import Plugins
+from lmflow.plugins.in_process import load_plugins_with, slot_of
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
@@ -76,41 +75,15 @@ def supply(suite: object, fixture: str) -> NoReturn:
 # Plugins
 
 
-class InProcess(EntryPoint):
-    """An entry point whose module is at hand: what `importlib.metadata` would find, had the plugin been installed."""
-
-    def __init__(self, module: ModuleType) -> None:
-        super().__init__(name="plugin", value=module.__name__, group="under-examination")
-        vars(self)["module"] = module
-
-    def load(self) -> Any:
-        """The module itself."""
-        return vars(self)["module"]
-
-
 def plugins_with(*components: type[Component]) -> Plugins:
     """The installed plugins, and one more that offers those of `components` that none of them offers.
 
     Fails with the reason where a component breaks a rule for which its plugin would be left out.
     """
-    installed = load_plugins()
-    missing = [each for each in components if each not in installed.classes(slot_of(each).name)]
-    if not missing:
-        return installed
-    module = ModuleType("under_examination")
-    for slot in dict.fromkeys(slot_of(each) for each in missing):
-        offered = [each for each in missing if slot_of(each) is slot]
-        setattr(module, slot.hook, hookimpl(lambda offered=offered: offered))
-    loaded = load_plugins([*entry_points(group=GROUP), InProcess(module)])
-    for broken in loaded.broken:
-        if broken.entry_point == "plugin" and broken.distribution == "under-examination":
-            pytest.fail(f"lmflow would leave the plugin out: {broken.reason}", pytrace=False)
-    return loaded
-
-
-def slot_of(component: type[Component]) -> Slot:
-    """The slot a component class fills."""
-    return next(slot for slot in SLOTS.values() if issubclass(component, slot.base))
+    try:
+        return load_plugins_with(components)
+    except PluginError as error:
+        pytest.fail(f"lmflow would leave the plugin out: {str(error).removeprefix('components: ')}", pytrace=False)
 
 
 def component_settings(plugins: Plugins, component: Component) -> dict[str, Any]:
