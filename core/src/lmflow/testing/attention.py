@@ -12,7 +12,7 @@ from lmflow.builtin.attention import Eager
 from lmflow.components import Attention, GenerateRequest, LoadRequest
 from lmflow.data.sample import Prompt, TokenSequence
 from lmflow.errors import LmflowError
-from lmflow.testing.comparing import some
+from lmflow.testing.comparing import config_of, some
 from lmflow.testing.runs import supply
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LENGTHS = (17, 5, 1, 30)
 """Tokens of the sequences that are compared, one of them the shortest there is."""
 Pair = tuple["LanguageModel", "LanguageModel"]
-PAIRS: pytest.StashKey[dict[str, Pair]] = pytest.StashKey()
+PAIRS: pytest.StashKey[dict[str, dict[str, Pair]]] = pytest.StashKey()
 
 
 class AttentionSuite:
@@ -68,7 +68,7 @@ class AttentionSuite:
 
         self._skip_without_device()
         of_class = request.node.getparent(pytest.Class)
-        pairs: dict[str, Pair] = of_class.stash.setdefault(PAIRS, {})
+        pairs = of_class.stash.setdefault(PAIRS, {}).setdefault(repr(attention), {})
         for architecture in self._tried():
             if architecture not in pairs:
                 directory = tmp_path_factory.mktemp(architecture)
@@ -85,8 +85,8 @@ class AttentionSuite:
     def test_the_model_is_built_with_it(self, attention: Attention, pairs: Mapping[str, Pair]) -> None:
         """What `implementation` names is what Transformers computes with, in every layer."""
         for architecture, (model, _) in pairs.items():
-            wanted = attention.implementation(model.module.config, self.device)
-            found = model.module.config._attn_implementation
+            wanted = attention.implementation(config_of(model), self.device)
+            found = config_of(model)._attn_implementation
             assert found == wanted, (
                 f"expected {architecture} to compute with {wanted!r}; found {found!r}. Usual cause: a name that is not "
                 "registered with transformers.AttentionInterface before it is returned."
@@ -95,10 +95,10 @@ class AttentionSuite:
     def test_asking_changes_nothing(self, attention: Attention, pairs: Mapping[str, Pair]) -> None:
         """`implementation` leaves the configuration as it was, and says the same when asked again."""
         for architecture, (_, plain) in pairs.items():
-            config = copy.deepcopy(plain.module.config)
+            config = copy.deepcopy(config_of(plain))
             first, second = (attention.implementation(config, self.device) for _ in range(2))
             assert first == second, f"expected one name for {architecture}; found {first!r}, then {second!r}"
-            changed = [key for key, value in config.to_dict().items() if plain.module.config.to_dict()[key] != value]
+            changed = [key for key, value in config.to_dict().items() if config_of(plain).to_dict()[key] != value]
             assert not changed, f"expected the configuration of {architecture} as it was; found other {some(changed)}"
 
     def test_what_it_cannot_compute_is_refused(self, attention: Attention) -> None:
@@ -194,7 +194,7 @@ class AttentionSuite:
             gradients: list[dict[str, Tensor]] = []
             for model in both:
                 batch = collate(self._sequences(model), model.pad_id).to(model.device)
-                negative_log_likelihood(model.module, model.module, batch).backward()
+                negative_log_likelihood(model.module, model.module, batch).backward()  # type: ignore[no-untyped-call]
                 named = model.module.named_parameters()
                 gradients.append({name: each.grad.float() for name, each in named if each.grad is not None})
                 model.module.zero_grad(set_to_none=True)
@@ -213,7 +213,7 @@ class AttentionSuite:
 
     def _sequences(self, model: LanguageModel) -> list[TokenSequence]:
         """Sequences of different lengths and tokens."""
-        size = model.module.config.vocab_size
+        size = config_of(model).vocab_size
         ids = [[3 + (7 * n + 11 * place) % (size - 3) for place in range(n)] for n in LENGTHS]
         return [TokenSequence(each, [True] * len(each), "here") for each in ids]
 

@@ -17,7 +17,7 @@ import pytest
 from lmflow.components import EvaluateContext, Evaluation, Evaluator, Inferencer
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import LmflowError
-from lmflow.testing.comparing import all_tensors, different, some
+from lmflow.testing.comparing import all_tensors, apart, different, some, state_of
 from lmflow.testing.runs import RECORDS, supply
 
 if TYPE_CHECKING:
@@ -151,12 +151,11 @@ class EvaluatorSuite:
         """Weights, gradients, `requires_grad` and the mode of every part are afterwards as before."""
         for training in (False, True):
             model.module.train(training)
-            weights, before = all_tensors(model), self._state(model)
+            weights, before = all_tensors(model), state_of(model)
             self.measure(evaluator, model, samples)
             changed = different(all_tensors(model), weights)
             assert not changed, f"expected the weights to be left alone; found {some(changed)} changed"
-            after = self._state(model)
-            moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            moved = apart(state_of(model), before)
             assert not moved, (
                 f"expected modes, requires_grad, gradients and hooks as they were; found {some(moved)} changed. Usual "
                 "cause: module.eval() without going back to the mode it was in."
@@ -251,15 +250,6 @@ class EvaluatorSuite:
         found = evaluator.model_copy(deep=True).evaluate(context)
         assert isinstance(found, Evaluation), f"expected an Evaluation from evaluate(); found {type(found).__name__}"
         return found
-
-    def _state(self, model: LanguageModel) -> dict[str, object]:
-        """Modes, hooks, `requires_grad` and whether there is a gradient, by name."""
-        parts = model.module.named_modules()
-        modes = {
-            f"the mode of {name or 'the model'}": (part.training, len(part._forward_hooks)) for name, part in parts
-        }
-        named = model.module.named_parameters()
-        return {**modes, **{name: (each.requires_grad, each.grad is None) for name, each in named}}
 
     def _expect_close(self, found: Mapping[str, float], expected: Mapping[str, float], when: str) -> None:
         assert _close(found, expected, self.tolerance), (
