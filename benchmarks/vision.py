@@ -3,9 +3,9 @@
     python benchmarks/vision.py easy-vqa        (or: digits)
 
 trains an open_clip tower by contrast on captions made from the training records, then the projector alone, then the
-projector with LoRA on the language model, and measures the test answers: with each question's own picture, with the
-pictures shuffled between questions, and without a model, from the question alone. The pictures are those of the
-packages easy-vqa and scikit-learn (`pip install 'lmflow-multimodal[clip,pictures]'`). Stopped and started
+projector with LoRA on the language model, and measures the test answers: with each question's own image, with the
+images shuffled between questions, and without a model, from the question alone. The images are those of the
+packages easy-vqa and scikit-learn (`pip install 'lmflow-multimodal[clip,images]'`). Stopped and started
 again, it goes on with the step it was at.
 """
 
@@ -77,7 +77,7 @@ def easy_vqa(work: Path) -> Trial:
         image: " ".join([*sorted(known & {*COLOURS}), *(sorted(known & {*SHAPES}) or ["shape"])])
         for image, known in objective_inputs.items()
     }
-    # A small ResNet: convolutions need far fewer pictures than attention does. Its features are read where they are a
+    # A small ResNet: convolutions need far fewer images than attention does. Its features are read where they are a
     # grid of 4 x 4.
     vision = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 16, "head_width": 64}
     stages = (
@@ -98,12 +98,12 @@ def digits(work: Path) -> Trial:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    folder = work / "pictures"
+    folder = work / "images"
     folder.mkdir(parents=True, exist_ok=True)
     questions, captions = [], {}
-    for number, (picture, digit) in enumerate(zip(data.images, data.target)):
+    for number, (image, digit) in enumerate(zip(data.images, data.target)):
         path = folder / f"{number}.png"
-        Image.fromarray((255 - picture * 255 / 16).astype(numpy.uint8)).resize((32, 32), Image.Resampling.BICUBIC).save(
+        Image.fromarray((255 - image * 255 / 16).astype(numpy.uint8)).resize((32, 32), Image.Resampling.BICUBIC).save(
             path
         )
         questions.append(Question(str(path), "what digit is this?", str(digit)))
@@ -158,8 +158,8 @@ def make_tower(trial: Trial, directory: Path) -> None:
         if step % 50 == 0:
             print(f"tower step {step} loss {loss:.3f}", flush=True)
 
-    pictures = [Captioned(image, caption) for image, caption in sorted(trial.captions.items())]
-    train_tower(trial.vision, pictures, directory, steps=trial.tower_steps, shift=trial.shift, progress=show)
+    images = [Captioned(image, caption) for image, caption in sorted(trial.captions.items())]
+    train_tower(trial.vision, images, directory, steps=trial.tower_steps, shift=trial.shift, progress=show)
 
 
 def lmflow_run(output: Path, options: dict[str, Any]) -> None:
@@ -181,7 +181,7 @@ def measure(work: Path, train: Sequence[Question], test: Sequence[Question]) -> 
     figures["after stage 1"] = accuracy(first, test, images)
     second = model_from_reference(plugins, str(work / "stage2")).load(LoadRequest())
     figures["after stage 2"] = accuracy(second, test, images)
-    figures["after stage 2, pictures shuffled"] = accuracy(second, test, others)
+    figures["after stage 2, images shuffled"] = accuracy(second, test, others)
     return figures
 
 

@@ -50,6 +50,19 @@ Everything a plugin can offer, everything its components are given, and what exa
 `make docs`.
 """
 DECLARATIONS = ("Need", "Conflict", "Requirement", "Command")
+CONTEXTS = (
+    "RunContext",
+    "AlignContext",
+    "PlanContext",
+    "EvaluateContext",
+    "ExportContext",
+    "LoadRequest",
+    "GenerateRequest",
+    "Log",
+    "ParameterGroup",
+    "Workload",
+)
+"""What calls of components are given, or give."""
 OBJECTS = (
     "lmflow.data.sample:Message",
     "lmflow.data.sample:Sample",
@@ -57,8 +70,12 @@ OBJECTS = (
     "lmflow.data.sample:TokenSequence",
     "lmflow.models.language_model:LanguageModel",
     "lmflow.training.trainer:Trainer",
-    "lmflow.training.trainer:Item",
-    "lmflow.training.trainer:Objective",
+    "lmflow.training.trainer:Setup",
+    "lmflow.training.objective:Objective",
+    "lmflow.training.objective:Loss",
+    "lmflow.training.objective:NextToken",
+    "lmflow.training.objective:FunctionObjective",
+    "lmflow.data.sample:Item",
     "lmflow.recipe.sections.training:TrainingOptions",
     "lmflow.recipe.sections.launch:LaunchOptions",
     "lmflow.data.collate:Batch",
@@ -69,7 +86,7 @@ OBJECTS = (
     "lmflow.data.sample:Prompt",
     "lmflow.inference.types:Completion",
     "lmflow.components:Evaluation",
-    "lmflow.recipe.resolve:Recipe",
+    "lmflow.recipe.recipe:Recipe",
 )
 """What hooks and components are given or return."""
 PARTS = (
@@ -108,6 +125,7 @@ def render() -> str:
         "Hooks": (hooks_overview(), list(hooks(installed))),
         "Components": (docstring_of(components), [imported(f"lmflow.components:{each}") for each in component_names()]),
         "Declarations": ("", [imported(f"lmflow.components:{name}") for name in DECLARATIONS]),
+        "Contexts": ("", [imported(f"lmflow.components:{name}") for name in CONTEXTS]),
         "What components are given and return": ("", [imported(each) for each in OBJECTS]),
         "Parts to build on": ("", [imported(each) for each in PARTS]),
         "Errors": (error_table(), []),

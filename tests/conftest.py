@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import Distribution, distribution, distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background, and all it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where bytecode is not kept, each of the hundreds of processes that tests start compiles all of lmflow anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,7 +34,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip, saying so, where there is no GPU."""
+    """Tests marked `gpu` skip, saying so, where there is no GPU; groups come first, since one worker does a whole one."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items:
         import torch
@@ -106,6 +112,14 @@ def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def without_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory that, on PYTHONPATH, hides DeepSpeed, which accelerate imports wherever a model is saved."""
+    place = tmp_path_factory.mktemp("without")
+    (place / "sitecustomize.py").write_text("import sys\nsys.modules['deepspeed'] = None\n")
+    return str(place)
+
+
 @dataclass(frozen=True)
 class Environment:
     """A Python environment of its own in `path`, with a real pip that has no network."""
@@ -145,13 +159,14 @@ class Environment:
 def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
     """Makes an Environment that holds this one's packages, as links, but for the distributions named in `without`.
 
-    Nothing done in it reaches this one: pip refuses to remove what lies behind a link.
+    DeepSpeed is left out too, as it is where most users are: accelerate imports it wherever a model is saved, which
+    takes seconds of each run. Nothing done in it reaches this one: pip refuses to remove what lies behind a link.
     """
 
     def make(*, without: Sequence[str] = ()) -> Environment:
         environment = Environment(tmp_path_factory.mktemp("environment"))
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment.path], check=True)
-        link_packages(environment, without)
+        link_packages(environment, [*without, *(["deepspeed"] if find_spec("deepspeed") else [])])
         add_pip(environment)
         add_commands(environment, distributions(path=[str(environment.packages)]))
         return environment
@@ -185,3 +200,65 @@ def add_commands(environment: Environment, installed: Iterable[Distribution]) ->
             start = f"import sys\nfrom {point.module} import {point.attr}\nsys.exit({point.attr}())\n"
             command.write_text(f"#!{environment.path / 'bin' / 'python'}\n{start}")
             command.chmod(0o755)
+
+
+HOLDING = """
+import os, select, signal, socket
+from pathlib import Path
+from lmflow.hookspecs import hookimpl
+
+LMFLOW_INTERFACE = 1
+PLACE = Path(__file__).parent
+
+
+@hookimpl
+def lmflow_step_finished(step):
+    if step != 8:
+        return
+    woken, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    before = signal.set_wakeup_fd(wakes.fileno())
+    (PLACE / "held").touch()
+    while PLACE.exists() and not (PLACE / "let-go").exists() and not select.select([woken], [], [], 0.05)[0]:
+        pass
+    signal.set_wakeup_fd(before)
+"""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A plugin that holds a run after its eighth step until a signal comes or `let_go` is called.
+
+    So a run is interrupted where the test means to, however fast it is and however busy the machine.
+    """
+
+    place: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What brings the plugin into a process."""
+        return {"PYTHONPATH": str(self.place)}
+
+    def wait(self, process: subprocess.Popen[str]) -> None:
+        """Return once the run that `process` carries out is held; fails if it ends before."""
+        while not (self.place / "held").exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+
+    def let_go(self) -> None:
+        """Let the run go on."""
+        (self.place / "let-go").touch()
+
+
+@pytest.fixture
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hold]:
+    """See `Hold`; what is still held when the test ends is let go."""
+    place = tmp_path_factory.mktemp("hold")
+    (place / "holding.py").write_text(HOLDING)
+    about = place / "holding-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holding\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[lmflow]\nmain = holding\n")
+    made = Hold(place)
+    yield made
+    made.let_go()

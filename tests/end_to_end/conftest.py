@@ -81,7 +81,7 @@ def carry_out(command: Sequence[str], place: Path, environment: Mapping[str, str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,  # only what has hung takes as long, on the busiest machine
         check=False,
         stdin=subprocess.DEVNULL,
     )

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT, ROOT / "core", *sorted(ROOT.glob("plugins/*")), *sorted(ROOT.glob("lmflow_plugins_*"))]
+pytestmark = pytest.mark.xdist_group("wheels")
 SHORT = ("--training.max_steps", "1", "--data.limit", "16")
 
 
@@ -64,7 +65,7 @@ def test_everything_installed_runs_and_one_uninstalled_takes_only_its_own_away(c
     assert {(slot, name) for _, slot, name in before - after} == {("aligner", "raft")}
     assert not after - before
     refused = environment.run("lmflow", "run", "--aligner", "raft", cwd=tmp_path, code=2)
-    assert "pip install lmflow-raft" in refused.stderr
+    assert "lmflow plugins install lmflow-raft" in refused.stderr
     assert "Traceback" not in refused.stderr
     environment.run("lmflow", "run", "--tuner", "lora", *SHORT, cwd=tmp_path)
 
@@ -73,7 +74,7 @@ def test_core_alone_says_what_to_install(clean, tmp_path):
     environment = clean("lmflow-core")
     assert {owner for owner, _, _ in components(environment, tmp_path)} == {"lmflow-core"}
     refused = environment.run("lmflow", "run", "--tuner", "lora", cwd=tmp_path, code=2)
-    assert "pip install lmflow-lora" in refused.stderr
+    assert "lmflow plugins install lmflow-lora" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -85,7 +86,7 @@ def materials(tmp_path: Path, model_directory: Path, tower_file: Path) -> None:
     shutil.copytree(model_directory, tmp_path / "tiny")
     (tmp_path / "text.jsonl").write_text('{"text": "a tree by the river"}\n' * 8)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "question"}\n' * 8)
-    (tmp_path / "pictures.json").write_text(json.dumps([{"image": "red.png", "text": "red"}] * 8))
+    (tmp_path / "images.json").write_text(json.dumps([{"image": "red.png", "text": "red"}] * 8))
     shutil.copy(tower_file, tmp_path / "tower.json")
     (tmp_path / "mine.py").write_text(
         "def short(prompts, completions, records):\n    return [-len(c) for c in completions]\n"
@@ -101,7 +102,7 @@ USES = {
     "lmflow-longctx": "run --model tiny --data.path text.jsonl --tuner full --context yarn --context.factor 2",
     "lmflow-speculative": "generate --model tiny --prompt hello --inferencer speculative --sampling.max_new_tokens 4",
     "lmflow-multimodal": "run --model vision-language --model.language_model tiny --model.tower tower.json "
-    "--model.checkpoint random --tuner projector --data.path pictures.json",
+    "--model.checkpoint random --tuner projector --data.path images.json",
     "lmflow-trackers": "run --model tiny --data.path text.jsonl --tuner full --trackers tensorboard",
 }
 

@@ -8,7 +8,9 @@ Importing them takes longer than most commands of the tests, and happens once he
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import os
 import select
 import signal
@@ -40,6 +42,10 @@ def serve(address: str) -> None:
 
     import lmflow.run.run
     import lmflow.training.trainer  # noqa: F401
+
+    if importlib.util.find_spec("deepspeed"):  # accelerate imports it wherever a model is saved, which takes as long
+        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # as `main` does
+        importlib.import_module("deepspeed")
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that have ended leave nothing behind
     with socket.socket(socket.AF_UNIX) as server:

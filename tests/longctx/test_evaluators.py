@@ -20,7 +20,7 @@ from lmflow.inference.types import Completion
 from lmflow.models.language_model import LanguageModel
 from lmflow.run.log import RunLog
 from lmflow.testing.contexts import evaluate_context
-from lmflow_longctx import pictures
+from lmflow_longctx import plots
 from lmflow_longctx.contexts import Dynamic
 from lmflow_longctx.passkey import Passkey
 from lmflow_longctx.passkey_prompts import first_number, hide, make_tests, others
@@ -267,28 +267,28 @@ CURVE = [
 ]
 
 
-class TestPictures:
+class TestPlots:
     def test_heatmap(self, tmp_path: Path):
         pytest.importorskip("matplotlib")
         paths = Passkey().draw(Evaluation({}, ROWS), tmp_path / "new")
         assert [path.name for path in paths] == ["passkey.svg", "passkey.png"]
-        picture = paths[0].read_text(encoding="utf-8")
-        ElementTree.fromstring(picture)
-        assert picture.count("<rect") == 4
-        assert "512 tokens, depth 100%: 100%" in picture
+        plot = paths[0].read_text(encoding="utf-8")
+        ElementTree.fromstring(plot)
+        assert plot.count("<rect") == 4
+        assert "512 tokens, depth 100%: 100%" in plot
         assert paths[1].read_bytes().startswith(b"\x89PNG")
 
     def test_curve(self, tmp_path: Path):
         pytest.importorskip("matplotlib")
         paths = PerplexityByLength().draw(Evaluation({}, CURVE), tmp_path)
         assert [path.name for path in paths] == ["perplexity-by-length.svg", "perplexity-by-length.png"]
-        picture = paths[0].read_text(encoding="utf-8")
-        ElementTree.fromstring(picture)
-        assert picture.count("<circle") == 2, "an infinite value has no place"
-        assert "1,024" in picture
+        plot = paths[0].read_text(encoding="utf-8")
+        ElementTree.fromstring(plot)
+        assert plot.count("<circle") == 2, "an infinite value has no place"
+        assert "1,024" in plot
 
     def test_without_matplotlib(self, tmp_path: Path, tiny_model, log, monkeypatch):
-        monkeypatch.setattr(pictures, "find_spec", lambda _: None)
+        monkeypatch.setattr(plots, "find_spec", lambda _: None)
         monkeypatch.setattr("lmflow_longctx.lengths.find_spec", lambda _: None)
         assert [path.suffix for path in Passkey().draw(Evaluation({}, ROWS), tmp_path)] == [".svg"]
         assert [path.suffix for path in PerplexityByLength().draw(Evaluation({}, CURVE), tmp_path)] == [".svg"]

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lmflow.builtin.merge import Merge
-from lmflow.cli.export import write as export
 from lmflow.components import LoadRequest
 from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
+from lmflow.run.export import export
 from lmflow.run.run import RunResult, run
 
 IDS = torch.arange(5, 205)[None]

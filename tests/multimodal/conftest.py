@@ -1,4 +1,4 @@
-"""Pictures made from code, and vision-language models around the tiny Llama."""
+"""Images made from code, and vision-language models around the tiny Llama."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ pytest.importorskip("open_clip", reason="open_clip is an extra of lmflow-multimo
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Paths of plain pictures by colour."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of plain images by colour."""
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for colour in ("red", "green", "blue", "white"):
         Image.new("RGB", (20, 16), colour).save(folder / f"{colour}.png")
     return {file.stem: str(file) for file in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Tuners on a model that sees, that model, and the formats with pictures, through the conformance suites."""
+"""Tuners on a model that sees, that model, and the formats with images, through the conformance suites."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lmflow_multimodal.formats import ImageMessages, ImageText, Llava
 from lmflow_multimodal.tuner import Projector
 
 
-def picture(colour: str) -> str:
-    """A plain picture as a data URI."""
+def image(colour: str) -> str:
+    """A plain image as a data URI."""
     file = io.BytesIO()
     Image.new("RGB", (20, 16), colour).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -30,7 +30,7 @@ def picture(colour: str) -> str:
 
 class TestProjector(TunerSuite):
     records = tuple(
-        {"images": [picture(colour)], "text": "what color is it?", "output": colour}
+        {"images": [image(colour)], "text": "what color is it?", "output": colour}
         for colour in ["red", "green", "blue", "white"] * 3
     )
 
@@ -63,11 +63,11 @@ class TestVisionLanguage(ModelSuite):
         return VisionLanguage(language_model=str(model_directory), tower=str(tower_file), checkpoint="random")
 
 
-RED, BLUE = picture("red"), picture("blue")
+RED, BLUE = image("red"), image("blue")
 ABSENT = "absent.png"
 
 
-class PictureFormatSuite(DataFormatSuite):
+class ImageFormatSuite(DataFormatSuite):
     """Records and dialogues from `good`, which pairs them, and bad records from `bad`."""
 
     good: Sequence[tuple[Mapping[str, Any], Dialogue]]
@@ -90,7 +90,7 @@ def turns(question: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": "red"}]
 
 
-class TestLlava(PictureFormatSuite):
+class TestLlava(ImageFormatSuite):
     good = [
         (
             {"id": "1", "image": RED, "conversations": turns("<image>\nWhat color?")},
@@ -112,7 +112,7 @@ class TestLlava(PictureFormatSuite):
         return Llava()
 
 
-class TestImageMessages(PictureFormatSuite):
+class TestImageMessages(ImageFormatSuite):
     good = [
         (
             {
@@ -150,7 +150,7 @@ class TestImageMessages(PictureFormatSuite):
         return ImageMessages()
 
 
-class TestImageText(PictureFormatSuite):
+class TestImageText(ImageFormatSuite):
     good = [
         (
             {"images": [RED], "text": "What color?", "output": "red"},

@@ -49,25 +49,25 @@ def test_shifts_move_without_losing_size():
 
 def test_a_tower_learns_and_is_loaded(tmp_path: Path):
     """Dark on the left or on the right: after training the two are told apart, and loading changes nothing."""
-    pictures = []
+    images = []
     for number in range(24):
         left = number % 2 == 0
         image = Image.new("RGB", (16, 16), (200 + number, 220, 230))
         image.paste((number, 10, 20), (0, 0, 8, 16) if left else (8, 0, 16, 16))
         image.save(tmp_path / f"{number}.png")
-        pictures.append(Captioned(str(tmp_path / f"{number}.png"), "left" if left else "right"))
+        images.append(Captioned(str(tmp_path / f"{number}.png"), "left" if left else "right"))
     vision = {"image_size": 16, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8}
     losses: list[float] = []
     directory = train_tower(
         vision,
-        pictures,
+        images,
         tmp_path / "tower",
         steps=60,
         batch_size=8,
         shift=0,
         progress=lambda _, loss: losses.append(loss),
     )
-    floor = math.log(4)  # eight pictures with two captions: each belongs to about four
+    floor = math.log(4)  # eight images with two captions: each belongs to about four
     assert losses[-1] - floor < 0.2 < losses[0] - floor
     tower = open_tower(str(directory), None, layer=-1, pool=2)
     assert (tower.tokens, tower.width) == (1, 24)

@@ -1,4 +1,4 @@
-"""Records with pictures: what they mean, how they are recognised, and what is refused."""
+"""Records with images: what they mean, how they are recognised, and what is refused."""
 
 import base64
 import json
@@ -17,49 +17,49 @@ from lmflow_multimodal.formats import ImageMessages, ImageText, Llava
 ALL: list[type[DataFormat]] = [*FORMATS, Llava, ImageMessages, ImageText]
 
 
-def at(pictures: dict[str, str]) -> str:
-    return str(Path(pictures["red"]).parent)
+def at(images: dict[str, str]) -> str:
+    return str(Path(images["red"]).parent)
 
 
 def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
     return [{"from": who, "value": text} for who, text in pairs]
 
 
-def test_llava(pictures: dict[str, str]):
+def test_llava(images: dict[str, str]):
     record = {
         "image": "red.png",
         "conversations": turns(("human", "<image>\nwhat?"), ("gpt", "red"), ("human", "why?")),
     }
-    sample = Llava(image_folder=at(pictures)).sample(record, "a:1")
+    sample = Llava(image_folder=at(images)).sample(record, "a:1")
     assert [turn.role for turn in sample.messages] == ["user", "assistant", "user"]
-    assert [turn.images for turn in sample.messages] == [(pictures["red"],), (), ()]
-    assert sample.images == (pictures["red"],)
+    assert [turn.images for turn in sample.messages] == [(images["red"],), (), ()]
+    assert sample.images == (images["red"],)
 
 
-def test_llava_of_several_pictures_without_marks_and_without_pictures(pictures: dict[str, str]):
-    data = Llava(image_folder=at(pictures))
+def test_llava_of_several_images_without_marks_and_without_images(images: dict[str, str]):
+    data = Llava(image_folder=at(images))
     several = {"image": ["red.png", "blue.png"], "conversations": turns(("human", "<image> or <image>?"), ("gpt", "x"))}
-    assert data.sample(several, "a:1").messages[0].images == (pictures["red"], pictures["blue"])
+    assert data.sample(several, "a:1").messages[0].images == (images["red"], images["blue"])
     unmarked = {"image": "red.png", "conversations": turns(("gpt", "hello"), ("human", "what?"), ("gpt", "x"))}
     sample = data.sample(unmarked, "a:2")
     assert sample.messages[1].content == "<image>\nwhat?"
-    assert sample.messages[1].images == (pictures["red"],)
+    assert sample.messages[1].images == (images["red"],)
     text = {"conversations": turns(("human", "what?"), ("gpt", "x"))}
     assert data.sample(text, "a:3").images == ()
 
 
-def test_openai_parts_and_a_column(pictures: dict[str, str]):
-    uri = "data:image/png;base64," + base64.b64encode(Path(pictures["blue"]).read_bytes()).decode()
+def test_openai_parts_and_a_column(images: dict[str, str]):
+    uri = "data:image/png;base64," + base64.b64encode(Path(images["blue"]).read_bytes()).decode()
     parts = [
         {"type": "text", "text": "is "},
         {"type": "image_url", "image_url": {"url": "red.png"}},
         {"type": "text", "text": " or "},
         {"type": "image_url", "image_url": {"url": uri}},
     ]
-    data = ImageMessages(image_folder=at(pictures))
+    data = ImageMessages(image_folder=at(images))
     [message] = data.sample({"messages": [{"role": "user", "content": parts}]}, "a:1").messages
     assert message.content == "is <image> or <image>"
-    assert message.images == (pictures["red"], uri)
+    assert message.images == (images["red"], uri)
     column = {
         "messages": [
             {"role": "user", "content": "<image>?"},
@@ -70,14 +70,14 @@ def test_openai_parts_and_a_column(pictures: dict[str, str]):
         "system": "look",
     }
     sample = data.sample(column, "a:2")
-    assert [turn.images for turn in sample.messages] == [(), (pictures["red"],), (), (pictures["blue"],)]
+    assert [turn.images for turn in sample.messages] == [(), (images["red"],), (), (images["blue"],)]
     both = {"messages": [{"role": "user", "content": parts}], "images": ["red.png"]}
     with pytest.raises(DataError, match="give them once"):
         data.sample(both, "a:3")
 
 
-def test_image_text(pictures: dict[str, str]):
-    data = ImageText(image_folder=at(pictures))
+def test_image_text(images: dict[str, str]):
+    data = ImageText(image_folder=at(images))
     asked = data.sample({"images": ["red.png"], "text": "what?", "output": "red"}, "a:1")
     assert [(turn.role, turn.content) for turn in asked.messages] == [("user", "<image>\nwhat?"), ("assistant", "red")]
     caption = data.sample({"images": ["red.png", "blue.png"], "text": "two"}, "a:2")
@@ -87,30 +87,30 @@ def test_image_text(pictures: dict[str, str]):
     ]
     assert not caption.templated
     inside = data.sample({"images": ["red.png"], "text": "this <image> is red"}, "a:3")
-    assert inside.messages[0].images == (pictures["red"],)
+    assert inside.messages[0].images == (images["red"],)
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"image": "rad.png"}, r"a:1: image: picture .*rad\.png does not exist; did you mean red\.png"),
-        ({"image": ["red.png", "red.png"]}, r"a:1: 1 <image> in the texts and 2 pictures"),
-        ({}, r"a:1: 1 <image> in the texts and 0 pictures"),
+        ({"image": "rad.png"}, r"a:1: image: image .*rad\.png does not exist; did you mean red\.png"),
+        ({"image": ["red.png", "red.png"]}, r"a:1: 1 <image> in the texts and 2 images"),
+        ({}, r"a:1: 1 <image> in the texts and 0 images"),
         ({"image": 3}, r"a:1: image: expected a path or data URI"),
         ({"image": [""]}, r"a:1: image: expected a path"),
         ({"image": "http://example.org/a.png"}, "address on the network"),
         ({"image": "broken.png"}, "in no format"),
     ],
 )
-def test_refused_by_record(pictures: dict[str, str], record: dict[str, Any], message: str):
-    Path(at(pictures), "broken.png").write_bytes(b"no")
+def test_refused_by_record(images: dict[str, str], record: dict[str, Any], message: str):
+    Path(at(images), "broken.png").write_bytes(b"no")
     with pytest.raises(DataError, match=message):
-        Llava(image_folder=at(pictures)).sample(
+        Llava(image_folder=at(images)).sample(
             {**record, "conversations": turns(("human", "<image>"), ("gpt", "x"))}, "a:1"
         )
 
 
-def test_a_part_without_a_url(pictures: dict[str, str]):
+def test_a_part_without_a_url(images: dict[str, str]):
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}
     with pytest.raises(DataError, match=r"a:1: messages\[0\]\.content\[0\]\.image_url\.url: expected a path"):
         ImageMessages().sample({"messages": [message]}, "a:1")
@@ -143,7 +143,7 @@ def test_two_formats_mixed_are_not_guessed():
         resolve_format(Auto(), ALL, [Record(TALK, "a:1"), Record(CHAT, "a:2")])
 
 
-def test_paths_begin_at_their_own_file(tmp_path: Path, pictures: dict[str, str]):
+def test_paths_begin_at_their_own_file(tmp_path: Path, images: dict[str, str]):
     from PIL import Image
 
     for part, colour in (("train", "red"), ("held", "blue")):

@@ -59,15 +59,15 @@ def test_text_alone_is_bitwise_the_language_model(vision: Load, plain: LanguageM
     assert [c.ids for c in drawn[0][0]] == [c.ids for c in drawn[1][0]]
 
 
-def test_features_stand_where_the_marks_are(vision: Load, pictures: dict[str, str]):
-    """By hand: embed each token, put the projected features of each picture in the place of its four image tokens."""
+def test_features_stand_where_the_marks_are(vision: Load, images: dict[str, str]):
+    """By hand: embed each token, put the projected features of each image in the place of its four image tokens."""
     model = vision()
     network = model.network
-    sample = talk("<image> the <image> fox", "jumps", pictures["red"], pictures["blue"])
+    sample = talk("<image> the <image> fox", "jumps", images["red"], images["blue"])
     [sequence] = model.encode(sample)
     rows = []
     features = {
-        colour: network.projector(model.store.load(model.store._ensure(pictures[colour]))) for colour in ("red", "blue")
+        colour: network.projector(model.store.load(model.store._ensure(images[colour]))) for colour in ("red", "blue")
     }
     coming = iter([*features["red"], *features["blue"]])
     for token in sequence.ids:
@@ -76,14 +76,14 @@ def test_features_stand_where_the_marks_are(vision: Load, pictures: dict[str, st
         expected = network.language_model(inputs_embeds=torch.stack(rows).unsqueeze(0)).logits
     torch.testing.assert_close(logits(model, sequence), expected)
     assert sequence.ids.count(network.image_id) == 8
-    swapped = talk("<image> the <image> fox", "jumps", pictures["blue"], pictures["red"])
+    swapped = talk("<image> the <image> fox", "jumps", images["blue"], images["red"])
     assert not torch.allclose(logits(model, *model.encode(swapped)), expected)
 
 
-def test_no_image_token_is_a_target(vision: Load, pictures: dict[str, str]):
+def test_no_image_token_is_a_target(vision: Load, images: dict[str, str]):
     model = vision()
     sample = Sample(
-        (Message("user", "a <image>", (pictures["red"],)), Message("assistant", "see <image>", (pictures["blue"],))),
+        (Message("user", "a <image>", (images["red"],)), Message("assistant", "see <image>", (images["blue"],))),
         source="it:1",
     )
     for train_on in ("assistant", "all"):
@@ -95,20 +95,20 @@ def test_no_image_token_is_a_target(vision: Load, pictures: dict[str, str]):
     assert spread([5, 9, 6], [True, True, False], 9, 2) == ([5, 9, 9, 6], [True, False, False, False])
 
 
-def test_a_prompt_begins_its_sample(vision: Load, pictures: dict[str, str]):
+def test_a_prompt_begins_its_sample(vision: Load, images: dict[str, str]):
     model = vision()
-    sample = talk("<image> what?", "red", pictures["red"])
+    sample = talk("<image> what?", "red", images["red"])
     prompt, [sequence] = model.encode_prompt(sample), model.encode(sample)
     assert list(sequence.ids[: len(prompt.ids)]) == list(prompt.ids)
     assert torch.equal(prompt.model_inputs["image_features"], sequence.model_inputs["image_features"])
 
 
-def test_a_mixed_batch_equals_its_samples(vision: Load, pictures: dict[str, str]):
+def test_a_mixed_batch_equals_its_samples(vision: Load, images: dict[str, str]):
     model = vision()
     samples = [
-        talk("<image> fox", "jumps", pictures["red"]),
+        talk("<image> fox", "jumps", images["red"]),
         talk("the lazy dog learns", "to answer"),
-        talk("<image> over <image>", "a model and then", pictures["blue"], pictures["green"]),
+        talk("<image> over <image>", "a model and then", images["blue"], images["green"]),
     ]
     sequences = [each for sample in samples for each in model.encode(sample)]
     together = logits(model, *sequences)
@@ -121,13 +121,13 @@ def test_a_mixed_batch_equals_its_samples(vision: Load, pictures: dict[str, str]
     torch.testing.assert_close(in_a_row, alone)
 
 
-def test_generating_equals_reading_everything_again(vision: Load, pictures: dict[str, str]):
-    """The cache holds the pictures: greedy tokens are those of forward passes over the whole text; n is one prefill."""
+def test_generating_equals_reading_everything_again(vision: Load, images: dict[str, str]):
+    """The cache holds the images: greedy tokens are those of forward passes over the whole text; n is one prefill."""
     model = vision()
     samples = [
-        Sample((Message("user", "what <image> is it?", (pictures["red"],)),)),
+        Sample((Message("user", "what <image> is it?", (images["red"],)),)),
         Sample((Message("user", "the dog?"),)),
-        Sample((Message("user", "<image><image>\nwhich?", (pictures["blue"], pictures["green"])),)),
+        Sample((Message("user", "<image><image>\nwhich?", (images["blue"], images["green"])),)),
     ]
     prompts = [model.encode_prompt(sample) for sample in samples]
     drawn = HuggingFace().generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=5)))
@@ -150,7 +150,7 @@ def test_generating_equals_reading_everything_again(vision: Load, pictures: dict
 
 def test_the_image_token_is_neither_drawn_nor_proposed(
     vision: Load,
-    pictures: dict[str, str],
+    images: dict[str, str],
     make_llama: Callable[..., Any],
     make_tokenizer: Callable[..., Any],
     tmp_path: Path,
@@ -167,7 +167,7 @@ def test_the_image_token_is_neither_drawn_nor_proposed(
     with torch.no_grad():
         model.network.get_output_embeddings().weight[model.network.image_id] *= 100
     text = "".join(f"{letter}<image>" for letter in "abcdefghijklmnopqrstuvwxyz")
-    prompt = model.encode_prompt(Sample((Message("user", text, (pictures["red"],) * 26),)))
+    prompt = model.encode_prompt(Sample((Message("user", text, (images["red"],) * 26),)))
     hot = Sampling(temperature=3.0, n=8, max_new_tokens=30)
     for inferencer in (HuggingFace(), Speculative()):
         [drawn] = inferencer.generate(GenerateRequest(model, [prompt], hot))
@@ -179,29 +179,29 @@ def test_the_image_token_is_neither_drawn_nor_proposed(
     )
 
 
-def test_marks_and_pictures_must_agree(vision: Load, pictures: dict[str, str]):
+def test_marks_and_images_must_agree(vision: Load, images: dict[str, str]):
     model = vision()
-    with pytest.raises(DataError, match="it:1: 2 <image> in the text and 1 pictures"):
-        model.encode(talk("<image> <image>", "x", pictures["red"]))
-    with pytest.raises(DataError, match="1 <image> in the text and 0 pictures"):
+    with pytest.raises(DataError, match="it:1: 2 <image> in the text and 1 images"):
+        model.encode(talk("<image> <image>", "x", images["red"]))
+    with pytest.raises(DataError, match="1 <image> in the text and 0 images"):
         model.encode_prompt(talk("<image>", "x"))
-    prompt = model.encode_prompt(talk("<image>", "x", pictures["red"]))
+    prompt = model.encode_prompt(talk("<image>", "x", images["red"]))
     with pytest.raises(LmflowError, match="4 image tokens and features for 0"):
         model.module(torch.tensor([list(prompt.ids)]))
 
 
-def test_the_context_counts_image_tokens(vision: Load, pictures: dict[str, str]):
+def test_the_context_counts_image_tokens(vision: Load, images: dict[str, str]):
     model = vision()
     text = "<image>" * 64
-    prompt = model.encode_prompt(talk(text, "x", *[pictures["red"]] * 64))
+    prompt = model.encode_prompt(talk(text, "x", *[images["red"]] * 64))
     assert len(prompt.ids) > 256 == model.context_length
     with pytest.raises(DataError, match="the model's context is 256"):
         HuggingFace().generate(GenerateRequest(model, [prompt], Sampling(max_new_tokens=1)))
 
 
-def test_a_cut_keeps_the_rows_of_what_is_left(vision: Load, pictures: dict[str, str]):
+def test_a_cut_keeps_the_rows_of_what_is_left(vision: Load, images: dict[str, str]):
     model = vision()
-    [sequence] = model.encode(talk("<image> a <image> b", "jumps over", pictures["red"], pictures["blue"]), "all")
+    [sequence] = model.encode(talk("<image> a <image> b", "jumps over", images["red"], images["blue"]), "all")
     first = sequence.ids.index(model.network.image_id)
     cut = sequence.cut(0, first + 2)
     assert torch.equal(cut.model_inputs["image_features"], sequence.model_inputs["image_features"][:2])
@@ -212,18 +212,18 @@ def test_a_cut_keeps_the_rows_of_what_is_left(vision: Load, pictures: dict[str, 
     assert logits(model, short).shape[1] == len(sequence) - 3
 
 
-def test_gradient_only_where_it_should_be(vision: Load, pictures: dict[str, str]):
+def test_gradient_only_where_it_should_be(vision: Load, images: dict[str, str]):
     for tuner, of_language in ((Projector(), False), (Full(), True)):
         model = vision().prepare(tuner)
-        [pictured] = model.encode(talk("<image> fox", "jumps", pictures["red"]))
+        [imaged] = model.encode(talk("<image> fox", "jumps", images["red"]))
         [text] = model.encode(talk("fox", "jumps"))
-        for batch in ([pictured], [pictured, text], [text]):
+        for batch in ([imaged], [imaged, text], [text]):
             model.module.zero_grad(set_to_none=True)
             loss = negative_log_likelihood(model.module, model.module, collate(batch, model.pad_id))
             loss.backward()
             found = {name.partition(".")[0] for name, p in model.module.named_parameters() if p.grad is not None}
             assert found == ({"projector", "language_model"} if of_language else {"projector"})
-        assert not any(p.grad.any() for p in model.network.projector.parameters())  # the last batch has no picture
+        assert not any(p.grad.any() for p in model.network.projector.parameters())  # the last batch has no image
         assert not model.tower.training
     still = vision(train_projector=False).prepare(Full())
     assert not any(p.requires_grad for p in still.network.projector.parameters())
@@ -244,30 +244,28 @@ def test_a_learning_rate_for_the_projector(vision: Load):
     assert (rates, others) == ({0.5}, {0.1})
 
 
-def test_features_are_computed_once_for_a_content(vision: Load, pictures: dict[str, str], tmp_path: Path):
+def test_features_are_computed_once_for_a_content(vision: Load, images: dict[str, str], tmp_path: Path):
     import shutil
 
-    copied = shutil.copy(pictures["red"], tmp_path / "copy.png")
+    copied = shutil.copy(images["red"], tmp_path / "copy.png")
     model = vision()
-    for path in (pictures["red"], copied, pictures["red"]):
+    for path in (images["red"], copied, images["red"]):
         model.encode_prompt(talk("<image>", "x", str(path)))
     assert model.store.computed == 1
     stored = vision(feature_cache=str(tmp_path / "cache"))
-    [sequence] = stored.encode(talk("<image>", "x", pictures["red"]))
+    [sequence] = stored.encode(talk("<image>", "x", images["red"]))
     again = vision(feature_cache=str(tmp_path / "cache"))
     [same] = again.encode(talk("<image>", "x", str(copied)))
     assert (stored.store.computed, again.store.computed) == (1, 0)
-    assert torch.equal(logits(again, same), logits(model, *model.encode(talk("<image>", "x", pictures["red"]))))
+    assert torch.equal(logits(again, same), logits(model, *model.encode(talk("<image>", "x", images["red"]))))
     assert dict(sequence.model_inputs).keys() == {"image_features"}
     other = vision(feature_cache=str(tmp_path / "cache"), layer=-1)
-    other.encode(talk("<image>", "x", pictures["red"]))
+    other.encode(talk("<image>", "x", images["red"]))
     assert other.store.computed == 1
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp"])
-def test_one_directory_saves_and_loads_the_whole(
-    vision: Load, pictures: dict[str, str], tmp_path: Path, projector: str
-):
+def test_one_directory_saves_and_loads_the_whole(vision: Load, images: dict[str, str], tmp_path: Path, projector: str):
     model = vision(projector=projector, pool=2, resize="longest")
     with torch.no_grad():
         for parameter in model.network.projector.parameters():
@@ -278,14 +276,14 @@ def test_one_directory_saves_and_loads_the_whole(
     assert VisionLanguage.recognises(str(moved))
     assert not Pretrained.recognises(str(moved))
     again = VisionLanguage(path=str(moved)).load(LoadRequest())
-    sample = talk("<image> fox", "jumps", pictures["red"])
+    sample = talk("<image> fox", "jumps", images["red"])
     assert torch.equal(logits(again, *again.encode(sample)), logits(model, *model.encode(sample)))
     assert len(again.tokenizer) == len(model.tokenizer)
     assert again.network.image_id == model.network.image_id
 
 
 @pytest.mark.parametrize("tuner", ["full", "projector", "lora"])
-def test_what_a_tuner_trained_comes_back(vision: Load, pictures: dict[str, str], tmp_path: Path, tuner: str):
+def test_what_a_tuner_trained_comes_back(vision: Load, images: dict[str, str], tmp_path: Path, tuner: str):
     from lmflow_lora.lora import Lora
 
     chosen = {"full": Full(), "projector": Projector(), "lora": Lora(rank=2)}[tuner]
@@ -300,7 +298,7 @@ def test_what_a_tuner_trained_comes_back(vision: Load, pictures: dict[str, str],
     assert saved.name == ("adapter" if tuner == "lora" else "model")
     assert (saved / "language_model" / "adapter_config.json").exists() == (tuner == "lora")
     again = VisionLanguage(path=str(saved)).load(LoadRequest())
-    sample = talk("<image> fox", "jumps", pictures["red"])
+    sample = talk("<image> fox", "jumps", images["red"])
     expected = logits(model, *model.encode(sample))
     torch.testing.assert_close(logits(again, *again.encode(sample)), expected, atol=1e-5, rtol=1e-4)
     if tuner == "lora":  # a second adapter: the first one is in no stored base, so the result is whole
@@ -343,8 +341,8 @@ def test_saved_configuration_is_plain_json(vision: Load, tmp_path: Path):
     assert config["tower"]["preprocess_cfg"]["size"] in (16, [16, 16])
 
 
-def test_a_prompt_of_marks_alone(vision: Load, pictures: dict[str, str]):
+def test_a_prompt_of_marks_alone(vision: Load, images: dict[str, str]):
     model = vision()
-    prompt = model.encode_prompt(Sample((Message("user", "<image>", (pictures["red"],)),), templated=False))
+    prompt = model.encode_prompt(Sample((Message("user", "<image>", (images["red"],)),), templated=False))
     assert isinstance(prompt, Prompt)
     assert list(prompt.ids) == [model.network.image_id] * 4

@@ -27,7 +27,7 @@ from lmflow.testing.contexts import align_context, trainer_setup
 from lmflow.training.selftest import check_model
 from lmflow.training.trainer import Trainer
 from lmflow_multimodal.formats import Llava
-from lmflow_multimodal.pictures import open_picture
+from lmflow_multimodal.images import open_image
 from lmflow_multimodal.tuner import Projector
 
 PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
@@ -35,21 +35,21 @@ PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
 
 @pytest.fixture
 def place(
-    tmp_path: Path, model_directory: Path, tower_file: Path, pictures: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_directory: Path, tower_file: Path, images: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Everything the documentation's commands name, in the working directory."""
     shutil.copytree(model_directory, tmp_path / "DIR")
     shutil.copy(tower_file, tmp_path / "tower.json")
     records = []
     for number in range(12):
-        colour = sorted(pictures)[number % len(pictures)]
-        shutil.copy(pictures[colour], tmp_path / f"{colour}.png")
+        colour = sorted(images)[number % len(images)]
+        shutil.copy(images[colour], tmp_path / f"{colour}.png")
         asked = (
             {"from": "human", "value": "<image>\nwhat color is it?"} if number % 3 else {"from": "human", "value": "hi"}
         )
         record: dict[str, Any] = {"conversations": [asked, {"from": "gpt", "value": colour}]}
         records.append(record | ({"image": f"{colour}.png"} if number % 3 else {}))
-    (tmp_path / "pictures.json").write_text(json.dumps(records))
+    (tmp_path / "images.json").write_text(json.dumps(records))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,7 +60,7 @@ def call(*arguments: str) -> None:
     assert not ended.value.code, arguments
 
 
-SHORT = ("--training.max_steps", "2", "--quiet", "--aligner.max_new_tokens", "4", "--data.path", "pictures.json")
+SHORT = ("--training.max_steps", "2", "--quiet", "--aligner.max_new_tokens", "4", "--data.path", "images.json")
 
 
 def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -120,12 +120,12 @@ def test_the_first_stage_needs_a_vision_language_model(capsys: pytest.CaptureFix
 
 
 class SeesRed(Reward):
-    """The share of red in the picture: it looks at what the model was shown."""
+    """The share of red in the image: it looks at what the model was shown."""
 
     name = "sees-red"
 
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> list[float]:
-        first = [open_picture(sample.images[0]).getpixel((0, 0)) for sample in samples]
+        first = [open_image(sample.images[0]).getpixel((0, 0)) for sample in samples]
         return [pixel[0] / 255 for pixel in first if isinstance(pixel, tuple)]
 
 
@@ -138,14 +138,14 @@ def trainer_for(model: Any, directory: Path, precision: str = "fp32", **options:
     return Trainer(model, settings, log, opened.checkpoints, setup)
 
 
-def test_raft_draws_from_pictures_and_its_reward_looks(
-    vision: Callable[..., Any], pictures: dict[str, str], tmp_path: Path
+def test_raft_draws_from_images_and_its_reward_looks(
+    vision: Callable[..., Any], images: dict[str, str], tmp_path: Path
 ):
     from lmflow_raft.raft import Raft
 
     model = vision().prepare(Full())
     samples = [
-        Sample((Message("user", "<image> which?", (pictures[colour],)),), source=colour) for colour in ("red", "blue")
+        Sample((Message("user", "<image> which?", (images[colour],)),), source=colour) for colour in ("red", "blue")
     ]
     trainer = trainer_for(model, tmp_path / "run", batch_size=2, learning_rate=1e-3)
     data = Dataset(samples, samples, Llava())
@@ -158,11 +158,11 @@ def test_raft_draws_from_pictures_and_its_reward_looks(
     assert trainer.step == 1
 
 
-def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], pictures: dict[str, str], tmp_path: Path):
+def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], images: dict[str, str], tmp_path: Path):
     """Features stay with their rows when a step is split by length: the result does not depend on the split."""
     samples = [
         Sample((Message("user", "<image> " + "fox " * (number % 4), (path,)), Message("assistant", name)), source=name)
-        for number, (name, path) in enumerate(sorted(pictures.items()))
+        for number, (name, path) in enumerate(sorted(images.items()))
     ]
     samples.append(Sample((Message("user", "dog"), Message("assistant", "jumps")), source="text"))
     weights = []
@@ -180,9 +180,9 @@ def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], pic
 
 @pytest.mark.parametrize("tuner", [Projector(), Full()])
 def test_bf16_and_recomputed_activations(
-    vision: Callable[..., Any], pictures: dict[str, str], tmp_path: Path, tuner: Any
+    vision: Callable[..., Any], images: dict[str, str], tmp_path: Path, tuner: Any
 ):
-    samples = [Sample((Message("user", "<image> fox", (pictures["red"],)), Message("assistant", "jumps")), source="a")]
+    samples = [Sample((Message("user", "<image> fox", (images["red"],)), Message("assistant", "jumps")), source="a")]
     losses = []
     for options in ({}, {"gradient_checkpointing": True}):
         model = vision().prepare(tuner)
@@ -197,7 +197,7 @@ def test_bf16_and_recomputed_activations(
 
 
 def test_sight(vision: Callable[..., Any], tmp_path: Path):
-    """Red or blue can be told from the picture alone: right with it, and with another's picture wrong."""
+    """Red or blue can be told from the image alone: right with it, and with another's image wrong."""
     samples = []
     for number in range(32):
         red = number % 2 == 0

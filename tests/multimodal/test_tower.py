@@ -28,7 +28,7 @@ def test_features_are_those_of_a_block_without_the_class_token(tower_file: Path)
 
 
 def test_patches_are_in_rows_from_the_top_left(tower_file: Path):
-    """A change of the picture's top right patch moves the second embedding alone, before any attention."""
+    """A change of the image's top right patch moves the second embedding alone, before any attention."""
     tower = open_tower(str(tower_file), "random", layer=-1, pool=1)
     for block in tower.visual.transformer.resblocks:
         torch.nn.init.zeros_(block.attn.out_proj.weight)  # no patch sees another
@@ -50,21 +50,21 @@ def test_pooling_is_the_mean_of_a_square(tower_file: Path):
 def test_preprocessing_is_open_clips_own(tower_file: Path):
     import open_clip
 
-    picture = Image.effect_noise((40, 24), 80).convert("RGB")
+    image = Image.effect_noise((40, 24), 80).convert("RGB")
     tower = open_tower(str(tower_file), "random", layer=-1, pool=1)
     theirs = open_clip.image_transform(16, is_train=False)
-    assert torch.equal(tower.pixels(picture), theirs(picture))
+    assert torch.equal(tower.pixels(image), theirs(image))
     padded = open_tower(str(tower_file), "random", layer=-1, pool=1, resize="longest")
-    assert not torch.equal(padded.pixels(picture), theirs(picture))
+    assert not torch.equal(padded.pixels(image), theirs(image))
 
 
 def test_saved_and_loaded(tower_file: Path, tmp_path: Path):
     tower = open_tower(str(tower_file), "random", layer=-1, pool=2, resize="longest", seed=5)
     config = json.loads(json.dumps(save_tower(tower, tmp_path / "weights.safetensors")))
     again = load_tower(config, tmp_path / "weights.safetensors")
-    picture = Image.effect_noise((40, 24), 80).convert("RGB")
-    assert torch.equal(again.pixels(picture), tower.pixels(picture))
-    pixels = tower.pixels(picture).unsqueeze(0)
+    image = Image.effect_noise((40, 24), 80).convert("RGB")
+    assert torch.equal(again.pixels(image), tower.pixels(image))
+    pixels = tower.pixels(image).unsqueeze(0)
     assert torch.equal(again(pixels), tower(pixels))
     assert again.fingerprint() == tower.fingerprint()
     assert tower.fingerprint() != open_tower(str(tower_file), "random", layer=-1, pool=2, seed=5).fingerprint()

@@ -1,4 +1,4 @@
-"""A vision-language model in `lmflow generate`, `chat` and `eval`: pictures reach it through the core's own path."""
+"""A vision-language model in `lmflow generate`, `chat` and `eval`: images reach it through the core's own path."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lmflow.testing.contexts import evaluate_context
 GREEDY = Sampling(temperature=0, max_new_tokens=6)
 
 
-def test_pictures_of_prompts_are_seen(vision: Callable[..., Any], pictures: dict[str, str]) -> None:
+def test_images_of_prompts_are_seen(vision: Callable[..., Any], images: dict[str, str]) -> None:
     model = vision()
     samples = {
-        index: prompt_sample("which colour", Framing(), [pictures[colour]] if colour else [])
+        index: prompt_sample("which colour", Framing(), [images[colour]] if colour else [])
         for index, colour in enumerate(("red", "blue", None))
     }
     records = {record["index"]: record for record in complete(model, samples, HuggingFace(), GREEDY)}
-    assert records[0]["images"] == [pictures["red"]]
+    assert records[0]["images"] == [images["red"]]
     assert records[0]["prompt"] == "<image>\nwhich colour"
     assert "images" not in records[2]
     sampling = GREEDY.model_copy(update={"temperature": 1.0, "seed": 3})
@@ -43,34 +43,32 @@ def test_pictures_of_prompts_are_seen(vision: Callable[..., Any], pictures: dict
         assert alone["completions"][0]["text"] == records[index]["completions"][0]["text"]
 
 
-def test_a_missing_picture_costs_one_record(
-    vision: Callable[..., Any], pictures: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_missing_image_costs_one_record(vision: Callable[..., Any], images: dict[str, str], tmp_path: Path) -> None:
     turns = Message("user", "<image> which", (str(tmp_path / "gone.png"),))
-    samples = {0: prompt_sample("which", Framing(), [pictures["red"]]), 1: Sample((turns,), source="r.jsonl:2")}
+    samples = {0: prompt_sample("which", Framing(), [images["red"]]), 1: Sample((turns,), source="r.jsonl:2")}
     records = {record["index"]: record for record in complete(vision(), samples, HuggingFace(), GREEDY)}
     assert records[0]["completions"]
     assert "gone.png" in records[1]["error"]
 
 
-def test_a_picture_in_a_dialogue(vision: Callable[..., Any], pictures: dict[str, str]) -> None:
+def test_a_image_in_a_dialogue(vision: Callable[..., Any], images: dict[str, str]) -> None:
     talk = Dialogue(vision(), HuggingFace(), GREEDY)
-    obey(talk, f"/image {pictures['red']}")
+    obey(talk, f"/image {images['red']}")
     list(talk.answer("which colour"))
     list(talk.answer("and why"))
-    assert [message.images for message in talk.messages] == [(pictures["red"],), (), (), ()]
+    assert [message.images for message in talk.messages] == [(images["red"],), (), (), ()]
     assert talk.messages[0].content == "<image>\nwhich colour"
-    obey(talk, f"/image {pictures['blue']}")
+    obey(talk, f"/image {images['blue']}")
     with pytest.raises(DataError, match="it says <image> 2 times, and there are 1 images"):
         list(talk.answer("<image> or <image>"))
 
 
 @pytest.mark.parametrize("of", ["answers", "all"])
-def test_nll_of_answers_about_pictures(vision: Callable[..., Any], pictures: dict[str, str], of: str) -> None:
-    """As the loss of training has it, several pictures and text alone in one batch."""
+def test_nll_of_answers_about_images(vision: Callable[..., Any], images: dict[str, str], of: str) -> None:
+    """As the loss of training has it, several images and text alone in one batch."""
     model = vision()
     samples = [
-        Sample((Message("user", "<image> which", (pictures[colour],)), Message("assistant", answer)), source=colour)
+        Sample((Message("user", "<image> which", (images[colour],)), Message("assistant", answer)), source=colour)
         for colour, answer in (("red", "a fox"), ("blue", "the lazy dog jumps"))
     ]
     samples.append(Sample((Message("user", "who"), Message("assistant", "a dog")), source="text"))

@@ -22,14 +22,15 @@ ARGUMENTS = {
 
 
 @pytest.mark.slow
-def test_two_processes_sample_keep_and_learn_what_one_does(tmp_path: Path):
+def test_two_processes_sample_keep_and_learn_what_one_does(tmp_path: Path, without_deepspeed: str):
     started = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in started} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in started}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": without_deepspeed}
     options = [word for name, value in ARGUMENTS.items() for word in (f"--{name}", str(value))]
     for processes in (1, 2):
         command = [str(Path(sys.executable).with_name("lmflow")), "run", *options, "--quiet"]
         command += ["--output", str(tmp_path / str(processes)), "--launch.processes", str(processes)]
-        subprocess.run(command, env=environment, check=True, timeout=200)
+        subprocess.run(command, env=environment, check=True, timeout=1200)
     for iteration in range(1, ITERATIONS + 1):
         name = f"samples/iteration-{iteration:04d}.jsonl"
         one, two = ((tmp_path / run / name).read_text() for run in ("1", "2"))

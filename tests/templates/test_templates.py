@@ -20,10 +20,32 @@ from lmflow.plugins.scaffold import KINDS, make_plugin
 TEMPLATE = Path(__file__).parents[2] / "templates" / "plugin"
 
 
+pytestmark = pytest.mark.xdist_group("templates")
+WHOLE = "reward"
+"""The kind whose tests are run by the very command of its README, and which is installed by it."""
+ONE_OF_FIVE = "not follows_the_distribution or all-of-them"
+"""Of the five distributions an inferencer is examined on, the one with every filter at once."""
+
+
 @pytest.fixture(scope="module")
 def environment(make_environment: Callable[..., Any]) -> Any:
     """An environment to install plugins into."""
     return make_environment()
+
+
+@pytest.fixture(scope="module")
+def made(environment: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A plugin of each kind, made and installed by the first commands a newcomer types; others than one by one pip."""
+    place = tmp_path_factory.mktemp("work")
+    for kind in KINDS:
+        environment.run("lmflow", "new", kind, f"my-{kind}", "--author", "A. Stranger", cwd=place)
+    plugins = {kind: place / f"my-{kind}" for kind in KINDS}
+    first = {kind: commands(plugin)[0] for kind, plugin in plugins.items()}
+    assert set(first.values()) == {'pip install -e ".[test]"'}
+    environment.run("bash", "-c", first[WHOLE], cwd=plugins[WHOLE])
+    others = [word for kind in KINDS if kind != WHOLE for word in ("-e", f"{plugins[kind]}[test]")]
+    environment.run("pip", "install", *others, cwd=place)
+    return plugins
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -33,12 +55,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def plugin(kind: str, environment: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plugin of the kind, made and installed by the first commands a newcomer types."""
-    place = tmp_path_factory.mktemp("work")
-    environment.run("lmflow", "new", kind, f"my-{kind}", "--author", "A. Stranger", cwd=place)
-    environment.run("bash", "-c", commands(place / f"my-{kind}")[0], cwd=place / f"my-{kind}")
-    return place / f"my-{kind}"
+def plugin(kind: str, made: dict[str, Path]) -> Path:
+    """The plugin of the kind."""
+    return made[kind]
 
 
 def commands(plugin: Path) -> list[str]:
@@ -47,12 +66,26 @@ def commands(plugin: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_plugin_passes_its_own_tests(environment, plugin, kind):
-    [command] = [each for each in commands(plugin) if each.startswith("pytest")]
-    said = environment.run("bash", "-c", f"{command} -p no:cacheprovider", cwd=plugin).stdout
+def test_a_plugin_passes_its_own_tests(environment, made):
+    [command] = [each for each in commands(made[WHOLE]) if each.startswith("pytest")]
+    said = environment.run("bash", "-c", f"{command} -p no:cacheprovider", cwd=made[WHOLE]).stdout
     assert "failed" not in said
-    assert int(said.split(" passed")[0].split()[-1]) >= 10, said
     assert "skipped" not in said
+
+
+@pytest.fixture(scope="module")
+def outcomes(environment: Any, made: dict[str, Path]) -> list[str]:
+    """A line for each test of every plugin, from one process, which imports the libraries once."""
+    command = ["python", "-m", "pytest", "--import-mode=importlib", "-v", "-p", "no:cacheprovider", "-k", ONE_OF_FIVE]
+    place = made[WHOLE].parent
+    return environment.run(*command, *made.values(), cwd=place).stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_plugin_of_each_kind_passes_its_own_tests(outcomes, plugin):
+    own = [line for line in outcomes if line.startswith(f"{plugin.name}/tests/")]
+    assert len(own) >= 10, own
+    assert all("PASSED" in line for line in own), own
 
 
 def test_a_plugin_is_listed(environment, plugin, kind):
@@ -65,11 +98,46 @@ def test_a_plugin_is_listed(environment, plugin, kind):
     assert plugin.name in environment.run("bash", "-c", command, cwd=plugin).stdout
 
 
+RUN_ALL = """
+import os, sys
+from lmflow.cli import main
+for line in sys.stdin:
+    place, *words = line.split()
+    os.makedirs(place)
+    os.chdir(place)
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert not stop.code, (words, stop.code)
+"""
+SHORT = {"--training.max_steps": "1", "--data.limit": "16"}
+FEW_ANSWERS = {"--aligner.heldout_prompts": "2", "--aligner.max_new_tokens": "4"}
+FEW_SAMPLES = {"--aligner.prompts": "4", "--aligner.samples": "2"}
+
+
+def shortened(words: list[str], kind: str) -> list[str]:
+    """A run of one step that asks and samples little, as far as it does so at all."""
+    extra = SHORT | ({} if kind == "aligner" else FEW_ANSWERS) | (FEW_SAMPLES if "raft" in words else {})
+    return [*words, *(word for option, value in extra.items() if option not in words for word in (option, value))]
+
+
+@pytest.fixture(scope="module")
+def runs(environment: Any, made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each kind's run is, by its README's command but short, all in one process."""
+    place = tmp_path_factory.mktemp("runs")
+    lines = []
+    for kind, plugin in made.items():
+        [command] = [each for each in commands(plugin) if each.startswith("lmflow run")]
+        lines.append(" ".join([str(place / kind), *shortened(command.split()[1:], kind)]))
+    (place / "run_all.py").write_text(RUN_ALL)
+    (place / "lines.txt").write_text("\n".join(lines))
+    environment.run("bash", "-c", "python run_all.py < lines.txt", cwd=place)
+    return place
+
+
 @pytest.mark.slow
-def test_a_plugin_runs_on_the_embedded_default(environment, plugin, kind, tmp_path):
-    [command] = [each for each in commands(plugin) if each.startswith("lmflow run")]
-    environment.run("bash", "-c", command, cwd=tmp_path)
-    [run] = (tmp_path / "runs").iterdir()
+def test_a_plugin_runs_on_the_embedded_default(runs, plugin, kind):
+    [run] = (runs / kind / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
     assert plugin.name in (run / "recipe.yaml").read_text()
     assert "A. Stranger" in (plugin / "pyproject.toml").read_text()

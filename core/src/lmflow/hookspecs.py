@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         Tracker,
         Tuner,
     )
-    from lmflow.recipe.resolve import Recipe
+    from lmflow.recipe.recipe import Recipe
 
 PROJECT = "lmflow"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -6,18 +6,16 @@ import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lmflow.errors import LmflowError
 from lmflow_longctx.frequencies import base_frequencies
-
-if TYPE_CHECKING:
-    from lmflow_longctx.contexts import RopeScaling
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 """Layer types that look back over a window only."""
@@ -38,7 +36,33 @@ class Rotation:
     original_length: int
 
 
-def extend(config: Any, scaling: RopeScaling) -> None:
+class Scaling(Protocol):
+    """What a method of `lmflow_longctx.contexts` says of itself."""
+
+    name: ClassVar[str]
+    composes_with: ClassVar[tuple[str, ...]]
+    grows_at_run_time: ClassVar[bool]
+
+    @property
+    def factor(self) -> float | None:
+        """How many times longer."""
+
+    @property
+    def length(self) -> int | None:
+        """The new length in tokens."""
+
+    @property
+    def original_length(self) -> int | None:
+        """Tokens the model was trained with."""
+
+    def parameters(self, rotation: Rotation) -> dict[str, Any]:
+        """What to write into `rope_parameters`."""
+
+    def scale(self, frequencies: Tensor, rotation: Rotation) -> tuple[Tensor, float]:
+        """The frequencies, (d/2,), that the method makes of the model's, and the factor of queries and keys."""
+
+
+def extend(config: Any, scaling: Scaling) -> None:
     """Write `scaling` into `config`'s rope_parameters and set its new length; nothing is changed where that fails.
 
     Per-layer parameters (Gemma 3) are scaled where a layer sees the whole text; a layer whose window is within the
@@ -124,7 +148,7 @@ def write(rope: dict[str, Any], layer_type: str | None, parameters: dict[str, An
     target.update(parameters)
 
 
-def refuse_scaled(kind: str, parameters: Mapping[str, Any], scaling: RopeScaling) -> None:
+def refuse_scaled(kind: str, parameters: Mapping[str, Any], scaling: Scaling) -> None:
     """Raise LmflowError where a second scaling on top of the model's own would be neither of the two."""
     present = parameters["rope_type"]
     if present == "default" or present in scaling.composes_with:
@@ -137,7 +161,7 @@ def refuse_scaled(kind: str, parameters: Mapping[str, Any], scaling: RopeScaling
     )
 
 
-def extension(kind: str, scaling: RopeScaling, original: int) -> float:
+def extension(kind: str, scaling: Scaling, original: int) -> float:
     """How many times longer; raises LmflowError where --context.length is no longer than the model's."""
     if scaling.factor is not None:
         return float(scaling.factor)
@@ -171,7 +195,7 @@ def head_size(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def check_accepted(changed: Any, scaling: RopeScaling) -> None:
+def check_accepted(changed: Any, scaling: Scaling) -> None:
     """Raise LmflowError where the configuration, saved and loaded, is refused or becomes another one."""
     try:
         reloaded = type(changed).from_dict(changed.to_dict())
@@ -195,7 +219,7 @@ def reads_rope_type(text: Any) -> bool:
     return architecture is None or hasattr(sys.modules[architecture.__module__], "ROPE_INIT_FUNCTIONS")
 
 
-def check_frequencies(text: Any, changed: Any, rotations: Mapping[str | None, Rotation], scaling: RopeScaling) -> None:
+def check_frequencies(text: Any, changed: Any, rotations: Mapping[str | None, Rotation], scaling: Scaling) -> None:
     """Raise LmflowError where Transformers would compute other frequencies than the method's formula."""
     for name, rotation in rotations.items():
         found, factor = transformers_frequencies(changed, name, rotation.dimension)
@@ -218,7 +242,7 @@ def transformers_frequencies(text: Any, layer_type: str | None, dimension: int) 
     return frequencies, factor
 
 
-def unsupported(changed: Any, scaling: RopeScaling, reason: str) -> LmflowError:
+def unsupported(changed: Any, scaling: Scaling, reason: str) -> LmflowError:
     """The error for an architecture that does not take a method."""
     return LmflowError(
         f"--context {scaling.name}: model type {changed.model_type} does not take it: {reason.strip()}\n"

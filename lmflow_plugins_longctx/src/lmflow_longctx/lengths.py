@@ -40,7 +40,7 @@ def announce(model: LanguageModel, lengths: Sequence[int], log: Log) -> None:
     if beyond:
         log.note(f"measured beyond the model's {reach:,} tokens: {', '.join(f'{each:,}' for each in beyond)}")
     if find_spec("matplotlib") is None:
-        log.note("matplotlib is not installed: pictures are SVG only; pip install 'lmflow-longctx[plots]' adds PNG")
+        log.note("matplotlib is not installed: plots are SVG only; pip install 'lmflow-longctx[plots]' adds PNG")
 
 
 def has_rotary_positions(model: LanguageModel) -> bool:

@@ -68,7 +68,7 @@ class Passkey(Evaluator):
 
     def plot(self, evaluation: Evaluation, directory: Path) -> list[Path]:
         """The grid as SVG, and as PNG where matplotlib is installed."""
-        from lmflow_longctx.pictures import draw_heatmap
+        from lmflow_longctx.plots import draw_heatmap
 
         return draw_heatmap(evaluation.rows, directory)
 

@@ -73,6 +73,6 @@ class PerplexityByLength(Evaluator):
 
     def plot(self, evaluation: Evaluation, directory: Path) -> list[Path]:
         """The curve as SVG, and as PNG where matplotlib is installed."""
-        from lmflow_longctx.pictures import draw_curve
+        from lmflow_longctx.plots import draw_curve
 
         return draw_curve(evaluation.rows, directory)

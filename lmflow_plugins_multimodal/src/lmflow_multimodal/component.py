@@ -42,14 +42,14 @@ class VisionLanguage(Model):
     layer: int = Field(-2, lt=0, description="Block of the tower whose features are read, from the end.")
     pool: int = Field(1, ge=1, description="Side of the square of patches that are averaged into one image token.")
     resize: Literal["shortest", "longest", "squash"] | None = Field(
-        None, description="How pictures are made square: cropped, padded or squashed; by default as the tower does."
+        None, description="How images are made square: cropped, padded or squashed; by default as the tower does."
     )
     projector_learning_rate: float | None = Field(
         None, gt=0, description="The projector's learning rate; training.learning_rate if unset."
     )
     train_projector: bool = Field(True, description="Train the projector, beside what the tuner trains.")
     feature_cache: str | None = Field(
-        None, description="Directory for the features of pictures, shared between runs; in memory if unset."
+        None, description="Directory for the features of images, shared between runs; in memory if unset."
     )
 
     @classmethod
@@ -145,7 +145,7 @@ def image_token(tokenizer: Any) -> int:
     """The id of `<image>`, added to the tokenizer where it has none; the model's table of embeddings stays as it is."""
     from tokenizers import AddedToken
 
-    from lmflow_multimodal.pictures import MARK
+    from lmflow_multimodal.images import MARK
 
     tokenizer.add_tokens([AddedToken(MARK, special=True, normalized=False)], special_tokens=True)
     return int(tokenizer.convert_tokens_to_ids(MARK))

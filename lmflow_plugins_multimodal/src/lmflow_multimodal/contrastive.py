@@ -1,4 +1,4 @@
-"""A small vision tower trained from captioned pictures, by contrast of the two (CLIP, arXiv 2103.00020).
+"""A small vision tower trained from captioned images, by contrast of the two (CLIP, arXiv 2103.00020).
 
 For trials without a model hub: real towers come from open_clip. Left out of the paper: everything that large scale
 needs (memory banks, mixed precision, large batches).
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmflow_multimodal.pictures import open_picture
+from lmflow_multimodal.images import open_image
 from lmflow_multimodal.tower import CONFIG
 
 TEMPERATURE = 0.07
@@ -26,16 +26,16 @@ TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture, by path or data URI, and what it shows."""
+    """An image, by path or data URI, and what it shows."""
 
     image: str
     caption: str
 
 
 def contrast(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy in nats between pictures and captions, both (B, D) of length 1; a scalar.
+    """Symmetric cross-entropy in nats between images and captions, both (B, D) of length 1; a scalar.
 
-    `same` (B, B) says which captions read the same: a picture belongs to all of those in equal parts, where the
+    `same` (B, B) says which captions read the same: an image belongs to all of those in equal parts, where the
     paper, with captions that never repeat, has one each.
     """
     logits = scale * images @ texts.T
@@ -46,7 +46,7 @@ def contrast(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tens
 
 def train_tower(
     vision: Mapping[str, Any],
-    pictures: Sequence[Captioned],
+    images: Sequence[Captioned],
     directory: Path,
     *,
     embed_dim: int = 128,
@@ -57,9 +57,9 @@ def train_tower(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
-    """Train open_clip's `vision` configuration on captioned pictures and write it to `directory`; returns that.
+    """Train open_clip's `vision` configuration on captioned images and write it to `directory`; returns that.
 
-    The text half knows the words of these captions only, and is not kept. `shift` moves each picture by up to so many
+    The text half knows the words of these captions only, and is not kept. `shift` moves each image by up to so many
     pixels. The directory is what `--model.tower` takes.
     """
     from open_clip import CLIP
@@ -69,16 +69,16 @@ def train_tower(
     chooser = random.Random(seed)
     size = vision["image_size"]
     transform = image_transform_v2(PreprocessCfg(size=size), is_train=False)
-    ids, text = caption_ids([each.caption for each in pictures])
+    ids, text = caption_ids([each.caption for each in images])
     model = CLIP(embed_dim, dict(vision), text)
-    pixels = torch.stack([transform(open_picture(each.image)) for each in pictures])
+    pixels = torch.stack([transform(open_image(each.image)) for each in images])
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     model.train()
     for step in range(steps):
         rate = learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = chooser.sample(range(len(pictures)), min(batch_size, len(pictures)))
+        chosen = chooser.sample(range(len(images)), min(batch_size, len(images)))
         seen = shifted(pixels[chosen], shift, chooser)
         features, words = model.encode_image(seen, normalize=True), model.encode_text(ids[chosen], normalize=True)
         same = (ids[chosen].unsqueeze(1) == ids[chosen].unsqueeze(0)).all(-1).float()
@@ -105,7 +105,7 @@ def caption_ids(captions: Sequence[str]) -> tuple[Tensor, dict[str, int]]:
 
 
 def shifted(pixels: Tensor, most: int, chooser: random.Random) -> Tensor:
-    """Pictures (B, 3, H, W), each moved by up to `most` pixels; edges are repeated."""
+    """Images (B, 3, H, W), each moved by up to `most` pixels; edges are repeated."""
     if not most:
         return pixels
     height, width = pixels.shape[-2:]

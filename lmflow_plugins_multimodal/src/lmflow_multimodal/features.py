@@ -1,4 +1,4 @@
-"""Features of pictures, computed once for each content: kept in memory, or in a directory for any number of them."""
+"""Features of images, computed once for each content: kept in memory, or in a directory for any number of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmflow_multimodal.pictures import decode, read_bytes, shown
+from lmflow_multimodal.images import decode, read_bytes, shown
 from lmflow_multimodal.tower import Tower
 
 FEATURES = "image_features"
 
 
 class FeatureStore:
-    """What a frozen tower sees in pictures, by the hash of their bytes.
+    """What a frozen tower sees in images, by the hash of their bytes.
 
     With a directory the features are files below it, in a folder named after the tower's own hash, so that several
     runs share them and another tower never reads them; without one they stay in memory.
@@ -32,16 +32,16 @@ class FeatureStore:
         self._held: dict[str, Tensor] = {}
         self._keys: dict[str, str] = {}
         self.computed = 0
-        """Pictures the tower has looked at."""
+        """Images the tower has looked at."""
 
     def inputs(self, references: Sequence[str]) -> Mapping[str, Any]:
-        """The model's further input for these pictures: rows of features, (len * tokens, width), in order."""
+        """The model's further input for these images: rows of features, (len * tokens, width), in order."""
         if not references:
             return {}
-        return PictureFeatures(self, [self._ensure(reference) for reference in references])
+        return ImageFeatures(self, [self._ensure(reference) for reference in references])
 
     def load(self, key: str) -> Tensor:
-        """Features of one picture, (tokens, width) float32."""
+        """Features of one image, (tokens, width) float32."""
         import numpy
 
         if self._directory is None:
@@ -49,7 +49,7 @@ class FeatureStore:
         return torch.from_numpy(numpy.load(self._directory / f"{key}.npy"))
 
     def _ensure(self, reference: str) -> str:
-        """The picture's key, its features being there afterwards."""
+        """The image's key, its features being there afterwards."""
         key = self._keys.get(reference)
         if key is None:
             data = read_bytes(reference)
@@ -82,17 +82,17 @@ class FeatureStore:
         os.replace(partial, self._directory / f"{key}.npy")
 
 
-class PictureFeatures(Mapping[str, Tensor]):
-    """The input of some pictures, put together when a batch is made: samples of one picture share its features."""
+class ImageFeatures(Mapping[str, Tensor]):
+    """The input of some images, put together when a batch is made: samples of one image share its features."""
 
     def __init__(self, store: FeatureStore, keys: Sequence[str]) -> None:
         self._store = store
-        self._pictures = list(keys)
+        self._images = list(keys)
 
     def __getitem__(self, name: str) -> Tensor:
         if name != FEATURES:
             raise KeyError(name)
-        return torch.cat([self._store.load(key) for key in self._pictures])
+        return torch.cat([self._store.load(key) for key in self._images])
 
     def __iter__(self) -> Iterator[str]:
         return iter((FEATURES,))

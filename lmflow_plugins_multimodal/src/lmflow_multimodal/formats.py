@@ -1,4 +1,4 @@
-"""Formats of records with pictures: LLaVA's, chat messages with an `images` column or image parts, and image_text."""
+"""Formats of records with images: LLaVA's, chat messages with an `images` column or image parts, and image_text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lmflow.components import DataFormat
 from lmflow.data.formats import bad, text_of, turns_of
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
-from lmflow_multimodal.pictures import MARK, check, check_marks, locate
+from lmflow_multimodal.images import MARK, check, check_marks, locate
 
 
-class PictureFormat(DataFormat):
-    """What formats of records with pictures have in common."""
+class ImageFormat(DataFormat):
+    """What formats of records with images have in common."""
 
     image_folder: str | None = Field(
-        None, description="Folder that paths of pictures begin at; that of the data file if unset."
+        None, description="Folder that paths of images begin at; that of the data file if unset."
     )
 
-    def _pictures(self, references: Any, source: str, place: str) -> list[str]:
-        """The pictures a field names, each opened once to see that it can be. Raises DataError naming the record."""
+    def _images(self, references: Any, source: str, place: str) -> list[str]:
+        """The images a field names, each opened once to see that it can be. Raises DataError naming the record."""
         listed = [references] if isinstance(references, str) else references
         if not (isinstance(listed, list) and all(isinstance(each, str) and each for each in listed)):
             raise bad(source, place, "a path or data URI, or a list of them", references)
@@ -46,7 +46,7 @@ class PictureFormat(DataFormat):
         return place if place.is_dir() else place.parent
 
 
-class Llava(PictureFormat):
+class Llava(ImageFormat):
     """LLaVA's records: {"image"?: path or paths, "conversations": [{"from", "value"}]}, <image> where one stands."""
 
     name = "llava"
@@ -54,11 +54,11 @@ class Llava(PictureFormat):
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """Conversations with a picture beside them."""
+        """Conversations with an image beside them."""
         return "conversations" in record and bool({"image", "images"} & record.keys())
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """The turns with their pictures; a picture without a mark stands before the first question."""
+        """The turns with their images; an image without a mark stands before the first question."""
         turns = turns_of(record, "conversations", source, role="from", content="value")
         return Sample(
             _placed(_with_system(record, turns, source), self._of(record, source), source), True, record, source
@@ -66,79 +66,79 @@ class Llava(PictureFormat):
 
     def _of(self, record: Mapping[str, Any], source: str) -> list[str]:
         field = "image" if "image" in record else "images"
-        return self._pictures(record[field], source, field) if record.get(field) else []
+        return self._images(record[field], source, field) if record.get(field) else []
 
 
-class ImageMessages(PictureFormat):
-    """Chat messages with pictures: {"messages", "images"}, <image> where one stands, or OpenAI's image_url parts."""
+class ImageMessages(ImageFormat):
+    """Chat messages with images: {"messages", "images"}, <image> where one stands, or OpenAI's image_url parts."""
 
     name = "image_messages"
     includes = ("messages", "conversation")
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """Messages with a column of pictures, or with parts that are pictures."""
+        """Messages with a column of images, or with parts that are images."""
         turns = record.get("messages")
         if not isinstance(turns, list):
             return False
         contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
         parts = [part for content in contents if isinstance(content, list) for part in content]
-        return "images" in record or any(_is_picture(part) for part in parts)
+        return "images" in record or any(_is_image(part) for part in parts)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """The messages with the pictures of the column, or those of their own parts."""
+        """The messages with the images of the column, or those of their own parts."""
         flat, in_parts = _without_parts(record, source)
         turns = _with_system(record, turns_of(flat, "messages", source, role="role", content="content"), source)
-        column = self._pictures(record["images"], source, "images") if record.get("images") else []
+        column = self._images(record["images"], source, "images") if record.get("images") else []
         if in_parts and column:
-            raise DataError(f"{source}: images: pictures are given here and as parts of messages; give them once")
-        pictures = column or [path for place, url in in_parts for path in self._pictures(url, source, place)]
-        return Sample(_placed(turns, pictures, source), True, record, source)
+            raise DataError(f"{source}: images: images are given here and as parts of messages; give them once")
+        images = column or [path for place, url in in_parts for path in self._images(url, source, place)]
+        return Sample(_placed(turns, images, source), True, record, source)
 
 
-class ImageText(PictureFormat):
-    """A text about pictures: {"images": [...], "text", "output"?} (LMFlow image_text); an output is the answer."""
+class ImageText(ImageFormat):
+    """A text about images: {"images": [...], "text", "output"?} (LMFlow image_text); an output is the answer."""
 
     name = "image_text"
     includes = ("text_only",)
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """Pictures and a text."""
+        """Images and a text."""
         return "text" in record and bool({"image", "images"} & record.keys())
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """The pictures, then the text: the question where there is an output, else what is learnt to be said."""
+        """The images, then the text: the question where there is an output, else what is learnt to be said."""
         field = "images" if "images" in record else "image"
-        pictures = tuple(self._pictures(record[field], source, field)) if record.get(field) else ()
+        images = tuple(self._images(record[field], source, field)) if record.get(field) else ()
         text = text_of(record, "text", source)
         if "output" in record:
             answer = Message("assistant", text_of(record, "output", source))
-            return Sample((*_placed((Message("user", text),), list(pictures), source), answer), True, record, source)
-        if MARK in text or not pictures:
-            check_marks(text, pictures, source)
-            return Sample((Message("assistant", text, pictures),), False, record, source)
-        marks = Message("user", MARK * len(pictures), pictures)
+            return Sample((*_placed((Message("user", text),), list(images), source), answer), True, record, source)
+        if MARK in text or not images:
+            check_marks(text, images, source)
+            return Sample((Message("assistant", text, images),), False, record, source)
+        marks = Message("user", MARK * len(images), images)
         return Sample((marks, Message("assistant", text)), False, record, source)
 
 
-def _placed(turns: tuple[Message, ...], pictures: list[str], source: str) -> tuple[Message, ...]:
-    """Each turn with the pictures of its marks, in order; without any mark they stand before the first question.
+def _placed(turns: tuple[Message, ...], images: list[str], source: str) -> tuple[Message, ...]:
+    """Each turn with the images of its marks, in order; without any mark they stand before the first question.
 
-    Raises DataError when there are more or fewer marks than pictures.
+    Raises DataError when there are more or fewer marks than images.
     """
     marks = sum(turn.content.count(MARK) for turn in turns)
-    if pictures and not marks:
+    if images and not marks:
         first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
         if first is None:
-            raise DataError(f"{source}: {len(pictures)} pictures, no {MARK} and no question they could stand before")
-        content = f"{MARK}\n" * len(pictures) + turns[first].content
+            raise DataError(f"{source}: {len(images)} images, no {MARK} and no question they could stand before")
+        content = f"{MARK}\n" * len(images) + turns[first].content
         turns = (*turns[:first], Message("user", content), *turns[first + 1 :])
-    elif marks != len(pictures):
+    elif marks != len(images):
         raise DataError(
-            f"{source}: {marks} {MARK} in the texts and {len(pictures)} pictures; there must be one mark for each"
+            f"{source}: {marks} {MARK} in the texts and {len(images)} images; there must be one mark for each"
         )
-    left = iter(pictures)
+    left = iter(images)
     return tuple(Message(t.role, t.content, tuple(next(left) for _ in range(t.content.count(MARK)))) for t in turns)
 
 
@@ -146,12 +146,12 @@ def _with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: 
     return (Message("system", text_of(record, "system", source)), *turns) if record.get("system") else turns
 
 
-def _is_picture(part: Any) -> bool:
+def _is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("image_url", "image", "input_image")
 
 
 def _without_parts(record: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], list[tuple[str, str]]]:
-    """The record with each picture part as a mark in the text, and those pictures with their places."""
+    """The record with each image part as a mark in the text, and those images with their places."""
     found: list[tuple[str, str]] = []
     turns = []
     messages = record.get("messages")
@@ -162,7 +162,7 @@ def _without_parts(record: Mapping[str, Any], source: str) -> tuple[Mapping[str,
             continue
         parts = []
         for number, part in enumerate(content):
-            if _is_picture(part):
+            if _is_image(part):
                 place = f"messages[{index}].content[{number}]"
                 found.append((place, _url(part, source, place)))
                 parts.append({"type": "text", "text": MARK})
@@ -173,7 +173,7 @@ def _without_parts(record: Mapping[str, Any], source: str) -> tuple[Mapping[str,
 
 
 def _url(part: Mapping[str, Any], source: str, place: str) -> str:
-    """The picture of {"type": "image_url", "image_url": {"url"}}, or of {"type": "image", "image"|"path"|"url"}."""
+    """The image of {"type": "image_url", "image_url": {"url"}}, or of {"type": "image", "image"|"path"|"url"}."""
     value = part.get("image_url", part.get("image", part.get("path", part.get("url"))))
     if isinstance(value, dict):
         value = value.get("url")

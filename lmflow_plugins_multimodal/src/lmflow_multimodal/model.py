@@ -15,8 +15,8 @@ from lmflow.data.tokenize import encode_prompt, encode_samples
 from lmflow.errors import DataError
 from lmflow.models.language_model import LanguageModel
 from lmflow_multimodal.features import FEATURES, FeatureStore
+from lmflow_multimodal.images import MARK, check_marks
 from lmflow_multimodal.module import VisionLanguageNetwork
-from lmflow_multimodal.pictures import MARK, check_marks
 from lmflow_multimodal.tower import Tower, save_tower
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LANGUAGE = "language_model"
 
 @dataclass(frozen=True)
 class VisionLanguageModel(LanguageModel):
-    """A language model with a vision tower and a projector, which reads samples with pictures.
+    """A language model with a vision tower and a projector, which reads samples with images.
 
     Each `<image>` in a text becomes as many image tokens as the tower gives features; none of them is a target.
     """
@@ -75,44 +75,44 @@ class VisionLanguageModel(LanguageModel):
         return (*super().suppressed_ids, self.network.image_id)
 
     def encode_all(self, samples: Sequence[Sample], train_on: str = "assistant") -> list[list[TokenSequence]]:
-        """Tokenise samples with their pictures; see `LanguageModel.encode_all`.
+        """Tokenise samples with their images; see `LanguageModel.encode_all`.
 
-        Raises DataError when the texts have more or fewer marks than pictures.
+        Raises DataError when the texts have more or fewer marks than images.
         """
         for sample in samples:
             for turn in sample.messages:
                 check_marks(turn.content, turn.images, sample.source or "the sample")
         encoded = encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
         return [
-            [self._with_pictures(sequence, sample) for sequence in sequences]
+            [self._with_images(sequence, sample) for sequence in sequences]
             for sample, sequences in zip(samples, encoded, strict=True)
         ]
 
     @property
     def token_key(self) -> None:
-        """None: a sequence has the features of pictures beside its tokens."""
+        """None: a sequence has the features of images beside its tokens."""
         return None
 
     def encode_prompt(self, sample: Sample) -> Prompt:
-        """Tokenise what precedes a sample's last answer, with its pictures."""
+        """Tokenise what precedes a sample's last answer, with its images."""
         prompt = sample.prompt()
         for turn in prompt.messages:
             check_marks(turn.content, turn.images, sample.source or "the prompt")
         ids = encode_prompt(self.tokenizer, sample)
-        sequence = self._with_pictures(TokenSequence(ids, [False] * len(ids)), prompt)
+        sequence = self._with_images(TokenSequence(ids, [False] * len(ids)), prompt)
         return Prompt(sequence.ids, sequence.model_inputs)
 
-    def _with_pictures(self, sequence: TokenSequence, sample: Sample) -> TokenSequence:
-        """The sequence with every image token repeated for the features of its picture."""
+    def _with_images(self, sequence: TokenSequence, sample: Sample) -> TokenSequence:
+        """The sequence with every image token repeated for the features of its image."""
         count = list(sequence.ids).count(self.network.image_id)
         images = sample.images[:count]  # a template may give a conversation in parts, each up to one of its answers
         if count != len(images):
-            raise DataError(f"{sample.source}: the chat template repeats {MARK}; {count} for {len(images)} pictures.")
+            raise DataError(f"{sample.source}: the chat template repeats {MARK}; {count} for {len(images)} images.")
         if not images:
             return sequence
         ids, trained = spread(sequence.ids, sequence.loss_mask, self.network.image_id, self.tower.tokens)
         model_inputs = self.store.inputs(images)
-        return PictureSequence(ids, trained, sequence.source, model_inputs, image_id=self.network.image_id)
+        return ImageSequence(ids, trained, sequence.source, model_inputs, image_id=self.network.image_id)
 
     # Files
 
@@ -154,7 +154,7 @@ class VisionLanguageModel(LanguageModel):
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSequence(TokenSequence):
+class ImageSequence(TokenSequence):
     """A sequence whose extras are rows for its image tokens."""
 
     image_id: int = -1

@@ -1,4 +1,4 @@
-"""The network: patch features of pictures, projected, in place of the image tokens' embeddings."""
+"""The network: patch features of images, projected, in place of the image tokens' embeddings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lmflow_multimodal.tower import Tower
 
 
 class VisionLanguageNetwork(nn.Module):
-    """A causal language model that reads pictures (LLaVA, arXiv 2304.08485).
+    """A causal language model that reads images (LLaVA, arXiv 2304.08485).
 
     `language_model` is any causal language model of Transformers, also one that a tuner has wrapped; to the trainer
     and the inferencers this module looks like it. An image token's id may lie beyond the vocabulary: it is never
-    looked up and never drawn. Without pictures the language model is called as if this module were not there.
+    looked up and never drawn. Without images the language model is called as if this module were not there.
     """
 
     def __init__(self, language_model: nn.Module, tower: Tower, projector: nn.Sequential, image_id: int) -> None:
@@ -38,7 +38,7 @@ class VisionLanguageNetwork(nn.Module):
             return self.language_model(input_ids=input_ids, **inputs)
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
         if image_features is None:
-            # A batch without pictures still gives every trained parameter a gradient, of zero.
+            # A batch without images still gives every trained parameter a gradient, of zero.
             self._check(places, 0)
             embeddings = embeddings + 0 * self._project(embeddings.new_zeros(1, self.tower.width)).sum()
         else:

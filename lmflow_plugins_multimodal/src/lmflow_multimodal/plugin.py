@@ -1,4 +1,4 @@
-"""What this distribution adds: model vision-language, tuner projector, and formats of records with pictures."""
+"""What this distribution adds: model vision-language, tuner projector, and formats of records with images."""
 
 from __future__ import annotations
 

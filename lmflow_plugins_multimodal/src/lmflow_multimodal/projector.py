@@ -1,4 +1,4 @@
-"""From the features of a picture's patches to embeddings of a language model."""
+"""From the features of an image's patches to embeddings of a language model."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers
 
 
 class Tower(nn.Module):
-    """A frozen image encoder: pictures in, patch features out, the class token dropped.
+    """A frozen image encoder: images in, patch features out, the class token dropped.
 
     `layer` counts blocks from the end: -1 is the last one, -2 the one before it, which LLaVA reads.
     """
 
     tokens: int
-    """Features per picture."""
+    """Features per image."""
     width: int
     """Size of a feature."""
 
@@ -64,13 +64,13 @@ class Tower(nn.Module):
         return super().train(False)
 
     def pixels(self, image: Image) -> Tensor:
-        """open_clip's own preprocessing of an RGB picture: (3, H, W) float32."""
+        """open_clip's own preprocessing of an RGB image: (3, H, W) float32."""
         pixels: Tensor = self._transform(image)
         return pixels
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (N, tokens, width) of pictures (N, 3, H, W), patches in rows from the top left."""
+        """Features (N, tokens, width) of images (N, 3, H, W), patches in rows from the top left."""
         output = self.visual.forward_intermediates(  # type: ignore[operator]
             pixels, indices=[self._layer], stop_early=True, intermediates_only=True, output_fmt="NCHW"
         )
@@ -80,7 +80,7 @@ class Tower(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def fingerprint(self) -> str:
-        """Hash of everything a feature depends on beside the picture: weights, layer, pooling, preprocessing."""
+        """Hash of everything a feature depends on beside the image: weights, layer, pooling, preprocessing."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
         for name, value in sorted(self.visual.state_dict().items()):
             digest.update(name.encode())
@@ -258,7 +258,7 @@ def vision_half(model_cfg: Mapping[str, Any], visual: nn.Module) -> dict[str, An
 
 
 def full_preprocess(visual: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's defaults, the tower's own picture size, then what is given."""
+    """open_clip's defaults, the tower's own image size, then what is given."""
     from open_clip.transform import PreprocessCfg
 
     return {**asdict(PreprocessCfg(size=visual.image_size)), **given}

@@ -6,10 +6,17 @@ import sys
 
 NAME = r""" {{ cookiecutter.name }} """[1:-1]
 SLOTS = {"model", "context", "data", "tuner", "aligner", "inferencer", "reward", "evaluator", "tracker"}
-RESERVED = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, "data-format", "none", "null"}
+WORDS = {"none", "null", "true", "false", "yes", "no", "on", "off", "lmflow", "src", "test", "tests", "data-format"}
+RESERVED = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *WORDS}
+NAMES = {NAME, NAME.removeprefix("lmflow-")}  # the distribution's, and the component's
+FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
-if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", NAME) or {NAME, NAME.replace("-", "_")} & RESERVED:
+if (
+    len(NAME) > 60
+    or not all(FORM.fullmatch(each) for each in NAMES)
+    or {*NAMES, *(each.replace("-", "_") for each in NAMES)} & RESERVED
+):
     sys.exit(
-        f"{NAME!r} cannot name a plugin and its Python package: use small letters, digits and hyphens, as in my-tuner, "
-        "and no word that Python or lmflow has a meaning for"
+        f"{NAME!r} cannot name a plugin and its Python package: use at most 60 small letters, digits and hyphens, as "
+        "in my-tuner, and no word that Python or lmflow has a meaning for"
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lmflow.builtin.merge import Merge
-from lmflow.cli.export import write
 from lmflow.errors import LmflowError
 from lmflow.plugins import load_plugins
+from lmflow.run.export import export
 
 
 def logits(directory: Path, ids: list[int]) -> torch.Tensor:
@@ -23,7 +23,7 @@ def logits(directory: Path, ids: list[int]) -> torch.Tensor:
 
 
 def test_a_whole_model_is_written_as_it_was(model_directory: Path, tmp_path: Path):
-    written = write(Merge(dtype="float32"), load_plugins(), str(model_directory), tmp_path / "out")
+    written = export(Merge(dtype="float32"), load_plugins(), str(model_directory), tmp_path / "out")
     assert torch.equal(logits(written, [5, 6, 7]), logits(model_directory, [5, 6, 7]))
     assert (written / "tokenizer_config.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -33,7 +33,7 @@ def test_nothing_is_overwritten(model_directory: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
     with pytest.raises(LmflowError, match="not empty"):
-        write(Merge(), load_plugins(), str(model_directory), tmp_path / "out")
+        export(Merge(), load_plugins(), str(model_directory), tmp_path / "out")
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
@@ -42,7 +42,7 @@ def test_a_run_without_a_result_says_how_to_finish_it(tmp_path: Path):
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"status": "interrupted"}))
     with pytest.raises(LmflowError, match=r"no result yet .status: interrupted.*--resume"):
-        write(Merge(), load_plugins(), str(run), tmp_path / "out")
+        export(Merge(), load_plugins(), str(run), tmp_path / "out")
 
 
 def test_a_failure_leaves_nothing_behind(model_directory: Path, tmp_path: Path, monkeypatch):
@@ -55,5 +55,5 @@ def test_a_failure_leaves_nothing_behind(model_directory: Path, tmp_path: Path, 
 
     monkeypatch.setattr(LanguageModel, "save", fail)
     with pytest.raises(OSError, match="No space"):
-        write(Merge(), load_plugins(), str(model_directory), tmp_path / "out")
+        export(Merge(), load_plugins(), str(model_directory), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -137,7 +137,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 
-    def wait_for(self, text: str, after: int = 0, seconds: float = 90) -> int:
+    def wait_for(self, text: str, after: int = 0, seconds: float = 600) -> int:
         """Wait until `text` is shown beyond `after`; returns where it ends."""
         deadline = time.monotonic() + seconds
         while text not in self.shown[after:]:
@@ -153,14 +153,17 @@ class Terminal:
             self._code = os.waitstatus_to_exitcode(status) if ended else None
         return self._code
 
-    def interrupt_until(self, happened: Callable[[], bool], seconds: float = 60) -> None:
-        """Press Ctrl-C, again every few seconds: readline sleeps through one that comes as it begins to wait for keys."""
+    def interrupt_until(self, happened: Callable[[], bool], seconds: float = 600) -> None:
+        """Press Ctrl-C, again after a minute: readline sleeps through one that comes as it begins to wait for keys.
+
+        Not sooner, because one more would count as another, or kill a process that takes its time to end.
+        """
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline, f"no reaction to Ctrl-C: {self.shown!r}"
             with suppress(OSError):  # it may have ended just now
                 self.type("\x03")
-            again = time.monotonic() + 3
+            again = time.monotonic() + 60
             while not happened() and time.monotonic() < again:
                 self.read(0.05)
 

@@ -1,7 +1,6 @@
 """The command line: help without heavy imports, all mistakes at once, exit codes."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,26 @@ import pytest
 from safetensors import SafetensorError
 
 LMFLOW = str(Path(sys.executable).with_name("lmflow"))
-HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "accelerate",
+    "numpy",
+    "huggingface_hub",
+    "http.client",
+    "ssl",
+    "asyncio",
+    "multiprocessing",
+    "jinja2",
+)
+"""What takes longer to import than all that a start needs (benchmarks/startup.py has the time it takes)."""
+OVERVIEW = ["--help"]
+DRAWN = ("rich", "pygments")
+"""What Typer draws its panels with, in the overview alone: importing it takes as long as the rest of the overview."""
 LIGHT_COMMANDS = [
-    ["--help"],
+    OVERVIEW,
     ["--version"],
     ["plugins"],
     ["run", "--help"],
@@ -32,45 +48,25 @@ def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("arguments", LIGHT_COMMANDS, ids=" ".join)
 def test_imports_nothing_heavy(arguments: list[str]):
+    heavy = HEAVY if arguments == OVERVIEW else (*HEAVY, *DRAWN)
     code = (
         "import sys\nfrom lmflow.cli import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
-        f"found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        f"found = [name for name in {heavy!r} if name in sys.modules]\n"
         "assert not found, found\n"
-        "assert 'lmflow.plugins' not in sys.modules or sys.argv[1:] != ['--help']\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_overview_loads_no_plugin():
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_overview_loads_no_plugin(option: str):
     code = (
         "import sys\nfrom lmflow.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "assert not [n for n in sys.modules if n.startswith(('lmflow_', 'lmflow.plugins', 'pluggy'))]"
+        f"try: main([{option!r}])\nexcept SystemExit: pass\n"
+        "assert not [n for n in sys.modules if n.startswith(('lmflow_', 'lmflow.plugins', 'pluggy', 'pydantic'))]"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["plugins"], ["run", "--tuner", "lora", "--aligner", "raft", "--help"]], ids=" ".join
-)
-def test_starts_within_three_times_typer_and_pydantic(arguments: list[str]):
-    """Processor time, the least of several, interleaved, so that what else the machine does matters little."""
-    base = [sys.executable, "-c", "import typer, pydantic; from pydantic import BaseModel"]
-    ours = [LMFLOW, *arguments]
-    best = {"base": 1e9, "ours": 1e9}
-    for _ in range(7):
-        for name, command in (("base", base), ("ours", ours)):
-            best[name] = min(best[name], processor_seconds(command))
-    assert best["ours"] <= 3 * best["base"], best
-
-
-def processor_seconds(command: list[str]) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_help_shows_the_options_of_the_chosen_components():

@@ -60,6 +60,7 @@ def checks(done: subprocess.CompletedProcess[str], status: str) -> dict[str, Any
     return {each["check"]: each for each in json.loads(done.stdout)["findings"] if each["status"] == status}
 
 
+@pytest.mark.slow
 def test_this_installation_has_no_error(doctor: Call, tmp_path: Path):
     done = doctor("--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -73,6 +74,7 @@ def test_this_installation_has_no_error(doctor: Call, tmp_path: Path):
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.slow
 def test_a_sick_world_fails_and_each_fault_has_its_remedy(doctor: Call, install_distribution: Any, tmp_path: Path):
     site = install_distribution("acme-broken", "import no_such_module\n")
     install_distribution("acme-one", TUNER)
@@ -106,6 +108,7 @@ def test_a_sick_world_fails_and_each_fault_has_its_remedy(doctor: Call, install_
     assert "errors and" in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_started_as_a_module_it_reports_what_a_run_would_import(tmp_path: Path):
     (tmp_path / "torch.py").write_text("")
     command = [sys.executable, "-m", "lmflow", "doctor", "--json"]
@@ -166,6 +169,7 @@ def test_help_loads_no_plugin():
     assert "--output" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_ends_nothing(lmflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def failing(*_: Any) -> Any:
         raise ZeroDivisionError("no disk at all")

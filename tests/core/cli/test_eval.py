@@ -107,7 +107,7 @@ def test_an_evaluator_that_reads_no_data_needs_none(evaluate: Call, monkeypatch:
     assert (result["metrics"], result["data"]) == ({"given": 0}, None)
 
 
-def test_pictures_and_numbers_that_are_not_finite(
+def test_plots_and_numbers_that_are_not_finite(
     evaluate: Call, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lmflow.components import Evaluation

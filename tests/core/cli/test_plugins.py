@@ -174,3 +174,34 @@ def test_a_process_that_is_started_keeps_the_plugin_disabled(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert "Plugin lmflow-raft is disabled" in done.stderr
+
+
+EIGHT = [f"acme-broken-{letter}" for letter in "abcdefgh"]
+COUNTED = "8 plugins are broken (acme-broken-a, acme-broken-b, acme-broken-c, acme-broken-d, acme-broken-e and 3 more)"
+
+
+@pytest.fixture
+def eight_broken(install_distribution):
+    for name in EIGHT:
+        install_distribution(name, BROKEN)
+
+
+def test_eight_broken_plugins_do_not_bury_the_error(lmflow, eight_broken):
+    done = lmflow("recipe", "show", "--tuner", "lroa")
+    assert done.code == 2
+    warning, error = done.err.splitlines()
+    assert warning == f"warning: {COUNTED} and left out; see lmflow plugins"
+    assert error.startswith("error: --tuner: no tuner is called lroa; did you mean lora? Installed: ")
+    assert error.endswith(f". {COUNTED} and may bring it; see lmflow plugins.")
+
+
+def test_of_eight_broken_plugins_the_one_that_is_named_is_told_whole(lmflow, eight_broken):
+    error = lmflow("recipe", "show", "--tuner", "acme-broken-c:mine").err.splitlines()[-1]
+    assert "Plugin acme-broken-c is broken (ModuleNotFoundError: No module named 'no_such_module')" in error
+    assert "acme-broken-a" not in error
+
+
+def test_a_long_reason_is_cut_in_the_warning_alone(lmflow, install_distribution):
+    install_distribution("acme-wordy", f"raise RuntimeError({'x' * 5000!r})")
+    assert len(lmflow("recipe", "show").err) < 500
+    assert "x" * 5000 in lmflow("plugins", "show", "acme-wordy").out

@@ -136,8 +136,8 @@ def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
 def test_folders_in_a_folder_are_told_of(tmp_path: Path):
     write = "".join(json.dumps({"prompt": str(n), "completion": "yes"}) + "\n" for n in range(3))
     (tmp_path / "all" / "eval").mkdir(parents=True)
-    (tmp_path / "all" / "pictures").mkdir()
-    (tmp_path / "all" / "pictures" / "1.jpg").write_bytes(b"")
+    (tmp_path / "all" / "images").mkdir()
+    (tmp_path / "all" / "images" / "1.jpg").write_bytes(b"")
     for place in ("all/train.jsonl", "all/eval/eval.jsonl"):
         (tmp_path / place).write_text(write)
     _, summary = load_dataset(Auto(path=str(tmp_path / "all"), validation=0.0), FORMATS, seed=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmflow.components import LoadRequest
 from lmflow.data.containers import iterate_hub
 from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
 from lmflow.errors import DataError, RecipeError
@@ -78,7 +79,7 @@ def test_a_mistyped_data_set_is_one_message(network: Network) -> None:
 
 def test_a_place_on_this_machine_asks_nobody(network: Network, model_directory: Path) -> None:
     asked = network(False)
-    assert Pretrained(path=str(model_directory)).skeleton().end_ids
+    assert Pretrained(path=str(model_directory)).skeleton(LoadRequest()).end_ids
     assert not asked
 
 

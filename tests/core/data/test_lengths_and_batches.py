@@ -100,7 +100,7 @@ def test_padding_by_hand():
     assert batch.input_ids.tolist() == [[0, 1, 2, 9, 9], [0, 1, 2, 3, 4]]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch.trained.tolist() == [[False, True, True, False, False], [False, False, True, True, True]]
+    assert batch.loss_mask.tolist() == [[False, True, True, False, False], [False, False, True, True, True]]
     assert (batch.num_targets, batch.tokens) == (5, 8)
 
 
@@ -108,7 +108,7 @@ def test_packing_by_hand():
     batch = collate_packed([[sequence(0, 2), sequence(1, 2)], [sequence(1, 1)]], pad_id=9)
     assert batch.input_ids.tolist() == [[0, 1, 0, 1, 2], [0, 1, 9, 9, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
-    assert batch.trained.tolist() == [[False, True, False, True, True], [False, True, False, False, False]]
+    assert batch.loss_mask.tolist() == [[False, True, False, True, True], [False, True, False, False, False]]
     assert batch.attention_mask is None
     assert (batch.num_targets, batch.tokens) == (4, 7)
 

@@ -38,7 +38,7 @@ def in_two_processes(tmp_path: Path, free_port: int) -> InTwo:
             )
             for rank in (0, 1)
         ]
-        said = [process.communicate(timeout=120) for process in processes]
+        said = [process.communicate(timeout=600) for process in processes]
         return [
             subprocess.CompletedProcess(process.args, process.returncode, *each)
             for process, each in zip(processes, said, strict=True)

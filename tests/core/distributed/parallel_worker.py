@@ -85,7 +85,7 @@ def held(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def kept_by(trainer: Trainer) -> list[torch.Tensor]:
-    optimizer = trainer._parallel.optimizer
+    optimizer = trainer._strategy.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)
     entries = [value for each in optimizer.state.values() for value in each.values()]
     return [getattr(value, "_local_tensor", value) for value in entries if isinstance(value, torch.Tensor)]

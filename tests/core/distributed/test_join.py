@@ -12,7 +12,8 @@ from lmflow.distributed.join import check_alike, check_gpus, check_number, ended
 from lmflow.distributed.processes import Processes
 from lmflow.errors import RecipeError
 from lmflow.plugins import load_plugins
-from lmflow.recipe.resolve import Recipe, dump, resolve
+from lmflow.recipe.recipe import Recipe, dump
+from lmflow.recipe.resolve import resolve
 from lmflow.recipe.sections.launch import LaunchOptions
 
 

@@ -9,7 +9,8 @@ from lmflow.recipe.resolve.sections import launch as options_module
 from lmflow.components import Aligner
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe.resolve import dump, resolve
+from lmflow.recipe.recipe import dump
+from lmflow.recipe.resolve import resolve
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.testing.runs import plugins_with

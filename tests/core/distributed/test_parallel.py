@@ -6,6 +6,8 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="DeepSpeed is not installed (pip install 'lmflow-core[deepspeed]')",
 )
-STRATEGIES = ["ddp", "fsdp", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (1, 2, 3))]
+OF_TORCH, OF_DEEPSPEED = ("ddp", "fsdp"), ("zero1", "zero2", "zero3")
+STRATEGIES = [*OF_TORCH, *(pytest.param(name, marks=needs_deepspeed) for name in OF_DEEPSPEED)]
+WITH_ADAPTERS = ("fsdp", "zero3")
 STEPS, HALF = 8, 4
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parallel")]
 
 
 class Work:
@@ -64,7 +68,7 @@ class Work:
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--rdzv_backend=c10d"]
         launcher += ["--rdzv_endpoint=localhost:0"]
         command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr[-5000:]
         found = [json.loads(Path(order["found"]).read_text()) for order in orders]
         assert all(each["processes"] == processes for each in found)
@@ -87,29 +91,56 @@ def alone(work: Work) -> dict[str, Any]:
     return {**rest, **{name: first[name] + rest[name] for name in ("losses", "norms")}, "lora": lora}
 
 
+class Found:
+    """What trainings by one strategy found, each up to a step: begun and gone on with by one process or by two."""
+
+    def __init__(self, strategy: str, in_two: list[dict[str, Any]], one_goes_on: dict[str, Any]) -> None:
+        self.together, self.two_go_on, *self.with_adapters = in_two
+        self.one_goes_on = one_goes_on
+        assert len(self.with_adapters) == (strategy in WITH_ADAPTERS)
+
+
+@pytest.fixture(scope="module")
+def of_family(work: Work, alone: dict[str, Any]) -> Callable[[Sequence[str]], dict[str, Found]]:
+    """The trainings of several strategies, one after the other in the same processes, which import once."""
+
+    @cache
+    def carry_out(family: Sequence[str]) -> dict[str, Found]:
+        orders = {}
+        for strategy in family:
+            shutil.copytree(work.place / "half", work.place / f"{strategy}-one")
+            orders[strategy] = [
+                work.order(strategy, f"{strategy}-two", until=HALF),
+                work.order(strategy, f"{strategy}-one", until=STEPS),
+            ]
+            if strategy in WITH_ADAPTERS:
+                orders[strategy].append(work.order(strategy, f"{strategy}-lora-two", lora=True, until=3))
+        in_two = iter(work.carry_out(2, *(order for each in orders.values() for order in each)))
+        in_one = work.carry_out(1, *(work.order("ddp", f"{strategy}-two", until=STEPS) for strategy in family))
+        return {
+            strategy: Found(strategy, [next(in_two) for _ in each], goes_on)
+            for (strategy, each), goes_on in zip(orders.items(), in_one, strict=True)
+        }
+
+    return carry_out
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_equal_one_and_continue_each_other(strategy: str, work: Work, alone: dict[str, Any]):
-    shutil.copytree(work.place / "half", work.place / f"{strategy}-one")
-    lora = [work.order(strategy, f"{strategy}-lora-two", lora=True, until=3)] if strategy in ("fsdp", "zero3") else []
-    together, two_go_on, *with_adapters = work.carry_out(
-        2,
-        work.order(strategy, f"{strategy}-two", until=HALF),
-        work.order(strategy, f"{strategy}-one", until=STEPS),
-        *lora,
-    )
-    assert together["losses"] == pytest.approx(alone["losses"][:HALF], rel=1e-5)
+def test_two_processes_equal_one_and_continue_each_other(
+    strategy: str, of_family: Callable[[Sequence[str]], dict[str, Found]], alone: dict[str, Any]
+):
+    found = of_family(OF_TORCH if strategy in OF_TORCH else OF_DEEPSPEED)[strategy]
+    assert found.together["losses"] == pytest.approx(alone["losses"][:HALF], rel=1e-5)
     for name in ("losses", "norms"):  # the first step's, which no optimizer has come between
-        assert together[name][0] == pytest.approx(alone[name][0], rel=1e-6)
-    split = alone["optimizer_here"] / together["optimizer_here"]
+        assert found.together[name][0] == pytest.approx(alone[name][0], rel=1e-6)
+    split = alone["optimizer_here"] / found.together["optimizer_here"]
     assert split == pytest.approx(1 if strategy == "ddp" else 2, rel=0.01)
     if strategy in ("fsdp", "zero3"):
-        assert together["parameters_here"] == pytest.approx(alone["parameters_here"] / 2, rel=0.01)
-    assert two_go_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
-    assert two_go_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
-    for found in with_adapters:
-        assert found["losses"] == pytest.approx(alone["lora"]["losses"], rel=1e-5)
-        assert found["sums"] == pytest.approx(alone["lora"]["sums"], abs=1e-3)
-
-    [one_goes_on] = work.carry_out(1, work.order("ddp", f"{strategy}-two", until=STEPS))
-    assert one_goes_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
-    assert one_goes_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
+        assert found.together["parameters_here"] == pytest.approx(alone["parameters_here"] / 2, rel=0.01)
+    assert found.two_go_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
+    assert found.two_go_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
+    for adapted in found.with_adapters:
+        assert adapted["losses"] == pytest.approx(alone["lora"]["losses"], rel=1e-5)
+        assert adapted["sums"] == pytest.approx(alone["lora"]["sums"], abs=1e-3)
+    assert found.one_goes_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
+    assert found.one_goes_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)

@@ -91,7 +91,7 @@ def test_something_missing_further_down_does_not(site: Site):
 def test_extras_and_markers_count_only_where_they_hold(site: Site):
     site.install("acme", "1.0", "plain", "old ; python_version < '3'", "rich[fancy]", 'never ; extra == "more"')
     site.install("plain")
-    site.install("rich", "1.0", 'colours>=2 ; extra == "fancy"', 'pictures ; extra == "other"')
+    site.install("rich", "1.0", 'colours>=2 ; extra == "fancy"', 'images ; extra == "other"')
     [finding] = site.examine("acme")
     assert finding.message == "rich 1.0 needs colours>=2, which is not installed."
 

@@ -190,18 +190,18 @@ def test_saved_dialogues_are_records(dialogue: Callable[..., Dialogue], tmp_path
 
 def test_images_go_with_the_next_message(dialogue: Callable[..., Dialogue], tmp_path: Path) -> None:
     talk = dialogue()
-    picture = tmp_path / "p.png"
-    picture.touch()
+    image = tmp_path / "p.png"
+    image.touch()
     with pytest.raises(DataError, match="there is no image nowhere"):
         run_command(talk, "/image nowhere.png")
     with pytest.raises(DataError, match="needs the path"):
         run_command(talk, "/image")
-    run_command(talk, f"/image {picture}")
-    assert talk.images == [str(picture)]
+    run_command(talk, f"/image {image}")
+    assert talk.images == [str(image)]
     with pytest.raises(DataError, match="the message: it has 1 image, and this model reads text alone"):
         list(talk.answer("what is this"))
     assert (turns(talk), talk.images) == ([], [])
-    talk.images = [str(picture)]
+    talk.images = [str(image)]
     with pytest.raises(DataError, match="it says <image> 2 times"):
         list(talk.answer("<image> or <image>"))
 

@@ -24,8 +24,9 @@ from lmflow.data.dataset import load_dataset
 from lmflow.data.formats import FORMATS, Auto
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 from lmflow.errors import DataError
+from lmflow.models import encoding
 from lmflow.models.encoding import encode
-from lmflow.models.language_model import LanguageModel, encoding
+from lmflow.models.language_model import LanguageModel
 
 
 @pytest.fixture

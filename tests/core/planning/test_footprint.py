@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
-from lmflow.planning.footprint import Footprint, Setting, predict_footprint, split_over
+from lmflow.planning.footprint import Footprint, StepSettings, predict_footprint, split_over
 from lmflow.training.loss import negative_log_likelihood
 
 WIDTH = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -62,7 +62,7 @@ def test_a_step_takes_what_was_foreseen(config, how):
     module = make(config, lora=how == "lora")
     batch = batch_of(120, 90, 130, packed=how == "packed")
     recomputed, bf16 = how == "recomputed", how == "bf16"
-    setting = Setting(gradient_checkpointing=recomputed, precision="bf16" if bf16 else "fp32")
+    setting = StepSettings(gradient_checkpointing=recomputed, precision="bf16" if bf16 else "fp32")
     found = without_weights(predict_footprint(module, batch, setting))
     if recomputed:
         module.gradient_checkpointing_enable({"use_reentrant": False})
@@ -73,13 +73,13 @@ def test_weights_on_the_meta_device_are_enough():
     with torch.device("meta"):
         skeleton = make(LLAMA)
     batch = batch_of(40, 60)
-    assert predict_footprint(skeleton, batch, Setting()) == predict_footprint(make(LLAMA), batch, Setting())
+    assert predict_footprint(skeleton, batch, StepSettings()) == predict_footprint(make(LLAMA), batch, StepSettings())
 
 
 def test_the_module_is_left_as_it_is():
     module = make(LLAMA)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    predict_footprint(module, batch_of(40), Setting(gradient_checkpointing=True))
+    predict_footprint(module, batch_of(40), StepSettings(gradient_checkpointing=True))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
     assert not module.is_gradient_checkpointing
@@ -87,7 +87,7 @@ def test_the_module_is_left_as_it_is():
 
 def test_the_second_pass_of_a_step_finds_gradients():
     module, batch = make(LLAMA), batch_of(120, 90)
-    one, two = (predict_footprint(module, batch, Setting(passes=passes)) for passes in (1, 2))
+    one, two = (predict_footprint(module, batch, StepSettings(passes=passes)) for passes in (1, 2))
     assert two.gradients == 4 * sum(each.numel() for each in module.parameters())
     assert two.activations + two.logits >= one.activations + one.logits - one.gradients
 
@@ -98,7 +98,7 @@ def test_frozen_weights_cost_nothing():
     last.model.layers[-1].requires_grad_(True)
     trained = 4 * sum(each.numel() for each in last.model.layers[-1].parameters())
     batch = batch_of(120, 90, 130)
-    all_of_it, little = (predict_footprint(module, batch, Setting(passes=2)) for module in (whole, last))
+    all_of_it, little = (predict_footprint(module, batch, StepSettings(passes=2)) for module in (whole, last))
     assert little.gradients <= trained
     assert little.optimizer == 2 * trained
     assert little.activations < 0.45 * all_of_it.activations
@@ -108,14 +108,14 @@ def test_frozen_weights_cost_nothing():
 def test_a_copy_of_the_start_is_counted():
     module, batch = make(LLAMA, lora=True), batch_of(40)
     trained = 4 * sum(each.numel() for each in module.parameters() if each.requires_grad)
-    plain, kept = (predict_footprint(module, batch, Setting(keeps_start=keeps)) for keeps in (False, True))
+    plain, kept = (predict_footprint(module, batch, StepSettings(keeps_start=keeps)) for keeps in (False, True))
     assert kept.weights == plain.weights + trained
 
 
 def test_the_optimizer_step_is_the_peak_of_short_batches():
     module = make(LLAMA)
     numbers = 4 * sum(each.numel() for each in module.parameters())
-    found = predict_footprint(module, batch_of(2), Setting(device="cuda"))
+    found = predict_footprint(module, batch_of(2), StepSettings(device="cuda"))
     assert (found.activations, found.gradients, found.optimizer) == (0, numbers, 3 * numbers)
 
 
@@ -123,7 +123,7 @@ def test_each_strategy_splits_its_part():
     module = make(LLAMA)
     whole = Footprint(weights=4000, gradients=400, optimizer=800, activations=70, logits=7)
     parts = {
-        strategy: split_over(whole, Setting(strategy=strategy, processes=4), module)
+        strategy: split_over(whole, StepSettings(strategy=strategy, processes=4), module)
         for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp")
     }
     assert parts["ddp"] == whole
@@ -131,4 +131,4 @@ def test_each_strategy_splits_its_part():
     assert (parts["zero2"].gradients, parts["zero2"].optimizer) == (100, 200)
     assert parts["zero3"] == parts["fsdp"]
     assert {each.activations for each in parts.values()} == {70}
-    assert split_over(whole, Setting(strategy="fsdp", processes=1), module) == whole
+    assert split_over(whole, StepSettings(strategy="fsdp", processes=1), module) == whole

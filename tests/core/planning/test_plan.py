@@ -16,7 +16,7 @@ from lmflow.errors import EstimateError
 from lmflow.planning import machine_memory
 from lmflow.planning import plan as planning
 from lmflow.planning.machine_memory import MachineMemory, give_back_freed_memory
-from lmflow.planning.plan import Plan, make_plan, skeleton
+from lmflow.planning.plan import Plan, load_skeleton, make_plan
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
@@ -34,7 +34,7 @@ def plugins() -> Plugins:
 def plan_of(plugins: Plugins) -> MakePlan:
     def make(**options: Any) -> Plan:
         recipe = resolve(plugins, None, settings(options)).recipe
-        model = skeleton(recipe)
+        model = load_skeleton(recipe, plugins)
         data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
         return make_plan(recipe, model, data, plugins)
 
@@ -166,7 +166,7 @@ def test_a_model_that_looks_at_values_cannot_be_foreseen(plan_of, monkeypatch):
     plan = plan_of(aligner="sft", data__limit=20)
     assert plan.memory is None
     assert plan.fits
-    assert "cannot be foreseen for this model: DataDependentOutputException" in "\n".join(plan_lines(plan))
+    assert "cannot be estimated for this model: DataDependentOutputException" in "\n".join(plan_lines(plan))
 
 
 def test_several_processes_share(plan_of):
@@ -201,4 +201,4 @@ def test_a_tuner_that_needs_values_does_not_keep_a_run_from_going_on(plugins, pl
         plan_of(**options)
     record = carried_out(plugins, tmp_path, **options).record
     assert record["status"] == "completed"
-    assert any("cannot be foreseen" in note for note in record["notes"])
+    assert any("cannot be estimated" in note for note in record["notes"])

@@ -228,7 +228,7 @@ def test_events_come_in_order_with_what_they_name(carry_out, tmp_path):
 
 
 def test_a_failed_run_is_told_as_failed(carry_out, monkeypatch):
-    monkeypatch.setattr("lmflow.run.run.Run.compare", lambda *_: throw(LmflowError("no more"))(None))
+    monkeypatch.setattr("lmflow.run.before_after.compare", lambda *_: throw(LmflowError("no more"))(None))
     teller = Teller()
     with pytest.raises(LmflowError, match="no more"):
         carry_out("out", teller)

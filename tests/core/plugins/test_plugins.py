@@ -208,20 +208,22 @@ def test_the_core_cannot_be_disabled():
 
 def test_a_component_that_is_not_installed_is_known_by_its_distribution():
     plugins = load_plugins(())
-    with pytest.raises(PluginError, match=r"no aligner is called raft\..* Install it with: pip install lmflow-raft"):
+    with pytest.raises(
+        PluginError, match=r"no aligner is called raft\..* Install it with: lmflow plugins install lmflow-raft"
+    ):
         plugins.find("aligner", "raft")
-    with pytest.raises(PluginError, match="pip install lmflow-longctx"):
+    with pytest.raises(PluginError, match="lmflow plugins install lmflow-longctx"):
         plugins.find("context", "yarn")
     with pytest.raises(PluginError) as caught:
         plugins.find("aligner", "somebodys")
-    assert "pip" not in str(caught.value)
+    assert "install " not in str(caught.value)
 
 
 def test_a_disabled_or_broken_distribution_is_not_to_be_installed_again():
     with pytest.raises(PluginError) as caught:
         load_plugins(disabled=["lmflow-raft"]).find("aligner", "raft")
     assert "Plugin lmflow-raft is disabled" in str(caught.value)
-    assert "pip install" not in str(caught.value)
+    assert "plugins install" not in str(caught.value)
 
 
 def test_the_list_of_known_plugins_is_what_is_installed():
@@ -252,14 +254,14 @@ def test_a_distribution_is_found_however_it_is_spelt(install):
 
 TRACKER = """
 from typing import Any
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 from lmflow.components import Tracker
 from lmflow.hookspecs import hookimpl
 
 class Notes(Tracker):
     "Remember the steps."
     name = "notes"
-    title: str = "untitled"
+    title: str = Field("untitled", description="What stands above them.")
     _heard: list[Any] = PrivateAttr(default_factory=list)
 
     @hookimpl

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from lmflow.errors import LmflowError, RecipeError, RunDirectoryError
 from lmflow.plugins import Plugins, load_plugins
-from lmflow.plugins.scaffold import KINDS, is_usable, known_kind, make_plugin, next_commands, suggestion, usable_name
+from lmflow.plugins.scaffold import (
+    KINDS,
+    is_usable,
+    known_kind,
+    make_plugin,
+    next_commands,
+    printable,
+    suggestion,
+    usable_name,
+)
 
 HOOK = Path(__file__).parents[3] / "templates" / "plugin" / "hooks" / "pre_gen_project.py"
 
@@ -35,7 +46,16 @@ def test_a_name_is_written_as_package_indexes_write_it(name):
 
 @pytest.mark.parametrize(
     ("name", "better"),
-    [("1up", "up"), ("json", "json-tuner"), ("Ärger!", "arger"), ("tuner", "tuner-tuner"), ("汉", "my-tuner")],
+    [
+        ("1up", "up"),
+        ("json", "json-tuner"),
+        ("Ärger!", "arger"),
+        ("tuner", "tuner-tuner"),
+        ("汉", "my-tuner"),
+        ("tests", "tests-tuner"),
+        ("lmflow-1up", "my-tuner"),
+        ("b" * 80, "b" * 54),
+    ],
 )
 def test_a_name_that_cannot_be_used_is_answered_with_one_that_can(name, better):
     with pytest.raises(RecipeError, match=f"try {better}$"):
@@ -52,7 +72,11 @@ def test_a_name_that_is_installed_is_refused_naming_whose_it_is(name, owner):
 
 
 @pytest.mark.parametrize(
-    "name", ["my-tuner", "x", "a1-b2", "1up", "class", "match", "json", "reward", "a--b", "a-", "None"]
+    "name",
+    [
+        *("my-tuner", "x", "a1-b2", "1up", "class", "match", "json", "reward", "a--b", "a-", "None", "true", "tests"),
+        *("lmflow", "lmflow-x", "lmflow-1up", "lmflow-class", "lmflow-tuner", "a" * 60, "a" * 61),
+    ],
 )
 def test_cookiecutters_hook_accepts_the_same_names(name, tmp_path):
     hook = tmp_path / "hook.py"
@@ -105,3 +129,56 @@ def test_the_component_is_named_without_the_prefix_of_the_distribution(tmp_path:
     assert "class LastLayers(Tuner)" in component
     assert 'last-layers = "lmflow_last_layers.plugin"' in (made / "pyproject.toml").read_text()
     assert "lmflow run --tuner last-layers" in next_commands(made, "tuner")
+
+
+AWKWARD = [
+    "{{ 7 * 7 }} {% raw %} {# x #} {braces}",
+    '"""; import os #',
+    "ends in a backslash \\",
+    "new\nline\ttab\x00\x1b[31m\u2028end",
+    "ünï 漢字 🎉 \udcff",
+    "\\N{DASH} \\u1234 \\",
+    "'single' `ticks` $(rm) %s",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_a_description_stands_as_it_was_given(text, tmp_path):
+    made = make_plugin("tuner", "my-own", tmp_path, Plugins(), author=text, description=text)
+    project = tomllib.loads((made / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["description"] == printable(text)
+    assert project["authors"] == [{"name": printable(text)}]
+    module = ast.parse((made / "src" / "my_own" / "__init__.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(module, clean=False) == printable(text)
+    assert printable(text) in (made / "README.md").read_text(encoding="utf-8")
+    assert printable("{{ 7 * 7 }}\n") == "{{ 7 * 7 }}"
+
+
+def test_a_description_that_no_index_takes_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"--description: has 501 characters; use at most 500"):
+        make_plugin("tuner", "my-own", tmp_path, Plugins(), description="x" * 501)
+
+
+def test_a_name_too_long_says_so():
+    with pytest.raises(RecipeError, match=r"longer than 60 characters"):
+        usable_name("b" * 80, "tuner", Plugins())
+
+
+def test_a_module_that_belongs_to_no_distribution_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "acme_loose.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RecipeError, match="acme-loose is taken by the module acme_loose"):
+        usable_name("acme-loose", "tuner", Plugins())
+
+
+def test_it_asks_for_the_core_and_not_for_everything(tmp_path):
+    made = make_plugin("tuner", "my-own", tmp_path, Plugins())
+    project = tomllib.loads((made / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    assert [each.partition(">")[0] for each in asked] == [
+        "lmflow-core",
+        "lmflow-demo",
+        "lmflow-lora",
+        "lmflow-raft",
+        "pytest",
+    ]

@@ -8,7 +8,9 @@ import yaml
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins, load_plugins
-from lmflow.recipe.resolve import dump, model_from_reference, resolve, schema
+from lmflow.recipe.recipe import dump
+from lmflow.recipe.resolve import model_from_reference, resolve
+from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import Origin, Setting
 
 
@@ -46,7 +48,10 @@ def test_defaults(plugins):
         "model": "demo",
         "context": None,
         "data": "demo",
+        "attention": None,
         "tuner": "full",
+        "optimizer": "adamw",
+        "schedule": "cosine",
         "aligner": "sft",
         "inferencer": "hf",
         "reward": "demo",
@@ -68,12 +73,12 @@ def test_defaults_give_way_to_the_file_and_the_file_to_options(plugins, write):
 
 def test_components_prefer_training_defaults(plugins):
     resolved = resolve(plugins, None, options(aligner="raft"))
-    assert resolved.recipe.training.schedule == "constant"
-    assert str(resolved.origins["training.schedule"]) == "plugin aligner raft"
-    assert (
-        resolve(plugins, None, options(aligner="raft", training__schedule="linear")).recipe.training.schedule
-        == "linear"
-    )
+    assert resolved.recipe.training.learning_rate == 1e-3
+    assert str(resolved.origins["training.learning_rate"]) == "plugin aligner raft"
+    assert (resolved.recipe.schedule.name, resolved.recipe.schedule.warmup) == ("constant", 0)
+    assert str(resolved.origins["schedule.name"]) == str(resolved.origins["schedule.warmup"]) == "plugin aligner raft"
+    mine = resolve(plugins, None, options(aligner="raft", schedule="linear", schedule__warmup="0.5")).recipe.schedule
+    assert (mine.name, mine.warmup) == ("linear", 0.5)
 
 
 def test_a_path_means_own_model_and_data(plugins):
@@ -82,7 +87,7 @@ def test_a_path_means_own_model_and_data(plugins):
 
 
 def test_every_mistake_at_once_with_its_place(plugins, write):
-    file = write("tuner:\n  name: lora\n  rnak: 4\nalinger: raft\ntraining:\n  batch_size: 0\n  schedule: cosin\n")
+    file = write("tuner:\n  name: lora\n  rnak: 4\nalinger: raft\ntraining:\n  batch_size: 0\n  result: bets\n")
     text = problems(plugins, file, training__learning_rate="fast", aligner__epocs="2", inferencer="hff")
     lines = text.splitlines()
     for expected in (
@@ -93,7 +98,7 @@ def test_every_mistake_at_once_with_its_place(plugins, write):
     ):
         assert expected in lines, text
     assert any(line.startswith("--inferencer: no inferencer is called hff; did you mean hf?") for line in lines), text
-    assert "'cosin'; did you mean cosine?" in text
+    assert "'bets'; did you mean best?" in text
     assert "--aligner.epocs: unknown option" in text
 
 
@@ -217,7 +222,7 @@ def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str
 
 def test_schema_describes_every_component(plugins):
     described = schema(plugins)
-    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers"}
+    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers", "plugins"}
     for slot in RECIPE_SLOTS:
         names = {option["properties"]["name"]["const"] for option in described["properties"][slot]["anyOf"][1:]}
         assert names == set(plugins.offers(slot))

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 from lmflow.components import Requirement, Tracker
 from lmflow.errors import RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import Plugins, load_plugins
-from lmflow.recipe.resolve import dump, resolve, schema
+from lmflow.recipe.recipe import dump
+from lmflow.recipe.resolve import resolve
+from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import Origin, Setting
 
 
@@ -19,9 +22,9 @@ class Diary(Tracker):
     """Keep a diary."""
 
     name = "diary"
-    title: str = "untitled"
-    pages: int = 10
-    locked: bool = False
+    title: str = Field("untitled", description="What stands on it.")
+    pages: int = Field(10, description="How long it is.")
+    locked: bool = Field(False, description="Whether others cannot read it.")
 
 
 class Ledger(Tracker):

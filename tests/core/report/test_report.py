@@ -177,9 +177,9 @@ def test_an_empty_directory_still_has_a_page(tmp_path):
     assert "There is no run.json" in page_of(tmp_path)
 
 
-def test_the_page_about_an_evaluation_holds_figures_and_pictures(tmp_path):
-    picture = tmp_path / "curve.svg"
-    picture.write_text('<?xml version="1.0"?>\n<svg viewBox="0 0 2 2"><title>a curve</title></svg>')
+def test_the_page_about_an_evaluation_holds_figures_and_plots(tmp_path):
+    plot = tmp_path / "curve.svg"
+    plot.write_text('<?xml version="1.0"?>\n<svg viewBox="0 0 2 2"><title>a curve</title></svg>')
     record = {
         "evaluator": {"name": "perplexity", "window": 64},
         "records": 3,
@@ -189,7 +189,7 @@ def test_the_page_about_an_evaluation_holds_figures_and_pictures(tmp_path):
         "seconds": 1.5,
         "versions": {"torch": "2.15.0"},
     }
-    page = render_evaluation(record, [picture, tmp_path / "curve.png"])
+    page = render_evaluation(record, [plot, tmp_path / "curve.png"])
     check_balanced(page)
     for text in ("perplexity", "41.5", "<title>a curve</title>", "&lt;one&gt; record", "window", "2.15.0"):
         assert text in page, text

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from lmflow.components import Reward
-from lmflow.data.sample import Message, Sample
-from lmflow.inference.hf import HuggingFace
+from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.inference.types import Sampling
 from lmflow.run.before_after import answer, compare, generic_sequences
-from lmflow.run.log import RunLog
+from lmflow.testing.contexts import align_context, quiet_log
 
 SAMPLES = [Sample((Message("user", f"question {i}"), Message("assistant", f"answer {i}"))) for i in range(3)]
 GREEDY = Sampling(temperature=0.0, max_new_tokens=6)
@@ -29,9 +28,8 @@ class Lengths(Reward):
 
 @pytest.fixture
 def ask(tiny_model):
-    trainer = SimpleNamespace(autocast=nullcontext)
-    log = RunLog(None, lambda *_, **__: None)
-    return lambda reward: answer(tiny_model, SAMPLES, trainer, HuggingFace(), reward, GREEDY, log)
+    trainer = SimpleNamespace(autocast=nullcontext, model=tiny_model, log=quiet_log())
+    return lambda reward: answer(align_context(trainer, Dataset([], [], None), reward=reward), SAMPLES, GREEDY)
 
 
 def test_mean_reward_and_accuracy(ask):

@@ -110,7 +110,7 @@ class OneOfTwo(Processes):
 
 
 def test_of_two_processes_none_stops_before_they_agreed():
-    log = RunLog(None, lambda *_, **__: None, group=OneOfTwo(0, 2))
+    log = RunLog(None, lambda *_, **__: None, processes=OneOfTwo(0, 2))
     with log.handle_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         log.check_stop()
@@ -123,7 +123,7 @@ def test_of_two_processes_none_stops_before_they_agreed():
 
 
 def test_a_process_stops_where_another_was_asked_to(monkeypatch):
-    log = RunLog(None, lambda *_, **__: None, group=OneOfTwo(0, 2))
+    log = RunLog(None, lambda *_, **__: None, processes=OneOfTwo(0, 2))
     log.sync_and_check_stop()
     monkeypatch.setattr(OneOfTwo, "said", float(signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:

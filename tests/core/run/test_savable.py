@@ -10,7 +10,7 @@ from torch import nn
 from lmflow.components import Tuner
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
-from lmflow.run.run import check_savable, parameter_names
+from lmflow.run.stages import check_savable, parameter_names
 
 
 class Scaled(nn.Module):

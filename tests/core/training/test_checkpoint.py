@@ -129,36 +129,57 @@ def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path):
         newest_checkpoint(tmp_path, lambda _: None)
 
 
-WRITER = """
-import sys
+WRITERS = """
+import os, sys
 from pathlib import Path
 import torch
 from lmflow.training.checkpoint import Checkpoint, save_checkpoint
 
-step = 0
-while True:
-    step += 1
-    values = {"w": torch.full((20_000,), float(step))}
-    save_checkpoint(Path(sys.argv[1]), step, Checkpoint(values, {"w": values}, {"step": step}), keep=2)
-    print(step, flush=True)
+def write():
+    step = 0
+    while True:
+        step += 1
+        values = {"w": torch.full((20_000,), float(step))}
+        save_checkpoint(Path(sys.argv[1]), step, Checkpoint(values, {"w": values}, {"step": step}), keep=2)
+        print(step, flush=True)
+
+for _ in sys.stdin:
+    writer = os.fork()
+    if writer == 0:
+        write()
+    print("writer", writer, flush=True)
+    os.waitpid(writer, 0)
+    print("ended", flush=True)
 """
+"""For each line it is given, a process that writes until it is killed; all are forks of one, which imports torch."""
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_whole_ones(tmp_path: Path):
     """A writer is killed ten times at moments spread over its work; what is listed is always undamaged."""
-    for attempt in range(10):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        for _ in range(2 + attempt):
-            finished = int(writer.stdout.readline())
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.communicate()
-        found = newest_checkpoint(tmp_path, lambda sentence: pytest.fail(sentence))
-        assert found is not None
-        assert found[1].state["step"] >= finished
-        for path in list_checkpoints(tmp_path):
-            assert json.loads((path / "state.json").read_text())["step"] == int(path.name[5:])
-            load_checkpoint(path)
-        shutil.rmtree(tmp_path)
-        tmp_path.mkdir()
+    command = [sys.executable, "-c", WRITERS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        for attempt in range(10):
+            writers.stdin.write("another\n")
+            writers.stdin.flush()
+            steps, writer = [], 0
+            while len(steps) < 2 + attempt or not writer:
+                line = writers.stdout.readline().split()
+                if line[0] == "writer":
+                    writer = int(line[1])
+                else:
+                    steps.append(int(line[0]))
+            os.kill(writer, signal.SIGKILL)
+            while writers.stdout.readline() != "ended\n":
+                pass
+            found = newest_checkpoint(tmp_path, lambda sentence: pytest.fail(sentence))
+            assert found is not None
+            assert found[1].state["step"] >= steps[-1]
+            for path in list_checkpoints(tmp_path):
+                assert json.loads((path / "state.json").read_text())["step"] == int(path.name[5:])
+                load_checkpoint(path)
+            for path in tmp_path.iterdir():
+                shutil.rmtree(path)
+        writers.stdin.close()

@@ -6,7 +6,6 @@ import copy
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.testing.contexts import quiet_log, trainer_setup
-from lmflow.training.loss import sums_by_sequence, target_logprobs
+from lmflow.training.loss import negative_log_likelihood, sums_by_sequence, target_logprobs
 from lmflow.training.objective import FunctionObjective
 from lmflow.training.trainer import Trainer
 
@@ -154,12 +153,12 @@ def test_a_pair_is_never_parted(make: Callable[..., Trainer], pairs: list[Pair])
 def test_the_mean_is_per_item_or_per_token(make: Callable[..., Trainer], pairs: list[Pair]):
     flat = [sequence for pair in pairs for sequence in pair]
     tokens = sum(sequence.num_targets for sequence in flat)
-    one = partial(Trainer.fit, items=flat, epochs=1, checkpoints=False)
     losses = []
     for per in ("token", "item"):
         trainer = make(batch_size=len(flat))
         trainer.plan(1)
-        losses.append(one(trainer, per=per))
+        objective = FunctionObjective(negative_log_likelihood, per)
+        losses.append(trainer.fit(flat, steps=1, checkpoints=False, objective=objective))
     assert losses[1] / losses[0] == pytest.approx(tokens / len(flat), rel=1e-5)
 
 

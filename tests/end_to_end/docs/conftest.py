@@ -20,12 +20,12 @@ REWARD = "def polite(prompts, completions, records):\n    return [float(len(c)) 
 
 @pytest.fixture
 def place(tmp_path: Path, model_directory: Path, tower_file: Path) -> Path:
-    """A directory with what a reader is taken to have: models, records, a reward, a vision tower, pictures."""
+    """A directory with what a reader is taken to have: models, records, a reward, a vision tower, images."""
     place = tmp_path / "place"
     for name in ("DIR", "base"):
         shutil.copytree(model_directory, place / name)
     write_records(place)
-    write_pictures(place)
+    write_images(place)
     shutil.copy(tower_file, place / "tower.json")
     (place / "my_rewards.py").write_text(REWARD)
     return place
@@ -44,13 +44,13 @@ def write_records(place: Path) -> None:
     (place / "book.txt").write_text(sentence * 400)
 
 
-def write_pictures(place: Path) -> None:
-    """A red picture that forty records ask about."""
+def write_images(place: Path) -> None:
+    """A red image that forty records ask about."""
     from PIL import Image
 
     Image.new("RGB", (16, 16), "red").save(place / "red.png")
     turns = [{"from": "human", "value": "<image>\nwhat color is it?"}, {"from": "gpt", "value": "red"}]
-    (place / "pictures.json").write_text(json.dumps([{"image": "red.png", "conversations": turns}] * 40))
+    (place / "images.json").write_text(json.dumps([{"image": "red.png", "conversations": turns}] * 40))
 
 
 @pytest.fixture

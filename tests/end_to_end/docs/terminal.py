@@ -12,7 +12,7 @@ from pathlib import Path
 
 STAND_INS = Path(__file__).with_name("stand_ins.py")
 COLUMNS = 100
-TIMEOUT = 300
+TIMEOUT = 1200
 
 
 @dataclass(frozen=True)

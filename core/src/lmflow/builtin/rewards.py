@@ -24,7 +24,7 @@ class PythonFunction(Reward):
     function: str = Field(
         pattern=r"^[\w.]+:[\w.]+$",
         description="module:function, found on the Python path or in the working directory. It is called with three "
-        "lists (prompt texts, completion texts, records as read, their pictures as paths in `images`) and returns one "
+        "lists (prompt texts, completion texts, records as read, their images as paths in `images`) and returns one "
         "number per completion.",
     )
 
@@ -38,7 +38,7 @@ class PythonFunction(Reward):
 
 
 def record_of(sample: Sample) -> dict[str, Any]:
-    """The record as read; the sample's pictures, if it has any, are in `images` as paths from here."""
+    """The record as read; the sample's images, if it has any, are in `images` as paths from here."""
     return {**sample.record, "images": list(sample.images)} if sample.images else dict(sample.record)
 
 

@@ -7,8 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from lmflow.cli.output import print_error
 
 if TYPE_CHECKING:
     from lmflow.distributed.worker import Ending
@@ -62,13 +64,6 @@ def prepare_ending() -> Ending | None:
     ending = Ending()
     atexit.register(ending)
     return ending
-
-
-@contextmanager
-def stdout_for_results() -> Iterator[None]:
-    """Within the context what libraries print goes to standard error: standard output is for what was asked for."""
-    with redirect_stdout(sys.stderr):
-        yield
 
 
 def take_disabled(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -147,8 +142,3 @@ def describe_error(error: Exception) -> tuple[int, list[str]]:
         f"error: {type(error).__name__}: {error}".strip(),
         "this is not one of the errors lmflow expects; --debug shows the traceback",
     ]
-
-
-def print_error(line: str, label: str = "error: ") -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"{label}{line}\n")

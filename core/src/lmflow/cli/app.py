@@ -66,9 +66,9 @@ def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list
         known = [*COMMANDS, *dict.fromkeys(command.name for command, _ in plugins.commands)]
         near = difflib.get_close_matches(name, known, n=1)
         home = distribution_for("command", name)
-        hint = f"pip install {home} brings it" if home else f"there are {', '.join(known)}"
+        hint = f"lmflow plugins install {home} brings it" if home else f"there are {', '.join(known)}"
         hint = f"did you mean {near[0]}?" if near else f"{hint}."
-        raise PluginError(f"no command is called {name}; {hint}{plugins.why_missing()}")
+        raise PluginError(f"no command is called {name}; {hint}{plugins.why_missing(name, home)}")
     made = command.make(plugins, arguments)
     if made is None:
         return None

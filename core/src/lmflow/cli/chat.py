@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
@@ -21,6 +20,7 @@ from lmflow.cli.inference import (
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
+from lmflow.cli.output import print_error
 from lmflow.errors import LmflowError
 from lmflow.inference.chat import Dialogue, ExitChat, hidden_note, run_command
 from lmflow.plugins import Plugins

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
@@ -21,6 +20,7 @@ from lmflow.cli.inference import (
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
+from lmflow.cli.output import stdout_for_results
 from lmflow.components import EvaluateContext, Evaluator
 from lmflow.data.dataset import read_samples
 from lmflow.evaluators.measure import measure
@@ -44,7 +44,7 @@ SCOPE = Scope(
     hidden=TRAINING_ONLY,
 )
 HELP = (
-    ("--output DIR", "Where to write results.json, rows.jsonl, report.html and pictures."),
+    ("--output DIR", "Where to write results.json, rows.jsonl, report.html and plots."),
     ("--overwrite", "Replace the results in --output."),
     ("--json", "Print one JSON object on standard output, and nothing else."),
     *COMPUTE_HELP,

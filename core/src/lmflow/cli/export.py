@@ -9,14 +9,15 @@ from typing import Annotated, cast
 
 import typer
 
-from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, scan
-from lmflow.components import ExportContext, Exporter
-from lmflow.errors import LmflowError, RecipeError
+from lmflow.cli.output import stdout_for_results
+from lmflow.components import Exporter
+from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import model_from_reference, resolve_parts
+from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.settings import Origin, Scope, Setting
+from lmflow.run.export import export as export_model
 
 FIXED = {"--output": True}
 HELP = (
@@ -47,7 +48,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         """Write what a run trained for another tool."""
         exporter = resolve(plugins, scanned, scope)
         with stdout_for_results():
-            written = write(exporter, plugins, str(run), output)
+            written = export_model(exporter, plugins, str(run), output)
         sys.stdout.write(f"{written}\n")
 
     return export, scanned.rest
@@ -66,14 +67,3 @@ def resolve(plugins: Plugins, scanned: Scanned, scope: Scope) -> Exporter:
     if parts["exporter"] is None:
         raise RecipeError(f"lmflow export: name what to write, one of {installed(plugins)}")
     return cast(Exporter, parts["exporter"])
-
-
-def write(exporter: Exporter, plugins: Plugins, source: str, output: Path) -> Path:
-    """Export to `output`. Raises LmflowError where something stands there already."""
-    from lmflow.run.log import RunLog
-
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise LmflowError(f"{output} exists and is not empty; choose another --output.")
-    log = RunLog(None, plugins.emit)
-    model = model_from_reference(plugins, source)
-    return exporter.export(ExportContext(plugins=plugins, log=log, source=source, model=model, output=output))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmflow.cli import print_error
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
@@ -27,6 +26,7 @@ from lmflow.cli.inference import (
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
+from lmflow.cli.output import print_error
 from lmflow.errors import DataError, Interrupted, RecipeError
 from lmflow.formatting import duration, number
 from lmflow.inference.completion_file import CompletionFile, fingerprint
@@ -74,7 +74,7 @@ HELP = (
     ("--output FILE", "Where to write records, one JSON object per line; standard output if unset."),
     ("--resume", "Go on with the --output of an interrupted call."),
     ("--overwrite", "Replace the file --output names."),
-    ("--image PATH", "A picture for the prompt, where it says <image> or before it; may be repeated."),
+    ("--image PATH", "An image for the prompt, where it says <image> or before it; may be repeated."),
     ("--system TEXT", "System text of prompts that bring none."),
     ("--raw", "Continue the text as it is, without the chat template."),
     *COMPUTE_HELP,

@@ -5,6 +5,7 @@ Typer's panels would do, but drawing them takes longer than all else that help d
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from lmflow.cli.options import Scanned
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, TRAINING, Scope
-from lmflow.recipe.values import is_flag, option_type
+from lmflow.recipe.values import option_text, option_type
 
 Row = tuple[str, str]
 """An option with what it takes, and what it means."""
@@ -32,7 +33,7 @@ def recipe_help(
     sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
     sections.append(("Components", list(_choices(plugins, scope))))
     for slot, component in chosen.items():
-        about = (component.__doc__ or "").strip().splitlines()[0]
+        about = (inspect.getdoc(component) or "").partition("\n")[0]
         rows = [row for row in _rows(slot, component, {}) if not _is_hidden(row, scope)]
         kind = "tracker" if slot.startswith(f"{TRACKERS}.") else slot
         sections.append((f"{kind} {component.name}: {about}", rows))
@@ -63,9 +64,9 @@ def _choices(plugins: Plugins, scope: Scope) -> Iterator[Row]:
 
 def _rows(section: str, owner: type[BaseModel], preferred: Mapping[str, Any]) -> Iterator[Row]:
     for key, info in owner.model_fields.items():
-        default = preferred.get(key, None if info.is_required() else info.default)
-        shown = str(default).lower() if is_flag(info) else str(default)
-        note = " [required]" if info.is_required() else f" [default: {shown}]" if default not in (None, [], ()) else ""
+        default = preferred.get(key, None if info.is_required() else info.get_default(call_default_factory=True))
+        empty = default is None or default in ([], (), {})
+        note = " [required]" if info.is_required() else "" if empty else f" [default: {option_text(default)}]"
         yield f"--{section}.{key} {option_type(info)}", f"{info.description}{note}"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 
-from lmflow.cli import print_error
+from lmflow.cli.output import print_error
 from lmflow.distributed.environment import report_file
-from lmflow.plugins import Plugins, disabled_by_environment, load_plugins, same_name
+from lmflow.plugins import Plugins, count_broken, disabled_by_environment, load_plugins, same_name
 
 
 def installed_plugins(*, quiet: bool = False) -> Plugins:
-    """The installed plugins; on standard error a line for each broken one, and for names that disable nothing.
+    """The installed plugins; on standard error a line about broken ones, and one for each name that disables nothing.
 
     A process that the command started says nothing: the command has.
     """
@@ -21,11 +21,19 @@ def installed_plugins(*, quiet: bool = False) -> Plugins:
 
 
 def _broken(plugins: Plugins) -> list[str]:
-    lines = []
-    for each in plugins.broken:
-        see = f"lmflow plugins show {each.distribution}"
-        lines.append(f"plugin {each.distribution} is broken and left out ({each.reason}); see {see}")
-    return lines
+    """One line, however many are broken: the error that follows is what the user has to see."""
+    if len(plugins.broken) > 1:
+        return [f"{count_broken(plugins.broken)} and left out; see lmflow plugins"]
+    return [
+        f"plugin {each.distribution} is broken and left out ({shortened(each.reason)}); "
+        f"see lmflow plugins show {each.distribution}"
+        for each in plugins.broken
+    ]
+
+
+def shortened(reason: str, most: int = 240) -> str:
+    """A reason that leaves the line readable."""
+    return reason if len(reason) <= most else f"{reason[:most]}…"
 
 
 def _disabling_nothing(plugins: Plugins) -> list[str]:

@@ -6,13 +6,15 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import ResolvedRecipe, resolve
+from lmflow.recipe.recipe import ResolvedRecipe
+from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Origin, Scope, Setting
 from lmflow.recipe.values import is_flag
 
@@ -70,7 +72,8 @@ def scan(arguments: Sequence[str], plugins: Plugins, fixed: Mapping[str, bool], 
             if fixed.get(option) and not equals and words:
                 scanned.rest.append(words.pop(0))
         elif _is_setting(option, scope):
-            _take_setting(option, value if equals else None, words, plugins, scope, scanned)
+            flags = _flags(scope.aliases.get(option, option.removeprefix("--")), arguments, plugins, scope)
+            _take_setting(option, value if equals else None, words, flags, scope, scanned)
         else:
             scanned.problems.append(_unknown(option, fixed, scope))
             if not equals and words and not words[0].startswith("-"):
@@ -84,13 +87,16 @@ def _is_setting(option: str, scope: Scope) -> bool:
 
 
 def _take_setting(
-    option: str, value: str | None, words: list[str], plugins: Plugins, scope: Scope, scanned: Scanned
+    option: str, value: str | None, words: list[str], flags: Sequence[bool], scope: Scope, scanned: Scanned
 ) -> None:
+    """Add what an option sets; `flags` says of each component that has it whether there it stands alone."""
     path = scope.aliases.get(option, option.removeprefix("--"))
     if path.startswith("no-"):
         path, value = path.removeprefix("no-"), "false"
-    elif value is None and _is_flag(path, plugins, scope):
+    elif value is None and flags and all(flags):
         value = words.pop(0) if words and words[0].lower() in TRUTHS else "true"
+    elif value is None and any(flags) and (not words or words[0].startswith("-")):
+        value = "true"
     elif value is None and words and (not words[0].startswith("-") or NUMBER.match(words[0])):
         value = words.pop(0)
     if value is None:
@@ -99,12 +105,22 @@ def _take_setting(
         scanned.settings.append(Setting(path, value, Origin("option", option)))
 
 
-def _is_flag(path: str, plugins: Plugins, scope: Scope) -> bool:
+def _flags(path: str, arguments: Sequence[str], plugins: Plugins, scope: Scope) -> list[bool]:
+    """Whether the option is a flag, for the component that the arguments name, or for every one that has it."""
     section, _, key = path.partition(".")
     slot, key = ("tracker", key.rpartition(".")[2]) if section == TRACKERS else (section, key)
     owners: list[type[BaseModel]] = [scope.sections[section]] if section in scope.sections else []
     owners += [offers[0].component for offers in plugins.offers(slot).values()]
-    return any(key in owner.model_fields and is_flag(owner.model_fields[key]) for owner in owners)
+    if named := _named(f"--{slot}", arguments):
+        owners = [owner for owner in owners if getattr(owner, "name", "") in named] or owners
+    return [is_flag(owner.model_fields[key]) for owner in owners if key in owner.model_fields]
+
+
+def _named(option: str, arguments: Sequence[str]) -> set[str]:
+    """The words of the name that an option gives a slot: NAME, DISTRIBUTION:NAME or NAME:VALUE."""
+    values = [value for word, value in pairwise(arguments) if word == option]
+    values += [word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")]
+    return {part for value in values for part in value.split(":")}
 
 
 def _unknown(option: str, fixed: Mapping[str, bool], scope: Scope) -> str:

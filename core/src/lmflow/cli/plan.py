@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmflow.cli import stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import resolve_scanned, scan
+from lmflow.cli.output import stdout_for_results
 from lmflow.formatting import number, size
 from lmflow.plugins import Plugins
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python as plain
 
+from lmflow.cli.output import print_error
 from lmflow.components import Component
 from lmflow.errors import PluginError
 from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name
-from lmflow.recipe.values import option_type
+from lmflow.recipe.values import option_text, option_type
 from lmflow.versions import INTERFACE_VERSION
+
+if TYPE_CHECKING:
+    from lmflow.plugins.installation import Installed
 
 group = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False)
 
@@ -40,6 +47,64 @@ def list_plugins(context: typer.Context, as_json: AsJson = False) -> None:
 def show(name: Annotated[str, typer.Argument(help="A distribution, or a component.")]) -> None:
     """One distribution's components with their options, or a broken plugin's whole traceback."""
     sys.stdout.write("".join(f"{line}\n" for line in describe(load_plugins(), name)))
+
+
+@group.command("install")
+def install_plugins(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME", help="Distributions, directories or wheels; behind --, options of pip."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Install plugins with this Python's pip, or with uv, and say what they bring."""
+    from lmflow.plugins.installation import install
+
+    targets = list(takewhile(lambda word: not word.startswith("-"), names))
+    if not targets:
+        raise PluginError("lmflow plugins install: name a distribution, a directory or a wheel before --")
+    show_installed(install(targets, names[len(targets) :]), as_json=as_json)
+
+
+@group.command("uninstall")
+def uninstall_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A distribution with plugins.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="OPTION", help="Behind --, options of pip.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a plugin's distribution."""
+    from lmflow.plugins.installation import uninstall
+
+    show_installed(uninstall(name, options or []), as_json=as_json)
+
+
+def show_installed(found: Installed, *, as_json: bool) -> None:
+    """Print what an installation came to, and exit as it did."""
+    if as_json:
+        import json
+
+        said = {"command": found.command, "exit_code": found.code, "plugins": found.plugins, "problems": found.problems}
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in installed_lines(found.plugins)))
+        for problem in found.problems:
+            print_error(problem)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def installed_lines(plugins: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Each installed distribution with what it brings, and what to type next."""
+    for plugin in plugins:
+        if plugin["status"] == "broken":
+            continue  # which is an error, and said as one
+        disabled = ", disabled by LMFLOW_DISABLE_PLUGINS" if plugin["status"] == "disabled" else ""
+        yield f"{plugin['distribution']} {plugin['version']}{disabled}"
+        for each in plugin["components"]:
+            yield f"  {each['slot']:<11}{each['name']:<22}{each['help']}"
+            yield from (f"  {'':<11}needs: {command}" for command in each["missing"])
+        if plugin["components"]:
+            yield f"  lmflow plugins show {plugin['distribution']} lists the options"
 
 
 def listing(plugins: Plugins) -> Iterator[str]:
@@ -93,7 +158,9 @@ def describe_component(slot: str, component: type[Component], distribution: str)
         yield f"  needs {requirement.module}, which is not installed: pip install {requirement.install}"
     prefix = MULTIPLE[slot] + "." + component.name if slot in MULTIPLE else slot
     for key, info in component.model_fields.items():
-        default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)}"
+        default = (
+            "required" if info.is_required() else f"default {option_text(info.get_default(call_default_factory=True))}"
+        )
         yield f"  --{prefix}.{key}  {info.description} [{default}]"
 
 
@@ -132,7 +199,7 @@ def explain_unknown(plugins: Plugins, name: str) -> str:
 
 def first_line(component: type[Any]) -> str:
     """A component's help."""
-    return (component.__doc__ or "").strip().partition("\n")[0]
+    return (inspect.getdoc(component) or "").partition("\n")[0]
 
 
 def interface(plugin: Plugin) -> str:
@@ -187,7 +254,7 @@ def _options(component: type[Component]) -> Sequence[dict[str, Any]]:
             "name": key,
             "type": option_type(info),
             "required": info.is_required(),
-            "default": None if info.is_required() else info.get_default(call_default_factory=True),
+            "default": None if info.is_required() else plain(info.get_default(call_default_factory=True)),
             "help": info.description,
         }
         for key, info in component.model_fields.items()

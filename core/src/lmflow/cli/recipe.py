@@ -12,7 +12,8 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import resolve_scanned, scan
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import ResolvedRecipe, as_dict, dump, schema
+from lmflow.recipe.recipe import ResolvedRecipe, as_dict, dump
+from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import TRACKERS
 
 SHOW = "Print the resolved recipe as YAML."

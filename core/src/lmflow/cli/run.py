@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmflow.cli import print_error, stdout_for_results
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, resolve_scanned, scan
+from lmflow.cli.output import print_error, stdout_for_results
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import LAUNCH, Setting
 
 if TYPE_CHECKING:
     from lmflow.distributed.environment import Worker
-    from lmflow.recipe.resolve import Recipe, ResolvedRecipe
+    from lmflow.recipe.recipe import Recipe, ResolvedRecipe
     from lmflow.run.display import Display
 
 FIXED = {"--output": True, "--resume": False, "--overwrite": False, "--quiet": False, "--json": False}
@@ -98,7 +98,7 @@ def of_launch(setting: Setting) -> bool:
 def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> None:
     """Carry the recipe out in several processes, each this command again; exits as they do."""
     from lmflow.distributed.launcher import launch
-    from lmflow.recipe.resolve import dump
+    from lmflow.recipe.recipe import dump
     from lmflow.run.run import default_output
 
     debug = "--debug" in sys.argv

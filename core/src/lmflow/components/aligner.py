@@ -49,21 +49,17 @@ class Aligner(Component):
         `trainer.fit` with the same items, and what each makes a part of comes from `context.processes.map_sharded`.
         """
 
-    def objective(self) -> Objective:
-        """What is minimised, in training, in the self-test and on held-out items; the default is next-token loss."""
-        from lmflow.training.objective import NextToken
+    def objective(self) -> Objective | None:
+        """What is minimised, in training, in the self-test and on held-out items; None for the next-token loss."""
+        return None
 
-        return NextToken()
-
-    def items(self, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item]:
+    def items(self, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item] | None:
         """Items of samples as the objective reads them, for the self-test and for the held-out loss.
 
-        The default tokenises those that end with an answer. An aligner whose objective compares sequences returns
-        tuples of them. `data` has the options; samples that give no item are left out.
+        None, the default, stands for the token sequences of those that end with an answer. An aligner whose objective
+        compares sequences returns tuples of them. `data` has the options; samples that give no item are left out.
         """
-        from lmflow.models.encoding import encode_answered
-
-        return encode_answered(model, samples, data.options)
+        return None
 
     def workload(self, context: PlanContext) -> Workload | None:
         """What `align` will train on, told before anything is trained.

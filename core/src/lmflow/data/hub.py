@@ -6,7 +6,6 @@ import os
 import socket
 from functools import cache
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 HUB = "https://huggingface.co"
 
@@ -17,6 +16,8 @@ def hub_is_out_of_reach() -> bool:
 
     Behind a proxy it is the proxy that finds it, so there it is taken to be in reach.
     """
+    from urllib.request import getproxies  # brings http and ssl, which every start would load
+
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "TRUE", "YES"}:
         return True
     if "https" in getproxies():

@@ -69,7 +69,7 @@ class Sample:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The pictures of all turns, in order."""
+        """The images of all turns, in order."""
         return tuple(image for turn in self.messages for image in turn.images)
 
     @property

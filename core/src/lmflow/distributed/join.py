@@ -13,7 +13,7 @@ from lmflow.distributed.processes import Processes, current_processes
 from lmflow.errors import RecipeError
 
 if TYPE_CHECKING:
-    from lmflow.recipe.resolve import Recipe
+    from lmflow.recipe.recipe import Recipe
 
 
 def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Processes:
@@ -90,7 +90,7 @@ def check_gpus(worker: Worker) -> None:
 
 def check_alike(recipe: Recipe, processes: Processes) -> None:
     """All processes were given the same recipe; raises RecipeError in each."""
-    from lmflow.recipe.resolve import dump
+    from lmflow.recipe.recipe import dump
 
     of_main = processes.broadcast(dump(recipe)).splitlines()
     mine = dump(recipe).splitlines()

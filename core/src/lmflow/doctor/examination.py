@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lmflow.doctor.environment_checks import check_environment, check_shadows, usable_cores
 from lmflow.doctor.finding import Finding, attempt, worst_first
+from lmflow.doctor.import_checks import ask_imports, check_imports
 from lmflow.doctor.launcher_checks import check_launcher
 from lmflow.doctor.machine_checks import check_disk, check_memory, places
 from lmflow.doctor.package_checks import check_duplicates, check_requirements, index, requirement_closure
@@ -48,6 +49,7 @@ def examine(
         [
             *attempt("plugins", check_plugins, plugins, installed, commands, disabled_by_environment()),
             *attempt("optional parts", check_optional_parts, plugins),
+            *attempt("imports", lambda: check_imports(ask_imports(plugins, environment))),
             *attempt("packages", check_requirements, roots, installed),
             *attempt("packages", lambda: check_duplicates(requirement_closure(roots, installed), found)),
             *attempt("torch", _examine_computing, installed, environment),

@@ -34,7 +34,7 @@ class Dialogue:
         self.system = system
         self.messages: list[Message] = []
         self.images: list[str] = []
-        """Pictures that go with what is said next."""
+        """Images that go with what is said next."""
         self.saved: Path | None = None
         self._model = model
         self._inferencer = inferencer
@@ -197,7 +197,7 @@ def _set(dialogue: Dialogue, assignment: str) -> str:
 def _image(dialogue: Dialogue, name: str) -> str:
     path = Path(name).expanduser()
     if not name or not path.is_file():
-        raise DataError(f"there is no image {name}" if name else "/image needs the path of a picture")
+        raise DataError(f"there is no image {name}" if name else "/image needs the path of an image")
     dialogue.images.append(str(path))
     return f"{name} goes with what you say next"
 
@@ -214,7 +214,7 @@ COMMANDS: dict[str, Command] = {
     "/set": Command(
         "NAME VALUE", "Change how answers are drawn: /set sampling.temperature 0.3; alone, show all.", _set
     ),
-    "/image": Command("PATH", "Show a picture with what you say next.", _image),
+    "/image": Command("PATH", "Show an image with what you say next.", _image),
     "/exit": Command("", "Leave.", _exit),
 }
 

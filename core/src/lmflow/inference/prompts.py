@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
 
 WINDOW = 256
-"""Prompts that are tokenised together: enough to fill batches, few enough for those that hold pictures."""
+"""Prompts that are tokenised together: enough to fill batches, few enough for those that hold images."""
 
 IMAGE_MARK = "<image>"
 
@@ -127,7 +127,7 @@ def complete(
 ) -> Iterator[Record]:
     """Yield a record per sample, as they finish: `index` is the sample's key, the rest see `completion_record`.
 
-    A prompt that cannot be answered (too long, a missing picture) gets a record with `error` and no completion, so
+    A prompt that cannot be answered (too long, a missing image) gets a record with `error` and no completion, so
     that one does not cost the others. With `stop_if_none`, if that is so for all of the first few hundred, the first
     DataError is raised.
     """

@@ -7,7 +7,7 @@ import torch
 from lmflow.errors import RecipeError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-"""Number format of the weights that do not train; those that do are kept in float32."""
+"""dtype of the weights that do not train; those that do are kept in float32."""
 
 
 def choose_device(wanted: str) -> str:

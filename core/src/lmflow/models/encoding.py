@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHUNK = 1024
 """Samples tokenised together."""
 LOOKED_AT = 10_000
-"""Samples among which one with pictures is looked for."""
+"""Samples among which one with images is looked for."""
 KEPT_FROM = 2_000_000
 """Characters of text from which on tokens are kept on disk; below, tokenising takes less than a few seconds."""
 

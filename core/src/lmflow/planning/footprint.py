@@ -217,5 +217,5 @@ def without_values(module: nn.Module) -> nn.Module:
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """The run's number format; the CPU's rules stand for those of any device."""
+    """The run's dtype; the CPU's rules stand for those of any device."""
     return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()

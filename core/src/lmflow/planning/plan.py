@@ -12,7 +12,7 @@ from lmflow.components import LoadRequest, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
-from lmflow.recipe.resolve import Recipe
+from lmflow.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from lmflow.data.collate import Batch
@@ -69,7 +69,7 @@ class Plan:
     trainable_parameters: int
     steps: Steps
     memory: Footprint | None
-    """None where it cannot be foreseen, as for a model whose forward pass depends on values."""
+    """None where it cannot be estimated, as for a model whose forward pass depends on values."""
     not_estimated: str
     """Why not, in one line."""
     available: int | None
@@ -96,7 +96,7 @@ class Plan:
         assert self.memory is not None
         assert self.available is not None
         needed, there = size(self.memory.total), size(self.available)
-        text = f"this run is foreseen to take {needed} of memory, and {there} are available"
+        text = f"this run is estimated to take {needed} of memory, and {there} are available"
         best = self.remedies[-1] if self.remedies else None
         if best is None:
             return f"{text}; lmflow plan says for what"
@@ -171,7 +171,7 @@ def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise EstimateError(
             f"tuner {tuner.name} prepares no model whose weights have no values ({why}), so what a run with it takes "
-            "cannot be foreseen"
+            "cannot be estimated"
         ) from error
 
 

@@ -19,9 +19,11 @@ import pluggy
 
 from lmflow import components, hookspecs
 from lmflow.components import Command, Component, Tracker
-from lmflow.errors import PluginError
+from lmflow.errors import LmflowError, PluginError
+from lmflow.plugins.declared_rules import check_component
 from lmflow.plugins.isolation import preserve_process_state
 from lmflow.plugins.known import distribution_for
+from lmflow.plugins.stray_output import stdout_as_stderr
 from lmflow.versions import INTERFACE_VERSION
 
 GROUP = "lmflow"
@@ -208,12 +210,36 @@ class Plugins:
                 failures.append(f"{who}: {event} raised {type(error).__name__}: {error}; the run goes on without it")
         return failures
 
-    def why_missing(self) -> str:
-        """What to add when something is not found: plugins that are broken or disabled may have brought it."""
+    def distribution_of(self, component: type[Any]) -> str:
+        """The distribution that offers the component; "" for one that none does."""
+        every = (offer for slot in SLOTS for offers in self.offers(slot).values() for offer in offers)
+        return next((offer.distribution for offer in every if offer.component is component), "")
+
+    def describe_owner(self, slot: str, component: type[Component]) -> str:
+        """A component as messages about its faults name it: slot, name, distribution and version."""
+        home = self.distribution_of(component)
+        brought = f" ({home} {self.versions().get(home, '')})" if home else ""
+        return f"{slot} {component.name}{brought}"
+
+    def why_missing(self, reference: str = "", home: str | None = None) -> str:
+        """What to add when `reference` is not found: plugins that are broken or disabled may have brought it.
+
+        Of many broken ones those are told whole that belong to `reference` or are its known `home`; the rest are named.
+        """
+        wanted = normal_name(reference.rpartition(":")[0] or reference)
+        near = [
+            each
+            for each in self.broken
+            if len(self.broken) == 1
+            or (home and same_name(each.distribution, home))
+            or (wanted and wanted in normal_name(each.distribution))
+        ]
         text = "".join(
             f" Plugin {broken.distribution} is broken ({broken.reason}); see lmflow plugins show {broken.distribution}."
-            for broken in self.broken
+            for broken in near
         )
+        if self.broken and not near:
+            text = f" {count_broken(self.broken)} and may bring it; see lmflow plugins."
         return text + "".join(f" Plugin {each.distribution} is disabled." for each in self.disabled)
 
     def _explain_unknown(self, slot: str, reference: str) -> str:
@@ -221,28 +247,29 @@ class Plugins:
         near = difflib.get_close_matches(reference, names, n=1)
         text = f"no {slot} is called {reference}"
         text += f"; did you mean {near[0]}?" if near else "."
-        text += f" Installed: {', '.join(names) or 'none'}.{self.why_missing()}"
         home = distribution_for(slot, reference)
+        text += f" Installed: {', '.join(names) or 'none'}.{self.why_missing(reference, home)}"
         present = home is None or home in self.distributions()
-        return text if present else f"{text} Install it with: pip install {home}"
+        return text if present else f"{text} Install it with: lmflow plugins install {home}"
 
 
 def load_plugins(points: Iterable[EntryPoint] | None = None, disabled: Collection[str] | None = None) -> Plugins:
     """Load every installed plugin but the `disabled` distributions; one that fails is listed and harms no other.
 
     If None, those that the environment variable LMFLOW_DISABLE_PLUGINS names are disabled. Raises PluginError for an
-    attempt to disable the core.
+    attempt to disable the core. What plugins print meanwhile goes to standard error.
     """
     plugins = Plugins()
     left_out = {normal_name(name) for name in (disabled_by_environment() if disabled is None else disabled)}
     if CORE in left_out:
         raise PluginError(f"{CORE} cannot be disabled: nothing works without it")
-    for point in sorted(entry_points(group=GROUP) if points is None else points, key=_identity):
-        identity = _identity(point)
-        if normal_name(identity[0]) in left_out:
-            plugins.disabled.append(DisabledPlugin(*identity))
-        else:
-            _load(plugins, point)
+    with stdout_as_stderr(), preserve_process_state():
+        for point in sorted(entry_points(group=GROUP) if points is None else points, key=_identity):
+            identity = _identity(point)
+            if normal_name(identity[0]) in left_out:
+                plugins.disabled.append(DisabledPlugin(*identity))
+            else:
+                _load(plugins, point)
     return plugins
 
 
@@ -265,7 +292,8 @@ def _load(plugins: Plugins, point: EntryPoint) -> None:
     except (Exception, SystemExit) as error:
         if plugins.manager.has_plugin(key):
             plugins.manager.unregister(name=key)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        said = str(error) if isinstance(error, LmflowError) else f"{type(error).__name__}: {error}"
+        reason = next(iter(said.strip().splitlines()), type(error).__name__)
         plugins.broken.append(BrokenPlugin(distribution, name, version, reason, traceback.format_exc()))
         return
     plugins.loaded.append(Plugin(distribution, name, version, interface))
@@ -299,8 +327,7 @@ def _collect(functions: Mapping[str, Any]) -> Iterator[tuple[str, type[Component
         for component in functions[slot.hook]() if slot.hook in functions else ():
             if not (isinstance(component, type) and issubclass(component, slot.base)):
                 raise TypeError(f"{slot.hook} offers {component!r}, which is no subclass of {slot.base.__name__}")
-            if not isinstance(getattr(component, "name", None), str):
-                raise TypeError(f"{slot.hook} offers {component.__name__}, which has no name")
+            check_component(slot.name, slot.base, component, SLOTS)
             if inspect.isabstract(component):
                 missing = ", ".join(sorted(component.__abstractmethods__))
                 raise TypeError(f"{slot.hook} offers {component.__name__}, which lacks {missing}")
@@ -342,6 +369,14 @@ def check_interface(declared: tuple[int, int] | None) -> None:
         raise PluginError(
             f"it was written for interface {wanted}, and this lmflow has {INTERFACE_VERSION}; upgrade the {what}"
         )
+
+
+def count_broken(broken: Sequence[BrokenPlugin], most: int = 5) -> str:
+    """How many plugins are broken, and the names of the first of them."""
+    names = list(dict.fromkeys(each.distribution for each in broken))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    are = "plugin is" if len(names) == 1 else "plugins are"
+    return f"{len(names)} {are} broken ({', '.join(names[:most])}{more})"
 
 
 def same_name(one: str, other: str) -> bool:

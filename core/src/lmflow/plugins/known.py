@@ -15,6 +15,11 @@ def distribution_for(slot: str, name: str) -> str | None:
     return next((home for home, offered in _known().items() if name in offered.get(slot, ())), None)
 
 
+def distributions_for(name: str) -> list[str]:
+    """The known distributions with a component or command of that name, whatever its slot."""
+    return [home for home, offered in _known().items() if any(name in names for names in offered.values())]
+
+
 @cache
 def _known() -> dict[str, dict[str, list[str]]]:
     known: dict[str, dict[str, list[str]]] = json.loads(

@@ -12,13 +12,18 @@ import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lmflow.errors import LmflowError, RecipeError, RunDirectoryError
 from lmflow.plugins import SLOTS, Plugins, normal_name
 
+LONGEST_NAME, LONGEST_DESCRIPTION = 60, 500
+"""What package indexes and file names bear, in characters."""
 KINDS = ("tuner", "aligner", "inferencer", "model", "data-format", "reward")
+WORDS = ("none", "null", "true", "false", "yes", "no", "on", "off", "lmflow", "src", "test", "tests")
+"""Names that YAML, an empty slot, lmflow itself or the layout of a project have a meaning for."""
 SPELLINGS = {"data": "data-format"}
 
 
@@ -34,8 +39,23 @@ def make_plugin(
     name = usable_name(name, kind, plugins)
     if (output / name).exists():
         raise RunDirectoryError(f"{output / name} exists; name another plugin, or another directory with --output")
-    answers = {"kind": kind, "name": name, "author": author, "description": description}
-    return fill_in({question: answer for question, answer in answers.items() if answer}, output)
+    texts = {"author": printable(author), "description": printable(description)}
+    for option, text in texts.items():
+        if len(text) > LONGEST_DESCRIPTION:
+            raise RecipeError([f"--{option}: has {len(text)} characters; use at most {LONGEST_DESCRIPTION}"])
+    answers = {"kind": kind, "name": name} | {option: literal(text) for option, text in texts.items() if text}
+    return fill_in(answers, output)
+
+
+def printable(text: str) -> str:
+    """Text in one line, without control characters, which TOML and Python source do not bear."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def literal(text: str) -> str:
+    """A Jinja expression for exactly this text: cookiecutter renders each answer, and braces would mean something."""
+    escaped = "".join(each if each.isalnum() and each.isascii() else f"\\U{ord(each):08x}" for each in text)
+    return f'{{{{ "{escaped}" }}}}'
 
 
 def known_kind(kind: str) -> str:
@@ -56,7 +76,8 @@ def usable_name(name: str, kind: str, plugins: Plugins) -> str:
     """
     normal = normal_name(name.strip().replace(" ", "-"))
     if not is_usable(normal):
-        raise RecipeError([f"{name!r} cannot name a plugin and its Python package; try {suggestion(name, kind)}"])
+        why = f" (longer than {LONGEST_NAME} characters)" if len(normal) > LONGEST_NAME else ""
+        raise RecipeError([f"{name!r} cannot name a plugin and its Python package{why}; try {suggestion(name, kind)}"])
     owner = owner_of(normal, "data" if kind == "data-format" else kind, plugins)
     if owner:
         raise RecipeError([f"{normal} is taken by {owner}, which is installed; try {suggestion(f'my-{normal}', kind)}"])
@@ -68,24 +89,29 @@ def is_usable(name: str) -> bool:
 
     The template's hook asks the same of those who call cookiecutter themselves.
     """
-    package = name.replace("-", "_")
-    reserved = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *KINDS, "none", "null"}
-    return re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) is not None and not {name, package} & reserved
+    reserved = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *KINDS, *WORDS}
+    names = {name, component_name(name)}
+    written = all(re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", each) for each in names)
+    packages = {each.replace("-", "_") for each in names}
+    return written and len(name) <= LONGEST_NAME and not (names | packages) & reserved
 
 
 def suggestion(name: str, kind: str) -> str:
     """A name that can be used, made from one that cannot."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", plain).lstrip("-0123456789").rstrip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", plain).lstrip("-0123456789")[: LONGEST_NAME - len(kind) - 1].rstrip("-")
     return next(each for each in (words, f"{words}-{kind}", f"my-{kind}") if is_usable(each))
 
 
 def owner_of(name: str, slot: str, plugins: Plugins) -> str | None:
     """The installed distribution with that name, with a package of that name, or with such a component in `slot`."""
     owners = [offer.distribution for offer in plugins.offers(slot).get(component_name(name), ())]
-    owners += packages_distributions().get(name.replace("-", "_"), [])
+    package = name.replace("-", "_")
+    owners += packages_distributions().get(package, [])
     with contextlib.suppress(PackageNotFoundError):
         owners.append(distribution(name).name)
+    if find_spec(package) is not None:
+        owners.append(f"the module {package}")
     return owners[0] if owners else None
 
 

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmflow.components import Component
 from lmflow.errors import LmflowError, PluginError
 from lmflow.plugins import Plugins
+from lmflow.plugins.faults import blaming
+from lmflow.recipe.choice import Choice
 from lmflow.recipe.settings import TRACKERS, Origin, Setting, of_section
+from lmflow.recipe.sources import find_recorded
 from lmflow.run_files import read_record
 
 NOTHING = ("none", "null", "~")
 OPTIONAL = ("reward", "context", "attention")
 """Slots a recipe may leave empty."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The component chosen for a slot, how it was named, and a field set by naming it (`python:module:function`)."""
-
-    slot: str
-    component: type[Component]
-    written: str
-    setting: Setting
-    implied: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def origin(self) -> Origin:
-        """Where its name came from."""
-        return self.setting.origin
 
 
 def choose(
@@ -51,14 +36,14 @@ def choose(
     if not isinstance(setting.value, str):
         problems.append(f"{setting.place}: expected the name of a {slot}, got {setting.value!r}")
         return None
-    return _found(plugins, slot, setting, problems)
+    return _found(plugins, slot, setting, settings, problems)
 
 
 def choose_trackers(plugins: Plugins, settings: Mapping[str, Setting], problems: list[str]) -> dict[str, Choice]:
     """The trackers named, by section (`trackers.tensorboard`); mistakes become problems."""
     chosen: dict[str, Choice] = {}
     for name, setting in _tracker_names(settings, problems):
-        choice = _found(plugins, "tracker", Setting(setting.path, name, setting.origin), problems)
+        choice = _found(plugins, "tracker", Setting(setting.path, name, setting.origin), settings, problems)
         if choice is None:
             continue
         if any(each.component is choice.component for each in chosen.values()):
@@ -92,8 +77,14 @@ def _tracker_names(settings: Mapping[str, Setting], problems: list[str]) -> Iter
     yield from ((name, setting) for name in names)
 
 
-def _found(plugins: Plugins, slot: str, setting: Setting, problems: list[str]) -> Choice | None:
+def _found(
+    plugins: Plugins, slot: str, setting: Setting, settings: Mapping[str, Setting], problems: list[str]
+) -> Choice | None:
+    reference = str(setting.value)
     try:
+        recorded = find_recorded(plugins, slot, reference, settings) if setting.origin.kind != "option" else None
+        if recorded is not None:
+            return Choice(slot, recorded, reference, setting)
         return find_choice(plugins, slot, setting)
     except LmflowError as error:
         problems.append(f"{setting.place}: {error}")
@@ -126,7 +117,9 @@ def _recognise_model(plugins: Plugins, reference: str, setting: Setting) -> Choi
     """A run's result, a directory some component recognises, or what could be a path or hub name."""
     followed = result_of_run(Path(reference)) or reference
     for component in plugins.classes("model"):
-        if component.recognises(followed):
+        with blaming(plugins.describe_owner("model", component), f"recognises({followed!r})"):
+            recognised = component.recognises(followed)
+        if recognised:
             return Choice("model", component, component.name, setting, {component.shorthand: followed})
     looks_like_place = "/" in reference or reference.startswith(".") or Path(reference).exists()
     fallback = plugins.lookup("model", "pretrained") if looks_like_place else None

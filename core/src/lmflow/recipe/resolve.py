@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from lmflow.components import (
-    Aligner,
-    Attention,
     Component,
-    Context,
-    DataFormat,
-    Inferencer,
     Model,
-    Optimizer,
-    Reward,
-    Schedule,
     Tracker,
-    Tuner,
 )
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins
-from lmflow.recipe.choices import Choice, choose, choose_trackers, find_choice, missing_packages
+from lmflow.plugins.faults import blaming, failing_options
+from lmflow.recipe.choice import Choice
+from lmflow.recipe.choices import choose, choose_trackers, find_choice, missing_packages
+from lmflow.recipe.gather import gather
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import (
     LAUNCH,
-    PLAIN,
     RUN_SCOPE,
     TRACKERS,
     TRAINING,
     Origin,
     Scope,
     Setting,
-    gather,
     of_section,
 )
-from lmflow.recipe.values import explain_error, parse_option
+from lmflow.recipe.sources import check_sources, sources_of
+from lmflow.recipe.values import explain_errors, option_type, parse_option
 
 PREFERRING = ("tuner", "optimizer", "aligner")
 """Slots whose components may prefer other defaults (`Component.preferred`); of several the last wins."""
@@ -53,35 +46,6 @@ CHOOSING_ORDER = (
 )
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One run, ready to be carried out: a component for each slot, None where an optional one is not filled."""
-
-    model: Model
-    context: Context | None
-    attention: Attention | None
-    data: DataFormat
-    tuner: Tuner
-    optimizer: Optimizer
-    schedule: Schedule
-    aligner: Aligner
-    inferencer: Inferencer
-    reward: Reward | None
-    training: TrainingOptions
-    trackers: Sequence[Tracker] = ()
-    launch: LaunchOptions = field(default_factory=LaunchOptions)
-    names: Mapping[str, str] = field(default_factory=dict)
-    """How each slot's component was named, where that is more than its own name (`distribution:name`)."""
-
-
-@dataclass(frozen=True)
-class ResolvedRecipe:
-    """A recipe, and the origin of every value by dotted path."""
-
-    recipe: Recipe
-    origins: Mapping[str, Origin]
-
-
 def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Setting] = ()) -> ResolvedRecipe:
     """Defaults, then the file, then the options, all checked.
 
@@ -89,6 +53,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     """
     problems: list[str] = []
     settings = gather(file, options, RUN_SCOPE, problems)
+    check_sources(settings, problems)
     chosen: dict[str, Choice | None] = {}
     for slot in CHOOSING_ORDER:
         preferred = _default_reward(chosen["data"]) if slot == "reward" else _preferred_name(chosen, slot)
@@ -103,9 +68,10 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     if problems:
         raise RecipeError(problems)
     names = {section: choice.written for section, choice in chosen.items() if choice}
-    handle_signals = [parts.pop(section) for section in trackers]
+    listening = [parts.pop(section) for section in trackers]
     names |= {f"{TRACKERS}.{choice.component.name}": choice.written for choice in trackers.values()}
-    recipe = Recipe(names=names, trackers=cast(list[Tracker], handle_signals), **parts)
+    sources = sources_of([*chosen.values(), *trackers.values()], plugins)
+    recipe = Recipe(names=names, sources=sources, trackers=cast(list[Tracker], listening), **parts)
     return ResolvedRecipe(recipe, origins)
 
 
@@ -157,7 +123,12 @@ def model_from_reference(plugins: Plugins, reference: str) -> Model:
         raise RecipeError([f"{setting.place}: {error}"]) from None
     if missing := missing_packages(choice):
         raise RecipeError(missing)
-    return cast(Model, choice.component.model_validate(dict(choice.implied)))
+    problems: list[str] = []
+    given = {key: Setting(f"model.{key}", value, setting.origin) for key, value in choice.implied.items()}
+    model = _build("model", choice.component, given, {}, problems, plugins.describe_owner("model", choice.component))
+    if problems:
+        raise RecipeError(problems)
+    return cast(Model, model)
 
 
 def _preferred(chosen: Mapping[str, Choice | None], section: str) -> dict[str, Setting]:
@@ -203,7 +174,8 @@ def _build_chosen(
             preferred.pop("name", None)
             known = {key: each for key, each in preferred.items() if key in choice.component.model_fields}
             given = known | _section(settings, section, choice, plugins, problems)
-            parts[section] = _build(section, choice.component, given, origins, problems)
+            who = plugins.describe_owner(choice.slot, choice.component)
+            parts[section] = _build(section, choice.component, given, origins, problems, who)
     return parts, origins
 
 
@@ -270,6 +242,9 @@ def _known_settings(
 
 def _unknown_key(key: str, section: str, owner: type[BaseModel], plugins: Plugins) -> str:
     """What to say of an option that `owner` does not have: the nearest one, or whose option it is."""
+    whole = key.partition(".")[0]
+    if whole != key and whole in owner.model_fields:
+        return f"unknown option; {section}.{whole} is set as a whole: {option_type(owner.model_fields[whole])}"
     near = difflib.get_close_matches(key, owner.model_fields, n=1)
     if near:
         return f"unknown option; did you mean {section}.{near[0]}?"
@@ -289,8 +264,12 @@ def _build(
     given: Mapping[str, Setting],
     origins: dict[str, Origin],
     problems: list[str],
+    who: str = "",
 ) -> BaseModel | None:
-    """The section's validated options; what is wrong with them becomes problems."""
+    """The section's validated options; what is wrong with them becomes problems.
+
+    Raises PluginError where `who`, the component, cannot check them itself.
+    """
     values = {}
     for key, setting in given.items():
         as_text = setting.origin.kind == "option" and isinstance(setting.value, str)
@@ -298,15 +277,22 @@ def _build(
     for key in owner.model_fields:
         origins[f"{section}.{key}"] = given[key].origin if key in given else Origin("default")
     try:
-        return owner.model_validate(values)
+        with blaming(who or section, lambda error: _checked(section, owner, given, error)):
+            return owner.model_validate(values)
     except ValidationError as error:
-        for each in error.errors():
-            key = str(each["loc"][0]) if each["loc"] else ""
+        for key, said in explain_errors(owner, error.errors()):
             place = given[key].place if key in given else f"{section}.{key}".rstrip(".")
-            line = f"{place}: {explain_error(each)}"
+            line = f"{place}: {said}"
             if line not in problems:
                 problems.append(line)
         return None
+
+
+def _checked(section: str, owner: type[BaseModel], given: Mapping[str, Setting], error: BaseException) -> str:
+    """Which options a component was checking when it failed: those the traceback tells of, or all that were given."""
+    keys = failing_options(owner, error) or list(given)
+    options = ", ".join(given[key].place if key in given else f"{section}.{key}" for key in keys)
+    return f"checking {options}" if options else "making it with its defaults"
 
 
 def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[str, Choice] | None = None) -> list[str]:
@@ -339,60 +325,3 @@ def single_process_reasons(components: Iterable[type[Component] | Component]) ->
 
 
 # Writing
-
-
-def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, every one of them explicit."""
-    sections: dict[str, Any] = {}
-    for slot in RECIPE_SLOTS:
-        part: Component | None = getattr(recipe, slot)
-        name = recipe.names.get(slot) or (part.name if part else None)
-        sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
-    handle_signals = {
-        recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
-    }
-    plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN}
-    return sections | plain | {TRACKERS: handle_signals}
-
-
-def dump(recipe: Recipe) -> str:
-    """The recipe as YAML. Resolving that text gives the same recipe, and dumping it the same text."""
-    import yaml
-
-    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
-
-
-def schema(plugins: Plugins) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a recipe file over all installed components, for editors."""
-    sections: dict[str, Any] = {slot: {"anyOf": list(_slot_schemas(plugins, slot))} for slot in RECIPE_SLOTS}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "lmflow recipe",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": sections
-        | {name: owner.model_json_schema() for name, owner in PLAIN.items()}
-        | {TRACKERS: _trackers_schema(plugins)},
-    }
-
-
-def _slot_schemas(plugins: Plugins, slot: str) -> Iterator[dict[str, Any]]:
-    yield {"type": ["string", "null"], "description": f"Name of a {slot}: {', '.join(sorted(plugins.offers(slot)))}."}
-    for name, offers in sorted(plugins.offers(slot).items()):
-        described = offers[0].component.model_json_schema()
-        described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
-        yield described
-
-
-def _trackers_schema(plugins: Plugins) -> dict[str, Any]:
-    """Names, or a mapping from names to their options."""
-    offered = sorted(plugins.offers("tracker").items())
-    options = {name: {"anyOf": [{"type": "null"}, offers[0].component.model_json_schema()]} for name, offers in offered}
-    names = {"description": f"Names of trackers: {', '.join(options)}."}
-    return {
-        "anyOf": [
-            {"type": ["string", "null"], **names},
-            {"type": "array", "items": {"type": "string"}, **names},
-            {"type": "object", "properties": options, "additionalProperties": {"type": ["object", "null"]}},
-        ]
-    }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +18,8 @@ PLAIN: Mapping[str, type[BaseModel]] = {TRAINING: TrainingOptions, LAUNCH: Launc
 """The sections of a recipe that hold options and no component."""
 TRACKERS = "trackers"
 """The section of a recipe that names any number of components, each with options of its own."""
+SOURCES = "plugins"
+"""The section of a resolved recipe that says which distribution brought each component."""
 SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
 
 
@@ -79,33 +79,6 @@ class Scope:
 
 
 RUN_SCOPE = Scope("run", RECIPE_SLOTS, PLAIN, trackers=True)
-
-
-def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems: list[str]) -> dict[str, Setting]:
-    """Settings by path; an option replaces what the file says, two options for one path are a mistake."""
-    settings: dict[str, Setting] = {}
-    if file is not None:
-        from lmflow.recipe.yaml import read_settings
-
-        settings = {setting.path: setting for setting in read_settings(file, problems)}
-    seen: dict[str, Setting] = {}
-    for option in options:
-        names_component = option.path in scope.slots or (scope.trackers and option.path == TRACKERS)
-        path = f"{option.path}.name" if names_component else option.path
-        if path in seen:
-            problems.append(f"{option.origin.place}: given twice ({seen[path].value!r} and {option.value!r})")
-        seen[path] = Setting(path, option.value, option.origin)
-    if "model.name" in seen:  # another model: the file's options of the one it names no longer apply
-        settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
-    for path, setting in [*settings.items(), *seen.items()]:
-        section = path.partition(".")[0]
-        if section not in scope.names:
-            near = difflib.get_close_matches(section, scope.names, n=1)
-            where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
-            hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
-            line = f"{where}: unknown section; {hint}"
-            problems += [] if line in problems else [line]
-    return settings | seen
 
 
 def of_section(settings: Mapping[str, Setting], section: str) -> Iterator[tuple[str, Setting]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.recipe.settings import PLAIN, TRACKERS, Origin, Setting
+from lmflow.recipe.settings import PLAIN, SOURCES, TRACKERS, Origin, Setting
 
 
 class Loader(yaml.SafeLoader):
@@ -31,6 +31,21 @@ Loader.add_implicit_resolver(
 )
 
 
+class Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or 1.2 would read as something else: `on` as well as `1e5`."""
+
+
+Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *Loader.yaml_implicit_resolvers.get(first, ())]
+    for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **Loader.yaml_implicit_resolvers}
+}
+
+
+def write(sections: Mapping[str, Any]) -> str:
+    """Sections as the text of a recipe file, which reads as the same."""
+    return yaml.dump(sections, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
 def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
     """Every value of the recipe with its place; mistakes of form are added to `problems`.
 
@@ -49,7 +64,7 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
             yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
             for name, options, at in _entries(node, file, problems, f"{section}."):
                 yield from _section(f"{section}.{name}", options, at, file, problems)
-        elif isinstance(node, yaml.MappingNode) or section in PLAIN:
+        elif isinstance(node, yaml.MappingNode) or section in (*PLAIN, SOURCES):
             yield from _section(section, node, line, file, problems)
         else:
             yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))

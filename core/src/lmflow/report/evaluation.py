@@ -1,4 +1,4 @@
-"""The page about an evaluation: its figures, its pictures, and how it was made."""
+"""The page about an evaluation: its figures, its plots, and how it was made."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RESULTS = "results.json"
 ROWS = "rows.jsonl"
 
 WIDTH = 520
-"""Widest a picture is shown, in pixels."""
+"""Widest a plot is shown, in pixels."""
 
 
-def render_evaluation(record: Mapping[str, Any], pictures: Sequence[Path]) -> str:
-    """The page, from what results.json holds and the pictures that were drawn; those in SVG stand within it."""
+def render_evaluation(record: Mapping[str, Any], plots: Sequence[Path]) -> str:
+    """The page, from what results.json holds and the plots that were drawn; those in SVG stand within it."""
     name = str(record["evaluator"]["name"])
-    drawn = [path.read_text(encoding="utf-8") for path in pictures if path.suffix == ".svg"]
+    drawn = [path.read_text(encoding="utf-8") for path in plots if path.suffix == ".svg"]
     # What precedes the element (declarations) has no place inside HTML.
     figures = "".join(f'<figure style="max-width:{WIDTH}px">{text[text.index("<svg") :]}</figure>' for text in drawn)
     how = {**record["evaluator"], "records": record["records"], "seconds": record["seconds"], **record["versions"]}
     body = (
         f"<header><h1>{escape(name)}</h1></header>"
         + section("Figures", rows_of(record["metrics"]))
-        + section("Pictures", figures, kind="charts")
+        + section("Plots", figures, kind="charts")
         + section("What the inferencer counted", rows_of(record["inferencer_figures"]))
         + section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in record["notes"]))
         + section("How it was measured", rows_of(how))
@@ -58,15 +58,15 @@ def check_directory(directory: Path, *, overwrite: bool) -> None:
 def write_evaluation(
     directory: Path, record: Mapping[str, Any], evaluation: Evaluation, evaluator: Evaluator
 ) -> list[Path]:
-    """Write results.json, rows.jsonl, the evaluator's pictures, and report.html around them; returns their paths."""
+    """Write results.json, rows.jsonl, the evaluator's plots, and report.html around them; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     rows, results = directory / ROWS, directory / RESULTS
     rows.write_text("".join(f"{to_json(row)}\n" for row in evaluation.rows), encoding="utf-8")
-    pictures = evaluator.plot(evaluation, directory)
+    plots = evaluator.plot(evaluation, directory)
     results.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     report = directory / REPORT
-    write_atomically(report, render_evaluation(record, pictures))
-    return [results, rows, report, *pictures]
+    write_atomically(report, render_evaluation(record, plots))
+    return [results, rows, report, *plots]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

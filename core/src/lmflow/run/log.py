@@ -28,7 +28,7 @@ class RunLog:
 
     `metrics` is the flat summary that ends in run.json, `tables` what belongs there and is not flat, `notes` what the
     user was told, `seconds` the time spent in each phase. `group` are the processes that work on the run: each has a
-    journal, and that of the main one alone writes and shows.
+    log, and that of rank 0 alone writes and shows.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RunLog:
     def advance_or_stop(self, amount: int = 1) -> None:
         """`advance`, then stop if asked to: for work that may end anywhere, such as sampling.
 
-        Of several processes each stops for itself, so that it belongs into `group.map_shares`, which tells the others.
+        Of several processes each stops for itself, so it belongs into `processes.map_sharded`, which tells the others.
         """
         self.advance(amount)
         self.check_stop()

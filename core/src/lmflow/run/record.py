@@ -15,7 +15,7 @@ from typing import Any
 
 from lmflow.plugins import Plugins
 from lmflow.plugins.installed import versions
-from lmflow.recipe.resolve import Recipe
+from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lmflow.errors import RunDirectoryError
-from lmflow.recipe.resolve import Recipe, dump
-from lmflow.recipe.settings import LAUNCH
+from lmflow.recipe.recipe import Recipe, dump
+from lmflow.recipe.settings import LAUNCH, SOURCES
 from lmflow.run.directory import RunDirectory
 
 
@@ -26,11 +26,12 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
 
 
 def without_launch(recipe: str) -> list[str]:
-    """The lines of a recipe but for those that say in how many processes it is carried out: that may change."""
+    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins."""
     import yaml
 
     sections: dict[str, Any] = yaml.safe_load(recipe) or {}
     sections.pop(LAUNCH, None)
+    sections[SOURCES] = {key: str(source).partition(" ")[0] for key, source in (sections.get(SOURCES) or {}).items()}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
 
 

@@ -13,7 +13,7 @@ from lmflow.distributed.processes import Processes
 from lmflow.distributed.worker import is_lost_contact
 from lmflow.errors import Interrupted, LmflowError, LostContact, is_disk_full
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.run import stages
 from lmflow.run.directory import FollowedDirectory, RunDirectory
 from lmflow.run.display import Display

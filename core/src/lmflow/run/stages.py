@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,13 @@ from lmflow.components import LoadRequest, Model, RunContext, Tuner
 from lmflow.errors import EstimateError, TrainingError
 from lmflow.planning.machine_memory import give_back_freed_memory
 from lmflow.plugins import Plugins
-from lmflow.recipe.resolve import Recipe
+from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord
 
 if TYPE_CHECKING:
-    from lmflow.data.sample import Dataset
+    from lmflow.data.sample import Dataset, Item, Sample
     from lmflow.models.language_model import LanguageModel
     from lmflow.training.trainer import Trainer
 
@@ -127,6 +128,7 @@ def prepare(work: Work, model: LanguageModel) -> LanguageModel:
 def make_trainer(work: Work, model: LanguageModel, data: Dataset) -> Trainer:
     """The trainer the aligner will use, with the held-out items its objective judges."""
     from lmflow.models.encoding import length_limit
+    from lmflow.training.objective import NextToken
     from lmflow.training.trainer import Setup, Trainer
 
     recipe = work.recipe
@@ -134,11 +136,11 @@ def make_trainer(work: Work, model: LanguageModel, data: Dataset) -> Trainer:
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
         tuner=recipe.tuner,
-        objective=recipe.aligner.objective(),
+        objective=recipe.aligner.objective() or NextToken(),
         precision=work.record.values["precision"],
         packing=data.options.packing,
         max_length=length_limit(model, data.options),
-        heldout=recipe.aligner.items(model, data.heldout, data),
+        heldout=items_of(work, model, data.heldout, data),
         keep_start_weights=recipe.aligner.compares_with_start,
         strategy=recipe.launch.strategy,
     )
@@ -151,7 +153,15 @@ def self_test(work: Work, trainer: Trainer, data: Dataset) -> None:
     from lmflow.training.selftest import check_model
 
     with work.log.phase("self-test"):
-        check_model(trainer, work.recipe.aligner.items(trainer.model, probe_samples(data), data))
+        check_model(trainer, items_of(work, trainer.model, probe_samples(data), data))
+
+
+def items_of(work: Work, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item]:
+    """Items of samples as the aligner's objective reads them; by default those that end with an answer, tokenised."""
+    from lmflow.models.encoding import encode_answered
+
+    found = work.recipe.aligner.items(model, samples, data)
+    return encode_answered(model, samples, data.options) if found is None else found
 
 
 def open_inferencer(work: Work, model: LanguageModel) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lmflow.data.sample import TokenSequence
     from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
-    from lmflow.recipe.resolve import Recipe
+    from lmflow.recipe.recipe import Recipe
 
 
 def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one shape, one number format, and the same bits, so that a nan equals itself."""
+    """Whether two tensors have one shape, one dtype, and the same bits, so that a nan equals itself."""
     import torch
 
     if (one.shape, one.dtype) != (other.shape, other.dtype):

@@ -156,7 +156,7 @@ class DataFormatSuite:
     ) -> None:
         """Tokenised and decoded again, what is trained holds every answer, and the end of the text after the last.
 
-        Records with pictures are left to the suite of the model that sees them.
+        Records with images are left to the suite of the model that sees them.
         """
         from lmflow.testing.tiny import tiny_model
 

@@ -19,7 +19,8 @@ from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanC
 from lmflow.errors import Interrupted, RecipeError
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
-from lmflow.recipe.resolve import Recipe, ResolvedRecipe, dump, model_from_reference, resolve
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
+from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.run import stages
 from lmflow.run.directory import RunDirectory
@@ -88,7 +89,10 @@ class InProcess(EntryPoint):
 
 
 def plugins_with(*components: type[Component]) -> Plugins:
-    """The installed plugins, and one more that offers those of `components` that none of them offers."""
+    """The installed plugins, and one more that offers those of `components` that none of them offers.
+
+    Fails with the reason where a component breaks a rule for which its plugin would be left out.
+    """
     installed = load_plugins()
     missing = [each for each in components if each not in installed.classes(slot_of(each).name)]
     if not missing:
@@ -97,7 +101,11 @@ def plugins_with(*components: type[Component]) -> Plugins:
     for slot in dict.fromkeys(slot_of(each) for each in missing):
         offered = [each for each in missing if slot_of(each) is slot]
         setattr(module, slot.hook, hookimpl(lambda offered=offered: offered))
-    return load_plugins([*entry_points(group=GROUP), InProcess(module)])
+    loaded = load_plugins([*entry_points(group=GROUP), InProcess(module)])
+    for broken in loaded.broken:
+        if broken.entry_point == "plugin" and broken.distribution == "under-examination":
+            pytest.fail(f"lmflow would leave the plugin out: {broken.reason}", pytrace=False)
+    return loaded
 
 
 def slot_of(component: type[Component]) -> Slot:

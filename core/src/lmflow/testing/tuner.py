@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from lmflow.builtin.merge import Merge
-from lmflow.cli.export import write as export
 from lmflow.components import Component, LoadRequest, Tuner
 from lmflow.errors import LmflowError
+from lmflow.run.export import export
 from lmflow.testing.comparing import (
     all_tensors,
     apart,

@@ -56,7 +56,7 @@ def forward_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def target_logits(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, V) that predict the batch's N targets, the targets (N,), and the mask (B, T) of their predictors.
+    """Logits (N, V) that predict the batch's N targets, the targets (N,), and the mask (B, T) of what predicts them.
 
     Targets are in row-major order. `forward` is what is called (it may be wrapped for several processes); `unwrapped`
     is the model in it.
@@ -69,7 +69,7 @@ def target_logits(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tup
 
 
 def target_logprobs(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets, (N,) float32 in row-major order, and the mask (B, T) of their predictors.
+    """Log-probabilities of the targets, (N,) float32 in row-major order, and the mask (B, T) of what predicts them.
 
     Differentiable, in bounded memory whatever N and the vocabulary.
     """
@@ -93,7 +93,7 @@ def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Bat
 def _score(
     forward: nn.Module, unwrapped: nn.Module, batch: Batch, chunked: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What `chunked` makes of the targets, and the mask (B, T) of their predictors.
+    """What `chunked` makes of the targets, and the mask (B, T) of what predicts them.
 
     A head that is no plain linear layer, or whose logits the model changes in a way not known, gives log-probabilities.
     """

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from lmflow.components import ParameterGroup
+from lmflow.components import Optimizer, ParameterGroup, Tuner
 from lmflow.errors import TrainingError
+from lmflow.models.language_model import LanguageModel
+from lmflow.recipe.sections.training import TrainingOptions
+
+
+def build_optimizer(
+    optimizer: Optimizer,
+    tuner: Tuner | None,
+    model: LanguageModel,
+    options: TrainingOptions,
+    parameters: Mapping[str, nn.Parameter],
+) -> torch.optim.Optimizer:
+    """The optimizer of trainable parameters by name, in the groups that tuner and model ask for."""
+    declared = tuner.parameter_groups(list(parameters)) if tuner else ()
+    rate, decay = options.learning_rate, optimizer.weight_decay
+    return optimizer.build(parameter_groups(parameters, rate, decay, model.learning_rate, declared))
 
 
 def parameter_groups(

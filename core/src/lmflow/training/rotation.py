@@ -8,28 +8,25 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lmflow.components import Tuner
-from lmflow.errors import RecipeError, TrainingError
+from lmflow.errors import TrainingError
 
 if TYPE_CHECKING:
     from lmflow.distributed.strategies.ddp import DDP
+
+
+def rotates(tuner: Tuner | None) -> bool:
+    """Whether the tuner names other parameters at other steps."""
+    return tuner is not None and type(tuner).active is not Tuner.active
 
 
 class Rotation:
     """Which of the trainable parameters move now; the rest has no gradient and no optimizer state meanwhile."""
 
     def __init__(self, tuner: Tuner | None, trainable: Mapping[str, nn.Parameter], seed: int) -> None:
-        self._tuner = tuner if tuner is not None and type(tuner).active is not Tuner.active else None
+        self._tuner = tuner if rotates(tuner) else None
         self._trainable = dict(trainable)
         self._seed = seed
         self._active: frozenset[str] | None = None
-
-    def refuse(self, strategy: str) -> None:
-        """Raise RecipeError where the tuner switches parameters: a strategy that splits them cannot."""
-        if self._tuner is not None:
-            raise RecipeError(
-                f"launch.strategy: tuner {self._tuner.name} trains other parameters at other steps, which {strategy} "
-                "cannot switch; use ddp"
-            )
 
     def switch(self, step: int, strategy: DDP) -> None:
         """Let the parameters of `step` have gradients, and drop the optimizer's state of the others."""

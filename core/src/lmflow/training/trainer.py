@@ -6,20 +6,19 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from lmflow.components import Optimizer, Schedule, Tuner
 from lmflow.components.log import RunnerLog
-from lmflow.data.collate import Batch, collate
+from lmflow.data.collate import Batch
 from lmflow.data.packing import plan_epoch
 from lmflow.data.prefetch import prefetch
-from lmflow.data.sample import Item, TokenSequence
+from lmflow.data.sample import Item
 from lmflow.distributed.processes import current_processes
 from lmflow.distributed.strategies import make_strategy
 from lmflow.distributed.strategies.base import trainable_parameters
@@ -27,25 +26,16 @@ from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import Interrupted, RecipeError, TrainingError
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
+from lmflow.training.accumulate import Passes, Sequences
 from lmflow.training.batches import micro_batches, sequences_of
-from lmflow.training.checkpoint import (
-    SCORE,
-    Checkpoint,
-    best_checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    read_state,
-    save_checkpoint,
-    step_of,
-)
+from lmflow.training.checkpoint import SCORE
+from lmflow.training.checkpoints import Checkpoints
 from lmflow.training.compiling import CompiledLayers
-from lmflow.training.objective import Loss, NextToken, Objective
-from lmflow.training.optimizer import parameter_groups
+from lmflow.training.objective import NextToken, Objective
+from lmflow.training.optimizer import build_optimizer
 from lmflow.training.precision import replaced_weights
-from lmflow.training.rotation import Rotation
+from lmflow.training.rotation import Rotation, rotates
 from lmflow.training.validate import validate
-
-Sequences = tuple[TokenSequence, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +67,6 @@ class Trainer:
     def __init__(
         self, model: LanguageModel, options: TrainingOptions, log: RunnerLog, checkpoints: Path, setup: Setup
     ) -> None:
-        check_setup(options, setup)
         self.model = model
         self.options = options
         self.setup = setup
@@ -90,9 +79,11 @@ class Trainer:
         self._aligner_state: Mapping[str, Any] = {}
         self._eval_loss = -1, math.nan  # the step of the last evaluation, and what it found
         self._evaluation_due = False  # the run was stopped before it had evaluated its last step
-        self._checkpoints = checkpoints
         self._processes = current_processes(model.device.type)
-        self._compiled = CompiledLayers(model.module) if options.compile else None
+        check_setup(options, setup, self._processes.size)
+        self._checkpoints = Checkpoints(checkpoints, options, self._processes, log)
+        compiled = CompiledLayers(model.module) if options.compile else None
+        self._passes = Passes(model.module, self._processes, model.pad_id, model.device, self.autocast, compiled)
         if options.gradient_checkpointing:
             model.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         trainable = trainable_parameters(model.module)
@@ -101,13 +92,6 @@ class Trainer:
         for parameter in trainable.values():  # master weights; compute follows `precision`
             parameter.data = parameter.data.float()
         self._rotation = Rotation(setup.tuner, trainable, options.seed)
-        if self._processes.size > 1 and setup.strategy != "ddp":
-            self._rotation.refuse(setup.strategy)
-            if setup.keep_start_weights:
-                raise RecipeError(
-                    f"launch.strategy: this aligner compares with the weights training started from, which "
-                    f"{setup.strategy} splits over the processes; use ddp"
-                )
         kept = setup.keep_start_weights
         self._start = {name: p.detach().clone() for name, p in trainable.items()} if kept else None
 
@@ -119,14 +103,9 @@ class Trainer:
     @cached_property
     def _strategy(self) -> DDP:
         """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
+        build = partial(build_optimizer, self.setup.optimizer, self.setup.tuner, self.model, self.options)
         limit = self.options.max_grad_norm
-        return make_strategy(self.setup.strategy, self.model.module, self._make_optimizer, self._processes, limit)
-
-    def _make_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer, tuner = self.setup.optimizer, self.setup.tuner
-        declared = tuner.parameter_groups(list(parameters)) if tuner else ()
-        rate, decay = self.options.learning_rate, optimizer.weight_decay
-        return optimizer.build(parameter_groups(parameters, rate, decay, self.model.learning_rate, declared))
+        return make_strategy(self.setup.strategy, self.model.module, build, self._processes, limit)
 
     # Planning
 
@@ -167,7 +146,7 @@ class Trainer:
         """
         first = self.step if start is None else start
         end = first + steps
-        self._check_budget(items, steps, end)
+        check_budget(len(items), steps, end, self.step, self._restored_step)
         train_mode(self._strategy)
         losses = []
         if self._evaluate_if_due():
@@ -180,16 +159,6 @@ class Trainer:
         eval_mode(self._strategy)
         self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
-
-    def _check_budget(self, items: Sequence[Item], steps: int, end: int) -> None:
-        """Raise TrainingError for a call that takes no step, unless they were all taken before a resume."""
-        if not items or steps < 1:
-            raise TrainingError(f"trainer.fit was given {len(items)} items and {steps} steps, so it takes none.")
-        if end <= self.step and self._restored_step < end:
-            raise TrainingError(
-                f"trainer.fit was asked for the steps up to {end}, and the trainer is at step {self.step} already; "
-                "leave `start` out for steps that follow those taken."
-            )
 
     def _steps(self, items: int, start: int, end: int, epoch: int) -> Iterator[list[int]]:
         """Indices of the items of each step from the current one to `end`, in the order fixed by (seed, epoch)."""
@@ -207,7 +176,7 @@ class Trainer:
         """The items of a step and this process's batches of them."""
         groups = [sequences_of(items[i]) for i in chosen]
         share = self._processes.shard(groups)
-        batches = [self._idle_batch(groups)]
+        batches = [self._passes.idle_batch(groups)]
         if share:
             setup, pad = self.setup, self.model.pad_id
             batches = micro_batches(share, self.options, setup.packing, setup.max_length, pad)
@@ -225,11 +194,11 @@ class Trainer:
         if objective.per == "token" and not targets:
             raise TrainingError("A step has no trained token: " + ", ".join(g[0].source for g in groups[:5]))
         units = len(groups) if objective.per == "item" else targets
-        sums = self._accumulate(groups, batches, objective, units)
+        sums = self._passes.accumulate(self._strategy, groups, batches, objective, units)
         # The norm first: a GPU that still goes back finds what scales its gradient waiting when it is done.
         steps_when_clipping = self._strategy.steps_when_clipping
         gradient_norm = math.nan if steps_when_clipping else self._strategy.clip()
-        means = self._means(sums, units)
+        means = self._passes.means(sums, units)
         if steps_when_clipping and math.isfinite(means["loss"]):
             gradient_norm = self._strategy.clip()
         if not (math.isfinite(means["loss"]) and math.isfinite(gradient_norm)):
@@ -253,38 +222,6 @@ class Trainer:
         )
         return means["loss"]
 
-    def _accumulate(
-        self, groups: Sequence[Sequences], batches: Sequence[Batch], objective: Objective, units: float
-    ) -> dict[str, Tensor]:
-        """Forward and backward passes of a step; this process's sums of the loss and of the objective's metrics."""
-        sums = {"loss": torch.zeros((), device=self.model.device)}
-        passes = len(batches)
-        if self._strategy.is_split:
-            passes = int(self._processes.max(passes))
-        for index in range(passes):
-            idle = index >= len(batches) or self._processes.rank >= len(groups)
-            batch = batches[index] if index < len(batches) else self._idle_batch(groups)
-            with self._strategy.gradient_sync(index == passes - 1), self._compiled or nullcontext():
-                with self.autocast():
-                    found = objective(self._strategy.forward, self.model.module, batch.to(self.model.device))
-                if idle:  # this process only takes part in what all do together
-                    found = Loss(found.total * 0, dict.fromkeys(found.metrics, 0.0))
-                # Data-parallel wrappers average over processes; the sum is what is wanted.
-                self._strategy.backward(found.total * (self._processes.size / units))
-            sums["loss"] += found.total.detach()
-            for name, value in found.metrics.items():
-                so_far = sums.get(name, torch.zeros((), device=self.model.device))
-                sums[name] = so_far + torch.as_tensor(value, device=self.model.device).detach()
-        return sums
-
-    def _means(self, sums: Mapping[str, Tensor], units: float) -> dict[str, float]:
-        """The sums of all processes by what they are divided by; names are those of any process."""
-        names = list(sums)
-        if self._processes.size > 1:
-            names = list(dict.fromkeys(name for each in self._processes.gather(names) for name in each))
-        zero = torch.zeros(())
-        return {name: self._processes.sum(float(sums.get(name, zero))) / units for name in names}
-
     def _after_step(self, checkpoints: bool) -> None:
         self.log.advance()
         self.log.advance_plan()
@@ -301,10 +238,6 @@ class Trainer:
         if checkpoints and (due or improved or self.log.stop_signal):
             self.checkpoint()
         self.log.check_stop()
-
-    def _idle_batch(self, groups: Sequence[Sequences]) -> Batch:
-        """What adds nothing, for a process that must take part in the exchange of gradients all the same."""
-        return collate([replace(idle, loss_mask=[False] * len(idle)) for idle in groups[0]], self.model.pad_id)
 
     def _set_learning_rate(self) -> float:
         rate = self.setup.schedule.rate(self.step, self.total_steps)
@@ -336,12 +269,7 @@ class Trainer:
         self._eval_loss = self.step, found["loss"]
         self.log.step({"step": self.step, **{f"eval_{name}": value for name, value in found.items()}})
         train_mode(self._strategy)
-        return self.options.result == "best" and self._processes.on_rank0(lambda: self._is_best(found["loss"]))
-
-    def _is_best(self, eval_loss: float) -> bool:
-        """Whether no checkpoint has a lower loss on the held-out samples."""
-        best = best_checkpoint(self._checkpoints)
-        return best is None or eval_loss < read_state(best)[SCORE]
+        return self.options.result == "best" and self._checkpoints.is_best(found["loss"])
 
     def validate(self, items: Sequence[Item], objective: Objective | None = None) -> dict[str, float]:
         """Mean loss over `items`, as "loss", and the objective's metrics, dropout off; every process has to call it."""
@@ -398,59 +326,62 @@ class Trainer:
             "evaluation_due": self._evaluation_due,
             SCORE: self._eval_loss[1] if self._eval_loss[0] == self.step else None,
         }
-        saved = Checkpoint(self._strategy.weights(), self._strategy.optimizer_state(), state)
-        keep, best = self.options.keep_checkpoints, self.options.result == "best"
-        path = self._processes.on_rank0(
-            lambda: save_checkpoint(self._checkpoints, self.step, saved, keep=keep, keep_best=best)
-        )
-        self.log.checkpoint_saved(path)
+        self._checkpoints.save(self._strategy, state)
 
     def restore(self) -> None:
         """Continue from the newest checkpoint that is undamaged, if there is one."""
-        found = newest_checkpoint(self._checkpoints, self.log.note)
-        if found is None:
+        state = self._checkpoints.restore(self._strategy)
+        if state is None:
             self.log.forget_after(-1)  # steps before the first checkpoint
             return
-        path, saved = found
-        self._set_weights(path, saved.weights)
-        self._strategy.set_optimizer_state(saved.optimizer)
-        self.step = self._restored_step = saved.state["step"]
-        self.tokens = saved.state["tokens"]
-        self.restored = self._aligner_state = saved.state["aligner"]
-        self._evaluation_due = saved.state["evaluation_due"]
-        self.log.metrics.update(saved.state["metrics"])
+        self.model.weights.changed()
+        self.step = self._restored_step = state["step"]
+        self.tokens = state["tokens"]
+        self.restored = self._aligner_state = state["aligner"]
+        self._evaluation_due = state["evaluation_due"]
+        self.log.metrics.update(state["metrics"])
         self.log.forget_after(self.step)
 
     def choose_result(self) -> None:
         """Take the weights that `training.result` asks for: the last are there already."""
-        if self.options.result == "last":
-            return
-        best = best_checkpoint(self._checkpoints)
-        if best is None:
-            self.log.note("training.result: no checkpoint was evaluated, so the result is the last step")
-            return
-        score = read_state(best)[SCORE]
-        self.log.note(f"the result is step {step_of(best):,}, whose held-out loss was lowest ({score:.4f})")
-        self.log.metrics["result_step"] = step_of(best)
-        self._set_weights(best, load_checkpoint(best).weights)
-
-    def _set_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        if weights.keys() != self._strategy.trainable.keys():
-            raise TrainingError(f"{path} holds other parameters than this recipe trains; start a new run.")
-        self._strategy.set_weights(weights)
-        self.model.weights.changed()
+        if self.options.result == "best":
+            self._checkpoints.take_best(self._strategy)
+            self.model.weights.changed()
 
     def full_model(self) -> LanguageModel:
         """The model with all of its weights in this process, to be saved; every process has to ask for it."""
         return self.model.with_module(self._strategy.full_module())
 
 
-def check_setup(options: TrainingOptions, setup: Setup) -> None:
-    """Raise RecipeError where the best step is wanted and nothing would find it."""
+def check_setup(options: TrainingOptions, setup: Setup, processes: int) -> None:
+    """Raise RecipeError where the best step is wanted and nothing would find it, or the strategy cannot do its part."""
     if options.result == "best" and not (options.evaluate_every and setup.heldout):
         raise RecipeError(
             "training.result: best is chosen by the loss on held-out samples; set --training.evaluate_every, "
             "and --data.validation where nothing is held out"
+        )
+    if processes == 1 or setup.strategy == "ddp":
+        return
+    if rotates(setup.tuner):
+        raise RecipeError(
+            f"launch.strategy: the tuner trains other parameters at other steps, which {setup.strategy} cannot switch; "
+            "use ddp"
+        )
+    if setup.keep_start_weights:
+        raise RecipeError(
+            f"launch.strategy: this aligner compares with the weights training started from, which {setup.strategy} "
+            "splits over the processes; use ddp"
+        )
+
+
+def check_budget(items: int, steps: int, end: int, step: int, restored: int) -> None:
+    """Raise TrainingError for a call of `fit` that takes no step, unless they were all taken before a resume."""
+    if not items or steps < 1:
+        raise TrainingError(f"trainer.fit was given {items} items and {steps} steps, so it takes none.")
+    if end <= step and restored < end:
+        raise TrainingError(
+            f"trainer.fit was asked for the steps up to {end}, and the trainer is at step {step} already; "
+            "leave `start` out for steps that follow those taken."
         )
 
 

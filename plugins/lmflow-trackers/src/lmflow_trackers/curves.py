@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmflow.recipe.resolve import Recipe, as_dict
+from lmflow.recipe.recipe import Recipe, as_dict
 from lmflow.run_files import METRICS, TRACKERS, read_record, write_atomically
 
 PLACES = ("step", "iteration")

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr
 
 from lmflow.components import Requirement, Tracker
 from lmflow.hookspecs import hookimpl
-from lmflow.recipe.resolve import Recipe
+from lmflow.recipe.recipe import Recipe
 from lmflow.run_files import RECIPE, RECORD, REPORT
 from lmflow_trackers.curves import Curves, numeric, points, recall, remember, settings, versions, written_lines
 

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from lmflow.components import Requirement, Tracker
 from lmflow.hookspecs import hookimpl
-from lmflow.recipe.resolve import Recipe, dump
+from lmflow.recipe.recipe import Recipe, dump
 from lmflow.run_files import TRACKERS
 from lmflow_trackers.curves import Curves, numeric, points, recall, remember, versions, written_lines
 

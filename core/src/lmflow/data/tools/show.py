@@ -14,7 +14,7 @@ LONGEST_CHARACTER = 8
 """Tokens that may make up one character together; what is longer is no text."""
 NEWLINE = "↵"
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Characters a terminal obeys instead of showing them, and their pictures: data must not repaint what is trained."""
+"""Characters a terminal acts on instead of showing them, and their symbols: data must not repaint what is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
 
 
 def visible(text: str) -> str:
-    """The text with pictures of what a terminal would obey."""
+    """The text with symbols for what a terminal would act on."""
     return text.translate(CONTROLS)
 
 

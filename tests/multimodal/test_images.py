@@ -1,4 +1,4 @@
-"""Every kind of picture is turned into upright RGB, or refused saying why."""
+"""Every kind of image is turned into upright RGB, or refused saying why."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lmflow.errors import DataError
-from lmflow_multimodal.pictures import check, check_marks, decode, locate, open_picture
+from lmflow_multimodal.images import check, check_marks, decode, locate, open_image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -74,7 +74,7 @@ def test_first_frame_of_an_animation():
     ("data", "message"),
     [
         (b"", "it is empty"),
-        (b"not a picture", "in no format that can be read"),
+        (b"not an image", "in no format that can be read"),
         (encoded(Image.effect_noise((64, 64), 50))[:1500], "is damaged"),
         (encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")[:1500], "is damaged"),
         (encoded(Image.new("1", (9000, 8000))), "9000 x 8000 pixels"),
@@ -87,9 +87,9 @@ def test_refused(data: bytes, message: str):
         decode(data, "sun.png")
 
 
-def test_missing_names_the_nearest(tmp_path: Path, pictures: dict[str, str]):
+def test_missing_names_the_nearest(tmp_path: Path, images: dict[str, str]):
     with pytest.raises(DataError, match=r"rad\.png does not exist; did you mean red\.png"):
-        open_picture(pictures["red"].replace("red", "rad"))
+        open_image(images["red"].replace("red", "rad"))
     with pytest.raises(DataError, match="nor does the folder"):
         check(str(tmp_path / "no" / "where.png"))
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
@@ -109,18 +109,18 @@ def test_references(tmp_path: Path):
     assert locate("a.png", tmp_path) == str(tmp_path / "a.png")
     assert locate("/b.png", tmp_path) == "/b.png"
     assert locate("file:///b.png", tmp_path) == "/b.png"
-    with pytest.raises(DataError, match="download the picture"):
+    with pytest.raises(DataError, match="download the image"):
         locate("https://example.org/a.png", tmp_path)
     uri = "data:image/png;base64," + base64.b64encode(encoded(Image.new("RGB", (2, 2), "red"))).decode()
     assert locate(uri, tmp_path) == uri
-    assert open_picture(uri).getpixel((0, 0)) == (255, 0, 0)
+    assert open_image(uri).getpixel((0, 0)) == (255, 0, 0)
     with pytest.raises(DataError, match="not data:image"):
-        open_picture("data:image/png,abc")
+        open_image("data:image/png,abc")
     with pytest.raises(DataError, match="not base64"):
-        open_picture("data:image/png;base64,a*b")
+        open_image("data:image/png;base64,a*b")
 
 
 def test_marks():
     check_marks("a <image> b <image>", ["x", "y"], "here")
-    with pytest.raises(DataError, match="here: 1 <image> in the text and 2 pictures"):
+    with pytest.raises(DataError, match="here: 1 <image> in the text and 2 images"):
         check_marks("a <image>", ["x", "y"], "here")

@@ -21,10 +21,10 @@ def draw_heatmap(rows: Rows, directory: Path) -> list[Path]:
     lengths = sorted({row["length"] for row in rows})
     depths = sorted({row["depth"] for row in rows})
     accuracy = {(row["length"], row["depth"]): float(row["accuracy"]) for row in rows}
-    picture = directory / "passkey.svg"
-    picture.write_text(heatmap_svg(lengths, depths, accuracy), encoding="utf-8")
+    plot = directory / "passkey.svg"
+    plot.write_text(heatmap_svg(lengths, depths, accuracy), encoding="utf-8")
     if find_spec("matplotlib") is None:
-        return [picture]
+        return [plot]
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 + len(lengths), 1.5 + 0.5 * len(depths)), layout="constrained")
@@ -39,17 +39,17 @@ def draw_heatmap(rows: Rows, directory: Path) -> list[Path]:
             axes.text(x, y, f"{value:.0%}", ha="center", va="center")
     figure.colorbar(image)
     figure.savefig(directory / "passkey.png", dpi=150)
-    return [picture, directory / "passkey.png"]
+    return [plot, directory / "passkey.png"]
 
 
 def draw_curve(rows: Rows, directory: Path) -> list[Path]:
     """Write perplexity-by-length.svg, and the same as .png with matplotlib."""
     directory.mkdir(parents=True, exist_ok=True)
     points = sorted((int(row["length"]), float(row["perplexity"])) for row in rows)
-    picture = directory / "perplexity-by-length.svg"
-    picture.write_text(curve_svg(points), encoding="utf-8")
+    plot = directory / "perplexity-by-length.svg"
+    plot.write_text(curve_svg(points), encoding="utf-8")
     if find_spec("matplotlib") is None:
-        return [picture]
+        return [plot]
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -61,7 +61,7 @@ def draw_curve(rows: Rows, directory: Path) -> list[Path]:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     figure.savefig(directory / "perplexity-by-length.png", dpi=150)
-    return [picture, directory / "perplexity-by-length.png"]
+    return [plot, directory / "perplexity-by-length.png"]
 
 
 def heatmap_svg(lengths: Sequence[int], depths: Sequence[float], accuracy: Mapping[tuple[int, float], float]) -> str:
@@ -125,7 +125,7 @@ def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
 
 
 def svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
-    """A picture that stands alone in a file and can be put into a page as it is."""
+    """A plot that stands alone in a file and can be put into a page as it is."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>\n'

@@ -1,4 +1,4 @@
-"""Pictures as records name them: paths and data URIs, opened, turned upright, on white and in RGB, or refused."""
+"""Images as records name them: paths and data URIs, opened, turned upright, on white and in RGB, or refused."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MARK = "<image>"
-"""Where a picture stands in a text."""
+"""Where an image stands in a text."""
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused before they are decoded: one would take 200 MB and more."""
+"""Larger images are refused before they are decoded: one would take 200 MB and more."""
 MAX_ASPECT = 100
 """Longer side over shorter; a strip would be resized into something enormous, or into nothing."""
 
@@ -34,7 +34,7 @@ def locate(reference: str, folder: Path | None) -> str:
     if reference.startswith("data:"):
         return reference
     if re.match(r"https?://", reference):
-        raise DataError(f"{reference} is an address on the network; download the picture and give its path")
+        raise DataError(f"{reference} is an address on the network; download the image and give its path")
     path = Path(reference.removeprefix("file://")).expanduser()
     return str(path if folder is None or path.is_absolute() else folder / path)
 
@@ -47,44 +47,44 @@ def read_bytes(reference: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"picture {path} does not exist{_nearest(path)}") from None
+        raise DataError(f"image {path} does not exist{_nearest(path)}") from None
     except OSError as error:
-        raise DataError(f"picture {path} cannot be read: {error.strerror}") from None
+        raise DataError(f"image {path} cannot be read: {error.strerror}") from None
 
 
-def open_picture(reference: str) -> Image:
-    """The picture at a path or in a data URI, as `decode` gives it."""
+def open_image(reference: str) -> Image:
+    """The image at a path or in a data URI, as `decode` gives it."""
     return decode(read_bytes(reference), shown(reference))
 
 
 def decode(data: bytes, name: str) -> Image:
-    """A picture's bytes as RGB, upright as its EXIF orientation says, what is transparent on white.
+    """An image's bytes as RGB, upright as its EXIF orientation says, what is transparent on white.
 
-    Of an animation the first frame is taken; 16-bit greys are scaled to 8 bits. Raises DataError naming the picture
+    Of an animation the first frame is taken; 16-bit greys are scaled to 8 bits. Raises DataError naming the image
     when it is none, is cut off, or is too large or too thin.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warning of large pictures; the limit here is lower
+            warnings.simplefilter("ignore")  # Pillow's warning of large images; the limit here is lower
             image = Image.open(io.BytesIO(data))
             _check_size(image.size, name)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         what = "it is empty" if not data else f"it begins with {data[:8]!r}"
-        raise DataError(f"picture {name} is in no format that can be read: {what}") from None
+        raise DataError(f"image {name} is in no format that can be read: {what}") from None
     except Image.DecompressionBombError:
-        raise DataError(f"picture {name} is larger than {MAX_PIXELS:,} pixels; scale it down") from None
+        raise DataError(f"image {name} is larger than {MAX_PIXELS:,} pixels; scale it down") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise for broken files
-        raise DataError(f"picture {name} is damaged: {error}") from None
+        raise DataError(f"image {name} is damaged: {error}") from None
 
 
 def check(reference: str) -> None:
-    """Raise DataError unless the picture can be opened; each is tried once for as long as its file stays the same."""
+    """Raise DataError unless the image can be opened; each is tried once for as long as its file stays the same."""
     if reference.startswith("data:"):
-        open_picture(reference)
+        open_image(reference)
         return
     try:
         state = Path(reference).stat()
@@ -97,23 +97,23 @@ def check(reference: str) -> None:
 
 
 def check_marks(content: str, images: Sequence[str], place: str) -> None:
-    """Raise DataError unless the text has as many marks as there are pictures."""
+    """Raise DataError unless the text has as many marks as there are images."""
     marks = content.count(MARK)
     if marks != len(images):
         raise DataError(
-            f"{place}: {marks} {MARK} in the text and {len(images)} pictures; there must be one mark for each picture"
+            f"{place}: {marks} {MARK} in the text and {len(images)} images; there must be one mark for each image"
         )
 
 
 def shown(reference: str) -> str:
-    """How a message names a picture: its path, or the beginning of a data URI."""
+    """How a message names an image: its path, or the beginning of a data URI."""
     return reference if len(reference) <= 200 and not reference.startswith("data:") else f"{reference[:40]}…"
 
 
 @lru_cache(maxsize=1 << 20)
 def _problem(path: str, changed: int, size: int) -> str:
     try:
-        open_picture(path)
+        open_image(path)
     except DataError as error:
         return str(error)
     return ""
@@ -122,9 +122,9 @@ def _problem(path: str, changed: int, size: int) -> str:
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise DataError(f"picture {name} has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
+        raise DataError(f"image {name} has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
     if max(size) > MAX_ASPECT * min(size):
-        raise DataError(f"picture {name} is {width} x {height}: too thin to be seen; crop it")
+        raise DataError(f"image {name} is {width} x {height}: too thin to be seen; crop it")
 
 
 def _to_rgb(image: Image) -> Image:
@@ -155,11 +155,11 @@ def _to_eight_bits(image: Image) -> Image:
 def _from_uri(uri: str) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise DataError(f"picture {shown(uri)} is a data URI, but not data:image/…;base64,…")
+        raise DataError(f"image {shown(uri)} is a data URI, but not data:image/…;base64,…")
     try:
         return base64.b64decode(re.sub(r"\s", "", body), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"picture {shown(uri)} is not base64: {error}") from None
+        raise DataError(f"image {shown(uri)} is not base64: {error}") from None
 
 
 def _nearest(path: Path) -> str:

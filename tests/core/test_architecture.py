@@ -1,0 +1,102 @@
+"""The structure of the packages: no circle of imports, no large class, no retired word."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [ROOT / "core" / "src", *ROOT.glob("plugins/*/src"), *ROOT.glob("lmflow_plugins_*/src")]
+LARGEST_CLASS = 300
+"""Lines."""
+
+INTERFACES = ("lmflow.components", "lmflow.hookspecs")
+"""What these name for type checkers alone, from the layers above, is no dependency: an interface names what it is given."""
+
+RETIRED = {
+    r"[Jj]ournal": "run log",
+    r"\b(foresee|foreseen|unforeseen|UnforeseeableError)\b": "estimate",
+    r"\b(once_per_machine|on_main|is_main|map_shares)\b": "once_per_node, on_rank0, is_rank0, map_sharded",
+    r"\b(Replicated|Sharded)\b": "DDP, FSDP",
+    r"\b(never_drawn|made_ahead|process_state_kept|home_of|highest_lr|look_at|likeness)\b": "see docs/decisions.md",
+    r"\b(trained_tokens|predictors)\b": "num_targets, target_positions",
+    r"\b(MOMENTS|Wish|obey|Verdict|judge|open_model|human_formats)\b": "the field's term",
+    r"[Nn]umber format": "dtype",
+    r"[Cc]ourse of the learning rate": "learning-rate schedule",
+    r"[Pp]icture": "image, or plot",
+    r"how dearly": "strength of the KL penalty",
+}
+"""Words this project once had for what the field calls otherwise."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of every package, by its dotted name."""
+    found = {}
+    for source in SOURCES:
+        for file in source.rglob("*.py"):
+            parts = file.relative_to(source).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports(name: str, tree: ast.AST, known: dict[str, Path], *, for_typing: bool) -> Iterator[str]:
+    """Modules of ours that a module imports, deferred imports included, and with `for_typing` those for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not for_typing:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            wanted = [f"{node.module}.{each.name}" for each in node.names]
+        elif isinstance(node, ast.Import):
+            wanted = [each.name for each in node.names]
+        else:
+            wanted = []
+        for each in wanted:
+            while each and each not in known:
+                each = each.rpartition(".")[0]
+            if each and each != name:
+                yield each
+        yield from imports(name, node, known, for_typing=for_typing)
+
+
+def test_no_circle_of_imports():
+    known = modules()
+    graph = {
+        name: set(
+            imports(name, ast.parse(file.read_text()), known, for_typing=not name.startswith(INTERFACES)),
+        )
+        for name, file in known.items()
+    }
+    while leaves := [name for name, wanted in graph.items() if not wanted & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    # What remains is in a circle, or imports one.
+    assert not graph, {name: sorted(wanted & graph.keys()) for name, wanted in graph.items()}
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_class_is_large(name: str):
+    tree = ast.parse(modules()[name].read_text())
+    sizes = {n.name: (n.end_lineno or 0) - n.lineno + 1 for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+    assert not {name: size for name, size in sizes.items() if size > LARGEST_CLASS}
+
+
+def texts() -> list[Path]:
+    """Source, templates and pages that people read."""
+    files = [*modules().values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    files += [*(ROOT / "docs").rglob("*.md"), *(ROOT / "templates").rglob("*.jinja")]
+    return [file for file in files if file.name != "decisions.md"]
+
+
+@pytest.mark.parametrize("word", RETIRED)
+def test_retired_words_stay_away(word: str):
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for file in texts()
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(word, line)
+    ]
+    assert not found, f"say {RETIRED[word]}"
