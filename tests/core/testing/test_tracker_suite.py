@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import PrivateAttr, field_serializer
+from pydantic import Field, PrivateAttr, field_serializer
 
 from lmflow.components import Tracker
 from lmflow.hookspecs import hookimpl
@@ -20,8 +20,7 @@ class Lines(Tracker):
     """Appends each new point to a file in the run's directory: a good tracker, from which the broken ones differ."""
 
     name = "lines"
-    digits: float = 9.25
-    """An option that must survive the recipe."""
+    digits: float = Field(9.25, description="An option that must survive the recipe.")
 
     _file: Path = PrivateAttr(Path())
     _reached: int = PrivateAttr(0)

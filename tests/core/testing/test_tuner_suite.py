@@ -37,7 +37,7 @@ class Rotating(Good):
     """LISA (arXiv 2403.17919): embeddings and head always train, and one layer at a time, another every second step."""
 
     name = "rotating"
-    interval: int = 2
+    interval: int = Field(2, description="Steps until another layer trains.")
 
     def active(self, step: int, names: Sequence[str], seed: int) -> Collection[str]:
         layers = sorted({name.split(".")[2] for name in names if ".layers." in name})

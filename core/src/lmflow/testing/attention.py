@@ -68,7 +68,7 @@ class AttentionSuite:
 
         self._skip_without_device()
         of_class = request.node.getparent(pytest.Class)
-        pairs = of_class.stash.setdefault(PAIRS, {}).setdefault(repr(attention), {})
+        pairs: dict[str, Pair] = of_class.stash.setdefault(PAIRS, {}).setdefault(repr(attention), {})
         for architecture in self._tried():
             if architecture not in pairs:
                 directory = tmp_path_factory.mktemp(architecture)

@@ -22,7 +22,7 @@ from lmflow.testing.comparing import some
 from lmflow.testing.runs import RECORDS, SMALL, TIME, Bench, metrics_lines, plugins_with, supply
 
 if TYPE_CHECKING:
-    from lmflow.recipe.resolve import Recipe, ResolvedRecipe
+    from lmflow.recipe.recipe import Recipe, ResolvedRecipe
     from lmflow.run.record import RunResult
 
 SETTINGS: Mapping[str, Any] = {
