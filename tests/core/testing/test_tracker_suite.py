@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import Field, PrivateAttr, field_serializer
 
 from lmflow.components import Tracker
@@ -23,21 +22,18 @@ class Lines(Tracker):
     digits: float = Field(9.25, description="An option that must survive the recipe.")
 
     _file: Path = PrivateAttr(Path())
-    _reached: int = PrivateAttr(0)
+    _reached: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @hookimpl
     def lmflow_run_started(self, directory: Path) -> None:
         self._file = self.place(directory)
-        known = points_of(self._file)
-        self._reached = max((step for _, step, _ in known), default=0)
+        self._reached = {name: step for name, step, _ in points_of(self._file)}
 
     @hookimpl
     def lmflow_step_finished(self, step: int, metrics: Mapping[str, Any]) -> None:
-        if step <= self._reached:
-            return
         with self._file.open("a") as file:
             for name, value in metrics.items():
-                if isinstance(value, float):
+                if isinstance(value, float) and step > self._reached.get(name, 0):
                     file.write(json.dumps([name, step, value]) + "\n")
 
     def place(self, directory: Path) -> Path:
@@ -73,7 +69,7 @@ class Repeats(Lines):
 
     @hookimpl
     def lmflow_step_finished(self, step, metrics):
-        self._reached = 0
+        self._reached = {}
         super().lmflow_step_finished(step, metrics)
 
 
@@ -84,30 +80,13 @@ class BeginsAnew(Lines):
         self._file.unlink(missing_ok=True)
 
 
-class ChangesAlgorithms(Lines):
-    """Changes a mode of torch that nobody puts back, and with it the run."""
+class ChangesTheRecipe(Lines):
+    """Changes what it is told of, and with it the run."""
 
     @hookimpl
-    def lmflow_step_finished(self, step, metrics):
-        super().lmflow_step_finished(step, metrics)
-        scale = 1.5
-
-        def step_more(optimizer: Any, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] *= scale
-
-        if step == 1:
-            hooks.append(torch.optim.optimizer.register_optimizer_step_pre_hook(step_more))
-
-
-hooks: list[Any] = []
-
-
-@pytest.fixture(autouse=True)
-def _no_hooks_stay():
-    yield
-    while hooks:
-        hooks.pop().remove()
+    def lmflow_run_started(self, recipe, directory):
+        super().lmflow_run_started(directory)
+        recipe.schedule.__dict__["warmup"] = 1000
 
 
 class WritesHere(Lines):
@@ -145,7 +124,7 @@ def test_a_good_tracker_passes_everything(examine: Callable[..., Any]):
         (LosesTheLast, ONCE, "found them at [1, 2, 3, 4, 5]"),
         (Repeats, RESUMED, "expected no point twice after a resume"),
         (BeginsAnew, RESUMED, "other or missing ones"),
-        (ChangesAlgorithms, "test_the_run_is_what_it_is_without", "the first lines that differ"),
+        (ChangesTheRecipe, "test_the_run_is_what_it_is_without", "the first lines that differ"),
         (WritesHere, "test_files_stay_where_they_belong", "here/started"),
         (Prints, "test_nothing_is_printed", "found 'tracking"),
         (LosesAnOption, "test_options_survive_the_recipe_file", "'digits': 9.25"),

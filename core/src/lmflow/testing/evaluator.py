@@ -64,7 +64,9 @@ class EvaluatorSuite:
     def samples(self) -> Sequence[Sample]:
         """What it is measured on, at least three; for `reads_data = False` they are not used."""
         return [
-            Sample((Message("user", r["prompt"]), Message("assistant", r["answer"])), True, dict(r), f"records.jsonl:{n}")
+            Sample(
+                (Message("user", r["prompt"]), Message("assistant", r["answer"])), True, dict(r), f"records.jsonl:{n}"
+            )
             for n, r in enumerate(RECORDS, 1)
         ]
 

@@ -18,8 +18,21 @@ from lmflow.builtin.full import Full
 from lmflow.components import Model, Tracker
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import EVENTS, Plugins
+from lmflow.run.run import run
+from lmflow.run_files import CHECKPOINTS
 from lmflow.testing.comparing import some
-from lmflow.testing.runs import RECORDS, SMALL, TIME, Bench, metrics_lines, plugins_with, supply
+from lmflow.testing.runs import (
+    RECORDS,
+    SMALL,
+    TIME,
+    Bench,
+    interrupt,
+    metrics_lines,
+    plugins_with,
+    stored_recipe,
+    supply,
+)
+from lmflow.training.checkpoint import list_checkpoints
 
 if TYPE_CHECKING:
     from lmflow.recipe.recipe import Recipe, ResolvedRecipe
@@ -133,7 +146,7 @@ class TrackerSuite:
         assert not off, f"expected the losses of the run's metrics.jsonl, {expected}; found {found}"
 
     def test_a_resumed_run_is_recorded_as_a_whole_one(self, bench: TrackedBench, read_back: ReadBack) -> None:
-        """A run interrupted twice and resumed leaves the points of one left alone: none twice, none missing."""
+        """A run that is interrupted, and resumed from an earlier checkpoint, leaves the points of one left alone."""
         whole, pieces = (
             [each for each in read_back(result.directory) if TIME not in each[0]]
             for result in (bench.tracked(), bench.tracked_in_pieces())
@@ -188,8 +201,6 @@ class TrackerSuite:
 
     def test_options_survive_the_recipe_file(self, bench: TrackedBench) -> None:
         """The tracker's options, written to the run's recipe and read again, are the same options."""
-        from lmflow.testing.runs import stored_recipe
-
         [again] = stored_recipe(bench.plugins, bench.tracked().directory).recipe.trackers
         found, written = again.model_dump(), bench.tracker.model_dump()
         assert found == written, f"expected the options {written} to come back from the recipe; found {found}"
@@ -242,7 +253,7 @@ class TrackedBench(Bench):
 
     def recipe(self, changes: Mapping[str, Any]) -> ResolvedRecipe:
         """The recipe with the trackers of the run at hand."""
-        resolved = super().recipe(changes)
+        resolved = super().recipe({**changes, **self._settings()})
         return replace(resolved, recipe=replace(resolved.recipe, trackers=list(self._trackers)))
 
     def tracked(self) -> RunResult:
@@ -255,10 +266,15 @@ class TrackedBench(Bench):
         return result
 
     def tracked_in_pieces(self) -> RunResult:
-        """The run with the tracker, interrupted twice and resumed."""
-        self.tracked()
+        """The run with the tracker, interrupted; its last checkpoint is lost, so that steps are taken again."""
+
+        def carry_out(output: Path) -> RunResult:
+            interrupt(self.recipe(SETTINGS), self.plugins, output, after=6)
+            shutil.rmtree(list_checkpoints(output / CHECKPOINTS)[-1])
+            return run(stored_recipe(self.plugins, output), self.plugins, output=output, resume=True, estimate=False)
+
         with self._tracking(fresh(self.tracker)):
-            return self.run_in_pieces("tracked", SETTINGS)
+            return self._once("tracked-in-pieces", carry_out)
 
     def alone(self) -> RunResult:
         """The run without it."""
@@ -278,6 +294,15 @@ class TrackedBench(Bench):
         for event, values in self._recorder.events:
             given = {**values, "directory": copied} if "directory" in values else values
             getattr(plugins.manager.hook, event)(**given)
+
+    def _settings(self) -> dict[str, Any]:
+        """What chooses the tracker of the run at hand, as on the command line."""
+        if not self._trackers:
+            return {}
+        options = self.tracker.model_dump(mode="json").items()
+        return {"trackers": self.tracker.name} | {
+            f"trackers.{self.tracker.name}.{key}": value for key, value in options
+        }
 
     @contextmanager
     def _tracking(self, tracker: Tracker) -> Iterator[None]:
