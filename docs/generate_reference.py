@@ -39,7 +39,7 @@ from source_text import (
 import lmflow
 import lmflow.testing
 from lmflow import cli, components, errors, hookspecs, plugins, versions
-from lmflow.plugins import EVENTS, GROUP, SLOTS, Plugins, Slot, load_plugins
+from lmflow.plugins import EVENTS, GROUP, SLOTS, Plugins, Slot, discovery, load_plugins
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Scope
 
 ROOT = Path(__file__).parent.parent
@@ -300,7 +300,7 @@ def switches() -> str:
     version = lmflow.INTERFACE_VERSION
     said = Source.of(versions).names()["INTERFACE_VERSION"]
     rows = [
-        ("`LMFLOW_INTERFACE`", "in a plugin's module", one_line(inspect.getdoc(plugins.declared_interface) or "")),
+        ("`LMFLOW_INTERFACE`", "in a plugin's module", one_line(inspect.getdoc(discovery.declared_interface) or "")),
         (f"`{plugins.DISABLE}`", "in the environment", one_line(inspect.getdoc(plugins.disabled_by_environment) or "")),
     ]
     text = f"`lmflow.INTERFACE_VERSION` is {version}. {one_line(said)}"

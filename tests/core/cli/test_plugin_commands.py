@@ -49,7 +49,7 @@ def install(tmp_path, monkeypatch):
             point = EntryPoint("main", name, "lmflow")
             points.append(SimpleNamespace(name="main", group="lmflow", load=point.load, dist=None))
             points[-1].dist = SimpleNamespace(name=name.replace("_", "-"), version="1.0")
-        monkeypatch.setattr("lmflow.plugins.entry_points", lambda group: points)
+        monkeypatch.setattr("lmflow.plugins.discovery.entry_points", lambda group: points)
         return load_plugins()
 
     return make

@@ -171,7 +171,7 @@ def test_a_conflict_is_refused_before_anything_is_loaded(install, monkeypatch):
     from lmflow.recipe.resolve import resolve
     from lmflow.recipe.settings import Origin, Setting
 
-    monkeypatch.setattr("lmflow.plugins.entry_points", lambda **_: [*entry_points(group="lmflow"), *mine])
+    monkeypatch.setattr("lmflow.plugins.discovery.entry_points", lambda **_: [*entry_points(group="lmflow"), *mine])
     mine: list[Any] = []
     install(refusing=REFUSING)
     mine.append(Point("refusing", "refusing"))

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -32,6 +32,10 @@ class ParameterGroup:
 
 class Tuner(Component):
     """Slot `tuner`: which parameters move, now and at each step, and how they are stored."""
+
+    trains_few: ClassVar[bool] = False
+    """Whether it trains few parameters with its default options, so that `lmflow plan` proposes it where memory is
+    short."""
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lmflow.components import LoadRequest, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
@@ -283,14 +283,20 @@ def changes(plan: Plan, plugins: Plugins) -> Iterator[tuple[str, Callable[[Recip
         yield "--launch.strategy fsdp", with_split_weights
     if plan.device == "cuda" and plan.precision == "fp32":
         yield "--training.precision bf16", partial(with_training, precision="bf16")
-    lora = plugins.offers("tuner").get("lora")
-    if lora and plan.trainable_parameters == plan.parameters:
-        yield "--tuner lora", lambda recipe: replace(recipe, tuner=cast(Tuner, lora[0].component()))
+    if plan.trainable_parameters == plan.parameters:
+        for tuner in plugins.classes("tuner"):
+            if tuner.trains_few:
+                yield f"--tuner {tuner.name}", partial(with_tuner, tuner=tuner)
 
 
 def with_training(recipe: Recipe, **options: Any) -> Recipe:
     """The recipe with other training options."""
     return replace(recipe, training=recipe.training.model_copy(update=options))
+
+
+def with_tuner(recipe: Recipe, tuner: type[Tuner]) -> Recipe:
+    """The recipe with another tuner, as it is by default."""
+    return replace(recipe, tuner=tuner())
 
 
 def with_split_weights(recipe: Recipe) -> Recipe:

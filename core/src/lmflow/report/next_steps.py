@@ -16,6 +16,6 @@ def next_commands(record: Mapping[str, Any], directory: Path) -> list[str]:
     commands = []
     if record.get("result") == "adapter":
         commands.append(f"lmflow export merge {run} --output {shlex.quote(f'{directory}-merged')}")
-    commands.append(f"lmflow run --model {run} --tuner lora --data.path YOUR.jsonl")
+    commands.append(f"lmflow run --model {run} --data.path YOUR.jsonl")
     commands.append(f"lmflow run {shlex.quote(str(directory / 'recipe.yaml'))} --training.seed 1")
     return commands

@@ -26,6 +26,7 @@ class Lora(Tuner):
     """Train low-rank updates of chosen linear layers (Hu et al., 2021)."""
 
     name = "lora"
+    trains_few = True
 
     rank: int = Field(8, gt=0, description="Rank of each update.")
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
