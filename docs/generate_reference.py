@@ -104,6 +104,7 @@ PARTS = (
     "lmflow.data.formats.fields:bad",
     "lmflow.inference.rewards:score_completions",
     "lmflow.inference.shard:generate_sharded",
+    "lmflow.inference.decoder:eval_mode",
     "lmflow.inference.engine:PassInferencer",
     "lmflow.inference.sampling:filtered_logprobs",
     "lmflow.inference.sampling:sample",
