@@ -127,8 +127,9 @@ class ByDefault(Inferencer):
 
     name = "by-default"
 
-    def generate(self, model: Any, prompts: Any, sampling: Any, progress: Any = None) -> list[list[Completion]]:
-        return [[Completion((1,), model.tokenizer.decode(prompt.ids), (0.0,), "eos")] for prompt in prompts]
+    def generate(self, request: GenerateRequest) -> list[list[Completion]]:
+        decode = request.model.tokenizer.decode
+        return [[Completion((1,), decode(prompt.ids), (0.0,), "eos")] for prompt in request.prompts]
 
 
 def test_an_inferencer_without_generate_each_draws_a_few_at_a_time(tiny_model: Any) -> None:

@@ -16,7 +16,7 @@ from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
     TRAINING_ONLY,
-    load_parts,
+    loaded,
     make_progress,
     resolve_for_use,
 )
@@ -96,9 +96,7 @@ def start(
     evaluator: Evaluator = parts["evaluator"]
     log = RunLog(None, plugins.emit, display)
     samples = read_samples(parts["data"], plugins.classes("data"), log.note) if evaluator.reads_data else []
-    with log.phase(f"loading model {parts['model'].name}"):
-        model = load_parts(parts, plugins, log)
-    with log.handle_signals():
+    with loaded(parts, plugins, log) as model, log.handle_signals():
         context = EvaluateContext(
             plugins=plugins, log=log, model=model, samples=samples, inferencer=parts["inferencer"]
         )

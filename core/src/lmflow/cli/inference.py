@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -114,14 +115,17 @@ class CountingDisplay(Silent):
         self._stream.flush()
 
 
-def load_parts(parts: Mapping[str, Any], plugins: Plugins, log: RunLog) -> LanguageModel:
-    """The model of a command's parts, loaded, and its inferencer opened with it."""
-    model = load_for_inference(
-        parts["model"],
-        plugins,
-        context=parts["context"],
-        attention=parts["attention"],
-        compute=parts["compute"],
-    )
-    parts["inferencer"].open(RunContext(plugins=plugins, log=log, model=model))
-    return model
+@contextmanager
+def loaded(parts: Mapping[str, Any], plugins: Plugins, log: RunLog) -> Iterator[LanguageModel]:
+    """The model of a command's parts, and its inferencer open for the time of the context."""
+    with ExitStack() as stack:
+        with log.phase(f"loading model {parts['model'].name}"):
+            model = load_for_inference(
+                parts["model"],
+                plugins,
+                context=parts["context"],
+                attention=parts["attention"],
+                compute=parts["compute"],
+            )
+            stack.enter_context(parts["inferencer"].opened(RunContext(plugins=plugins, log=log, model=model)))
+        yield model

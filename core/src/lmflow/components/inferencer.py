@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from lmflow.components.base import Component
 from lmflow.components.engine import PROMPTS_AT_A_TIME, Engine, GenerateEngine
@@ -66,11 +67,20 @@ class Inferencer(Component):
         """Called once before the first request, with the model that will be sampled from; the default does nothing.
 
         An inferencer with a server or an engine of its own starts it here. Weights that change later have another
-        `model.version`.
+        `model.version`: what was computed with others, a copy of them or a cache, must not be used then.
         """
 
     def close(self) -> None:
-        """Called once after the last request, also where a run fails; the default does nothing."""
+        """Called once after the last request, also where `open` or a request failed; the default does nothing."""
+
+    @contextmanager
+    def opened(self, context: RunContext) -> Iterator[Self]:
+        """Open for the time of the context: what everything that uses an inferencer goes through."""
+        try:
+            self.open(context)
+            yield self
+        finally:
+            self.close()
 
     def figures(self) -> Mapping[str, float]:
         """What it counted in all calls so far, by name, to stand among a run's metrics; the default counts nothing."""

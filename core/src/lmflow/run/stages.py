@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ class Work:
     directory: RunDirectory
     log: RunLog
     record: RunRecord
+    closing: ExitStack = field(default_factory=ExitStack)
+    """What has to be closed when the run ends, however it does."""
 
 
 def read_data(work: Work) -> Dataset:
@@ -155,8 +158,9 @@ def self_test(work: Work, trainer: Trainer, data: Dataset) -> None:
 
 
 def open_inferencer(work: Work, model: LanguageModel) -> None:
-    """Let the inferencer get ready."""
-    work.recipe.inferencer.open(RunContext(plugins=work.plugins, log=work.log, model=model))
+    """Let the inferencer get ready; it is closed with the run."""
+    context = RunContext(plugins=work.plugins, log=work.log, model=model)
+    work.closing.enter_context(work.recipe.inferencer.opened(context))
 
 
 def save(work: Work, trainer: Trainer) -> Path:

@@ -70,6 +70,11 @@ class Speculative(PassInferencer):
         """Keep what finds the draft, which is loaded at the first request."""
         self._plugins = context.plugins
 
+    def close(self) -> None:
+        """Free the draft."""
+        self._plugins = None
+        self._drafts.clear()
+
     def figures(self) -> Mapping[str, float]:
         """Acceptance and passes of all calls so far."""
         return self._statistics.figures() if self._statistics.tokens else {}
@@ -94,10 +99,9 @@ class Speculative(PassInferencer):
 
         check_positions(model)
         draft = self._given if self.draft is None else self._load(self.draft, model)
-        if draft is not None:
-            if model.tokenizer not in self._agreeing:
-                check_vocabularies(draft, model)
-                self._agreeing.add(model.tokenizer)
+        if draft is not None and model.tokenizer not in self._agreeing:
+            check_vocabularies(draft, model)
+            self._agreeing.add(model.tokenizer)
         cost = relative_cost(model, draft)
         return Plan(draft, self.lookup, self.draft_length, (lambda: AdaptedLength(cost)) if self.adapt else FixedLength)
 
