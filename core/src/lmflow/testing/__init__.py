@@ -10,6 +10,8 @@ import pytest
 # Before they are imported: a failing assertion then shows the values it compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("aligner", "data_format", "inferencer")))
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("model", "reward", "runs", "tuner")))
+pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in ("inferencer_requests", "inferencer_sampling")))
+pytest.register_assert_rewrite(f"{__name__}.requests")
 
 from lmflow.testing.aligner import AlignerSuite  # noqa: E402
 from lmflow.testing.data_format import DataFormatSuite  # noqa: E402
