@@ -13,6 +13,7 @@ from lmflow.data.collate import collate
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.types import Completion, Sampling
+from lmflow.plugins import load_plugins
 from lmflow.testing.contexts import evaluate_context
 from lmflow_speculative.distilling import as_sequences, build_draft, distillation_from, divergence
 from lmflow_speculative.options import DraftOptions
@@ -90,7 +91,7 @@ def test_it_writes_a_directory_that_transformers_loads(
     assert sum(p.numel() for p in module.parameters()) == record["parameters"]
     assert AutoTokenizer.from_pretrained(output).get_vocab() == tiny_model.tokenizer.get_vocab()
     inferencer = Speculative(draft=str(output))
-    with inferencer.opened(evaluate_context(tiny_model, [])):
+    with inferencer.opened(evaluate_context(tiny_model, [], plugins=load_plugins())):
         inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=6)))
     assert inferencer.statistics.draft.count
 

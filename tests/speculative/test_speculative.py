@@ -244,7 +244,7 @@ def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_mod
     load = drafting.load_draft
     monkeypatch.setattr(drafting, "load_draft", lambda *key: loads.append(key) or load(*key))
     inferencer = Speculative(draft=str(model_directory))
-    with inferencer.opened(evaluate_context(tiny_model, [])):
+    with inferencer.opened(evaluate_context(tiny_model, [], plugins=load_plugins())):
         for seed in (1, 2):
             inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
     assert [load[1:] for load in loads] == [(str(model_directory), "float32", "cpu")]

@@ -22,7 +22,7 @@ CALLS: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What became of every inferencer: open, requests, close."""
     CALLS.clear()
     generate_each, stream = HuggingFace.generate_each, HuggingFace.stream
@@ -34,7 +34,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(HuggingFace, "close", note("close", lambda self: None))
     monkeypatch.setattr(HuggingFace, "generate_each", note("request", generate_each))
     monkeypatch.setattr(HuggingFace, "stream", note("request", stream))
-    yield CALLS
 
 
 def check(context: RunContext) -> None:
