@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,8 @@ from typing import Any
 
 from lmflow.api.components import RewardFunction, plugins_for
 from lmflow.api.model import LoadedModel
-from lmflow.api.parts import LOADING, TRAINING_ONLY, load_parts, resolve_sections
+from lmflow.api.parts import LOADING, TRAINING_ONLY, resolve_sections
+from lmflow.api.parts import loaded as loaded_parts
 from lmflow.api.quiet import quiet_libraries
 from lmflow.components import Component, EvaluateContext, Evaluation, Evaluator
 from lmflow.data.dataset import read_samples
@@ -107,16 +108,10 @@ def measure_parts(
     log = RunLog(None, plugins.emit, display)
     data = parts.get("data")
     samples = read_samples(data, plugins.classes("data"), log.note) if evaluator.reads_data and data else []
-    model = loaded.model if loaded else load_parts(parts, plugins, log)
-    try:
-        with log.handle_signals():
-            context = EvaluateContext(
-                plugins=plugins, log=log, model=model, samples=samples, inferencer=used["inferencer"]
-            )
-            evaluation, record = measure(evaluator, context)
-    finally:
-        if loaded is None:
-            used["inferencer"].close()
+    opened = nullcontext(loaded.model) if loaded else loaded_parts(parts, plugins, log)
+    with opened as model, log.handle_signals():
+        context = EvaluateContext(plugins=plugins, log=log, model=model, samples=samples, inferencer=used["inferencer"])
+        evaluation, record = measure(evaluator, context)
     described = {slot: described_part(slot, used.get(slot)) for slot in ("model", "context", "data", "inferencer")}
     record = {**record, **described, "notes": list(log.notes)}
     written = [] if output is None else write_evaluation(output, record, evaluation, evaluator)

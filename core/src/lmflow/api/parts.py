@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lmflow.components import RunContext
@@ -64,3 +65,13 @@ def load_parts(parts: Mapping[str, Any], plugins: Plugins, log: Log) -> Language
         )
     parts["inferencer"].open(RunContext(plugins=plugins, log=log, model=model))
     return model
+
+
+@contextmanager
+def loaded(parts: Mapping[str, Any], plugins: Plugins, log: Log) -> Iterator[LanguageModel]:
+    """The model of a command's parts, and its inferencer open for the time of the context."""
+    model = load_parts(parts, plugins, log)
+    try:
+        yield model
+    finally:
+        parts["inferencer"].close()

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmflow.api.parts import TRAINING_ONLY as TRAINING_ONLY
-from lmflow.api.parts import load_parts as load_parts
+from lmflow.api.parts import loaded as loaded
 from lmflow.cli.options import Scanned
 from lmflow.errors import RecipeError
 from lmflow.inference.types import Sampling

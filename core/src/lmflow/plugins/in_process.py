@@ -28,12 +28,12 @@ class InProcess(EntryPoint):
         return vars(self)["module"]
 
 
-def load_plugins_with(components: Sequence[type[Component]]) -> Plugins:
-    """The installed plugins, and one more that offers those of `components` that none of them offers.
+def load_plugins_with(components: Sequence[type[Component]], points: Sequence[EntryPoint] | None = None) -> Plugins:
+    """The installed plugins (or those of `points`), and one more that offers those of `components` that none offers.
 
     Raises PluginError where one of them cannot be offered, and says why.
     """
-    installed = load_plugins()
+    installed = load_plugins(points)
     missing = [each for each in components if each not in installed.classes(slot_of(each).name)]
     if not missing:
         return installed
@@ -41,7 +41,7 @@ def load_plugins_with(components: Sequence[type[Component]]) -> Plugins:
     for slot in dict.fromkeys(slot_of(each) for each in missing):
         offered = list(dict.fromkeys(each for each in missing if slot_of(each) is slot))
         setattr(module, slot.hook, hookimpl(lambda offered=offered: offered))
-    plugins = load_plugins([*entry_points(group=GROUP), InProcess(module)])
+    plugins = load_plugins([*(entry_points(group=GROUP) if points is None else points), InProcess(module)])
     for broken in plugins.broken:
         if broken.distribution == IN_PROCESS:
             raise PluginError(f"components: {broken.reason}")
