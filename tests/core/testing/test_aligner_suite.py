@@ -10,16 +10,15 @@ import torch
 from pydantic import field_serializer
 
 from lmflow.builtin.sft import Sft
-from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
+from lmflow.components import AlignContext, Aligner, Log, Need, PlanContext, Workload
 from lmflow.data.sample import Dataset, TokenSequence
 from lmflow.errors import DataError, RecipeError
 from lmflow.models.encoding import encode
 from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import load_plugins
-from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import RunLog
 from lmflow.testing import AlignerSuite
 from lmflow.training.loss import negative_log_likelihood
+from lmflow.training.objective import FunctionObjective
 from lmflow.training.trainer import Trainer
 
 
@@ -31,16 +30,9 @@ class Good(Aligner):
     rounds: int = 3
     weight: float = 1.0
 
-    def align(
-        self,
-        model: LanguageModel,
-        data: Dataset,
-        trainer: Trainer,
-        inferencer: Inferencer,
-        reward: Reward | None,
-        log: RunLog,
-    ) -> None:
-        sequences = self.read(model, data, log)
+    def align(self, context: AlignContext) -> None:
+        model, trainer = context.model, context.trainer
+        sequences = self.read(model, context.data, context.log)
         self.plan(trainer, sequences)
         for number in range(self.first_round(trainer), self.rounds):
             if trainer.step >= trainer.total_steps:
@@ -50,11 +42,11 @@ class Good(Aligner):
                 steps=trainer.steps_for(len(sequences), 1),
                 first_epoch=number,
                 checkpoints=False,
-                objective=self.objective,
+                objective=FunctionObjective(self.loss),
             )
             self.finish(number, trainer, model)
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         sequences, lengths = encode(model, data.train, data.options)
         log.note(lengths.describe())
         return sequences
@@ -65,24 +57,25 @@ class Good(Aligner):
     def first_round(self, trainer: Trainer) -> int:
         return int(trainer.restored.get("round", 0))
 
-    def objective(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+    def loss(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
         return negative_log_likelihood(forward, unwrapped, batch)
 
     def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
-        trainer.checkpoint({"round": number + 1})
+        trainer.remember({"round": number + 1})
+        trainer.checkpoint()
 
 
 class Ascends(Good):
     """Makes the answers less likely."""
 
-    def objective(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
-        return -0.1 * super().objective(forward, unwrapped, batch)
+    def loss(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+        return -0.1 * super().loss(forward, unwrapped, batch)
 
 
 class DrawsFromElsewhere(Good):
     """The order of the samples comes from the operating system."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         sequences = super().read(model, data, log)
         random.SystemRandom().shuffle(sequences)
         return sequences
@@ -156,25 +149,19 @@ class IgnoresMaxSteps(Good):
 class ForetellsTooFew(Good):
     """Tells `lmflow plan` of one round, and takes several."""
 
-    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
-        sequences, _ = encode(model, data.train, data.options)
-        return Workload(sequences, options.steps_for(len(sequences), 1))
+    def workload(self, context: PlanContext) -> Workload:
+        sequences, _ = encode(context.model, context.data.train, context.data.options)
+        return Workload(sequences, context.options.steps_for(len(sequences), 1))
 
 
 class UsesAReward(Good):
     """Scores with a reward that it does not say it needs."""
 
-    def align(
-        self,
-        model: LanguageModel,
-        data: Dataset,
-        trainer: Trainer,
-        inferencer: Inferencer,
-        reward: Reward | None,
-        log: RunLog,
-    ) -> None:
-        super().align(model, data, trainer, inferencer, reward, log)
-        log.metrics["answers_reward"] = reward.score(data.train, [s.messages[-1].content for s in data.train])[0]
+    def align(self, context: AlignContext) -> None:
+        super().align(context)
+        samples = context.data.train
+        scores = context.reward.score(samples, [sample.messages[-1].content for sample in samples])
+        context.log.metrics["answers_reward"] = scores[0]
 
 
 class NeedsARewrad(UsesAReward):
@@ -198,7 +185,7 @@ class NeedsAnotherInferencer(Good):
 class DropsInSilence(Good):
     """Leaves samples out without a word, and names them only when none is left."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         every = [(sample, sequence) for sample in data.train for sequence in model.encode(sample)]
         sequences = [sequence for _, sequence in every if len(sequence) <= 256]
         if not sequences:
@@ -209,7 +196,7 @@ class DropsInSilence(Good):
 class TellsNothing(DropsInSilence):
     """Leaves samples out, and does not say which even when none is left."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         try:
             return super().read(model, data, log)
         except DataError:
@@ -219,7 +206,7 @@ class TellsNothing(DropsInSilence):
 class StumblesOverThem(Good):
     """A mistake in the data becomes a mistake in the code."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         every = [sequence for sample in data.train for sequence in model.encode(sample)]
         sources = ", ".join(sequence.source for sequence in every)
         if any(len(sequence) > 256 for sequence in every):
