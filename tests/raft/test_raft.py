@@ -13,7 +13,7 @@ import torch
 from lmflow.components import Reward
 from lmflow.data.formats import Prompts
 from lmflow.data.sample import Dataset, Message, Prompt, Sample
-from lmflow.errors import DataError, Interrupted
+from lmflow.errors import Interrupted
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion
 from lmflow.recipe.sections.training import TrainingOptions

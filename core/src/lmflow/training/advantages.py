@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def normalized_advantages(rewards: Tensor) -> Tensor:
-    """(r - mean) / std within each group (GRPO, arXiv 2402.03300): (P, K) from the rewards of K completions of P prompts.
+    """(r - mean) / std within each group (GRPO, arXiv 2402.03300): (P, K) from rewards of K completions of P prompts.
 
     The standard deviation is that of a sample (divided by K - 1). Raises ValueError unless K is 2 or more.
     """

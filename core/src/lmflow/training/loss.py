@@ -199,7 +199,7 @@ def token_logprobs(model: LanguageModel, sequences: Sequence[TokenSequence], log
         for chosen, batch in some:
             values, mask = target_logprobs(module, module, batch.to(model.device))
             counts = torch.bincount(batch.segment_ids.to(mask.device)[mask], minlength=len(chosen))
-            found.append(list(values.float().cpu().split(counts.tolist())))
+            found.append(list(torch.split(values.float().cpu(), counts.tolist())))
             if log is not None:
                 log.advance_or_stop(len(chosen))
         return found

@@ -116,6 +116,10 @@ class Trainer:
         """Held-out items, as the objective reads them."""
         return self.setup.heldout
 
+    def hold_out(self, items: Sequence[Item]) -> None:
+        """Judge by other held-out items from now on, such as the same ones with a reference's log-probabilities."""
+        self.setup = replace(self.setup, heldout=items)
+
     @cached_property
     def _strategy(self) -> DDP:
         """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
