@@ -17,6 +17,7 @@ from lmflow.components import Log
 from lmflow.data.collate import Batch
 from lmflow.data.sample import TokenSequence
 from lmflow.distributed.processes import Processes
+from lmflow.errors import TrainingError
 from lmflow.inference.shard import holds_part
 from lmflow.training.batches import bounded_batches
 from lmflow.training.chunked_loss import (
@@ -98,6 +99,29 @@ def sums_by_sequence(values: Tensor, mask: Tensor, batch: Batch) -> Tensor:
     `values` and `mask` are as `target_logprobs` gives them; it is differentiable in `values`.
     """
     return values.new_zeros(len(batch.sequences)).index_add(0, batch.segment_ids[mask], values)
+
+
+def target_inputs(batch: Batch, name: str) -> Tensor:
+    """`objective_inputs[name]` of each sequence, a number for each of its targets: (N,) as `target_logprobs` has them.
+
+    Sequences without targets give none: those of a process that only takes part in what all do.
+    """
+    parts = [torch.as_tensor(each.objective_inputs[name]) for each in batch.sequences if each.num_targets]
+    found = torch.cat(parts) if parts else torch.zeros(0)
+    if len(found) != batch.num_targets:
+        raise TrainingError(f"objective_inputs[{name!r}]: {len(found)} numbers for {batch.num_targets} targets")
+    return found.to(batch.input_ids.device)
+
+
+def sequence_inputs(batch: Batch, name: str, default: float | None = None) -> Tensor:
+    """`objective_inputs[name]` of each sequence, a number: (S,) float32 in the order of `batch.sequences`.
+
+    `default` stands for those that have none. Raises TrainingError, naming the record, without it.
+    """
+    values = [each.objective_inputs.get(name, default) for each in batch.sequences]
+    if None in values:
+        raise TrainingError(f"{batch.sequences[values.index(None)].source}: its objective_inputs have no {name!r}")
+    return torch.tensor(values, dtype=torch.float32, device=batch.input_ids.device)
 
 
 def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from lmflow.components import Aligner, GenerateRequest, Inferencer, Need, Reward, Workload
 from lmflow.data.sample import Prompt, Sample, TokenSequence
+from lmflow.inference.rollouts import completion_sequence
 from lmflow.inference.types import Completion, Sampling
 from lmflow_raft.selection import distinct_n, draw_prompts, keep_best_of_all, keep_best_of_each
 
@@ -207,8 +208,7 @@ class Rollout:
 def training_sequence(rollout: Rollout, at: tuple[int, int]) -> TokenSequence:
     """Prompt and completion as rollout, the loss on the completion's tokens and its end-of-text token only."""
     prompt, completion = rollout.prompts[at[0]], rollout.completions[at[0]][at[1]]
-    trained = [False] * len(prompt.ids) + [True] * len(completion.ids)
-    return TokenSequence([*prompt.ids, *completion.ids], trained, rollout.samples[at[0]].source, prompt.model_inputs)
+    return completion_sequence(prompt, completion, rollout.samples[at[0]].source)
 
 
 def describe(rollout: Rollout, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:
