@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class RunContext:
     log: Log
     """Where metrics, progress and notes go."""
     model: LanguageModel
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
+    """Those that the aligner names in `Aligner.models`, frozen and in eval mode."""
 
     @property
     def processes(self) -> Processes:

@@ -111,12 +111,12 @@ def chosen_components(
     return {section: choice.component for section, choice in chosen.items() if choice}
 
 
-def model_from_reference(plugins: Plugins, reference: str) -> Model:
+def model_from_reference(plugins: Plugins, reference: str, place: str = "--model") -> Model:
     """The model that `--model REFERENCE` means: a component, a run, an adapter or model directory, a hub name.
 
-    Raises RecipeError when it means nothing.
+    Raises RecipeError, naming the `place` where the reference stands, when it means nothing.
     """
-    setting = Setting("model.name", reference, Origin("option", "--model"))
+    setting = Setting("model.name", reference, Origin("option", place))
     try:
         choice = find_choice(plugins, "model", setting)
     except LmflowError as error:
