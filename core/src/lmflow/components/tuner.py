@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ class ParameterGroup:
 
 class Tuner(Component):
     """Slot `tuner`: which parameters move, now and at each step, and how they are stored."""
+
+    supports_quantization: ClassVar[bool] = False
+    """Whether it leaves the weights of linear layers as they are, and so can train a model that has them quantised."""
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:

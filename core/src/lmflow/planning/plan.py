@@ -113,12 +113,13 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
 
     Raises EstimateError where the tuner cannot do with an outline.
     """
+    from lmflow.models.quantization import count_parameters
+
     device, precision = computing(recipe)
     workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training)) or told_by_data(
         model, data
     )
     model = prepared(model, recipe.tuner)
-    parameters = list(model.module.parameters())
     steps, memory, not_estimated = estimate(recipe, model, workload)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
@@ -127,8 +128,8 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         device=device,
         precision=precision,
         processes=recipe.launch.total,
-        parameters=sum(p.numel() for p in parameters),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=count_parameters(model.module),
+        trainable_parameters=count_parameters(model.module, trainable_only=True),
         steps=steps,
         memory=memory and replace(memory, libraries=libraries),
         not_estimated=not_estimated,
