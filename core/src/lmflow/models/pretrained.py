@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,9 @@ def load_weights(source: str | Path, config: Any, request: LoadRequest, **settin
 
     from lmflow.models.quantization import keep_as_stored, placement_settings
 
-    placement = placement_settings(config, request)
+    trust = settings.get("trust_remote_code", False)
+    plain = replace(request, quantization=None)
+    placement = placement_settings(config, request, lambda: skeleton(config, plain, trust_remote_code=trust))
     with explained_attention(config, request) as attention:
         module = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=request.dtype, **settings, **attention, **placement

@@ -24,11 +24,17 @@ GROUP = 256
 LEVELS = 16
 """Values that 4 bits stand for; each layer keeps its table of them, in float32."""
 
+# bitsandbytes warns at every product in 8 bits that it computes in float16, and, when PEFT or Transformers imports it,
+# of kernels on the hub that it does without.
+for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
-def placement_settings(config: Any, request: LoadRequest) -> dict[str, Any]:
+
+def placement_settings(config: Any, request: LoadRequest, outline: Callable[[], nn.Module]) -> dict[str, Any]:
     """What Transformers is told of the request's quantization and placement; empty where it has neither.
 
-    Raises LmflowError for a model that is stored quantised already.
+    `outline` makes the model without values, whose layers are looked at. Raises LmflowError for a model that is stored
+    quantised already.
     """
     settings: dict[str, Any] = {}
     if request.quantization is not None:
@@ -37,9 +43,8 @@ def placement_settings(config: Any, request: LoadRequest) -> dict[str, Any]:
                 f"model.quantization {request.quantization.kind}: the weights are stored quantised already ({stored}); "
                 "leave the option out, or give the model they were made from"
             )
-        settings = {"quantization_config": _bitsandbytes(request.quantization, request.dtype)}
+        settings = {"quantization_config": _bitsandbytes(request.quantization, request.dtype, outline())}
         settings["device_map"] = {"": request.device}  # quantised where they are to be, as they cannot all be moved
-        _silence_bitsandbytes()
     if request.device_map is not None:
         settings["device_map"] = request.device_map
     return settings
@@ -54,23 +59,43 @@ def stored_quantization(config: Any) -> str | None:
     return str(getattr(method, "value", method) or "unknown")
 
 
-def _bitsandbytes(quantization: Quantization, dtype: str) -> Any:
+def _bitsandbytes(quantization: Quantization, dtype: str, outline: nn.Module) -> Any:
     from transformers import BitsAndBytesConfig
 
+    kept = unquantized_layers(outline, quantization)
     if quantization.kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=kept,
         bnb_4bit_quant_type=quantization.kind,
         bnb_4bit_use_double_quant=quantization.double_quantization,
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype or dtype),
     )
 
 
-def _silence_bitsandbytes() -> None:
-    """Hide what it says at every product in 8 bits (that it computes in float16) and of kernels it does without."""
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.utils", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def unquantized_layers(module: nn.Module, quantization: Quantization) -> list[str]:
+    """Names of the parts that keep their weights: the output head, what is tied, and layers that have no whole blocks.
+
+    In 4 bits a layer whose inputs are no multiple of a block's 64 is kept too: bitsandbytes 0.49 and 0.50 unpack it
+    wrongly on a CPU, with three times the error there should be, and have no fast kernel for it elsewhere.
+    """
+    from transformers.quantizers.base import HfQuantizer
+
+    choose: Callable[..., list[str]] = HfQuantizer.get_modules_to_not_convert
+    kept = choose(module, None, getattr(module, "_keep_in_fp32_modules", None))
+    if quantization.kind == "int8":
+        return kept
+    return kept + [name for name, layer in module.named_modules() if (sizes_of(layer) or (0,))[0] % BLOCK]
+
+
+def sizes_of(layer: nn.Module) -> tuple[int, int] | None:
+    """Inputs and outputs of a layer of a kind that is quantised; None for any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[0], layer.weight.shape[1]
+    return (layer.in_features, layer.out_features) if type(layer) is nn.Linear else None
 
 
 def keep_as_stored(module: nn.Module) -> None:
@@ -101,8 +126,8 @@ def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
 
 def _packed_away(layer: nn.Module) -> int:
     """By how many the weights of a layer are more than the numbers they are stored in."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype != torch.uint8 or not hasattr(layer, "in_features"):
+    weight = layer._parameters.get("weight")  # its own: adapters show the weight of the layer they wrap as theirs
+    if weight is None or weight.dtype != torch.uint8 or not hasattr(layer, "in_features"):
         return 0
     return int(layer.in_features) * int(layer.out_features) - weight.numel()  # type: ignore[arg-type]
 
@@ -168,17 +193,12 @@ class _ShapedProduct(torch.autograd.Function):
 
 def with_quantized_shapes(module: nn.Module, quantization: Quantization) -> nn.Module:
     """The module, whose weights have no values, with those layers quantised that Transformers would quantise."""
-    from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    kept_in_fp32 = getattr(module, "_keep_in_fp32_modules", None)
-    choose: Callable[..., list[str]] = HfQuantizer.get_modules_to_not_convert
-    kept = choose(module, None, kept_in_fp32)
+    kept = unquantized_layers(module, quantization)
     for name, layer in list(module.named_modules()):
-        if not (isinstance(layer, Conv1D) or type(layer) is nn.Linear) or not should_convert_module(name, kept):
-            continue
-        inputs, outputs = layer.weight.shape if isinstance(layer, Conv1D) else reversed(layer.weight.shape)
-        shaped = QuantizedShape(inputs, outputs, bias=layer.bias is not None, quantization=quantization)
-        module.set_submodule(name, shaped)
+        sizes = sizes_of(layer)
+        if sizes is not None and should_convert_module(name, kept):
+            shaped = QuantizedShape(*sizes, bias=layer.bias is not None, quantization=quantization)
+            module.set_submodule(name, shaped)
     return module

@@ -41,12 +41,13 @@ class Adapter(Model):
         Raises LmflowError for a base that is stored quantised.
         """
         import torch
-        from peft import PeftModel
 
         from lmflow.models.pretrained import assemble, load_weights, place
 
         request = self.completed(request)
         config, base_path = self._base_configuration(request)
+        from peft import PeftModel
+
         apart = request.quantization is not None
         try:
             base = load_weights(base_path, config, request if apart else replace(request, dtype="float32"))
@@ -68,14 +69,14 @@ class Adapter(Model):
 
     def _base_configuration(self, request: LoadRequest) -> tuple[Any, str]:
         """The configuration of the base, and where its weights are."""
-        from peft import PeftConfig
-
         from lmflow.models.pretrained import configuration
         from lmflow.models.quantization import stored_quantization
         from lmflow_lora.lora import BASE_CONFIG
 
         if not self.recognises(self.path):
             raise LmflowError(f"{self.path} is no adapter directory: {ADAPTER_CONFIG} is missing.")
+        from peft import PeftConfig
+
         base_path: str = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
         own = Path(self.path) / BASE_CONFIG
         try:

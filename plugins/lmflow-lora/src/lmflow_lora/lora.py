@@ -57,9 +57,8 @@ class Lora(Tuner):
         Raises RecipeError when a target matches no layer, naming the layers there are, and for what a quantised model
         cannot do: start from a decomposition of its weights, or carry a second adapter.
         """
-        from peft import LoraConfig, get_peft_model
-
         self._check_quantized(model)
+        from peft import LoraConfig, get_peft_model
 
         # An outline has nothing to be decomposed; what is asked of it does not depend on how the matrices start.
         without_values = next(model.parameters()).is_meta
