@@ -115,13 +115,13 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
     Raises EstimateError where the tuner cannot do with a skeleton.
     """
     from lmflow.models.encoding import items_of
+    from lmflow.models.quantization import count_parameters
 
     device, precision = computing(recipe)
     told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
     workload = told or told_by_data(recipe.aligner, model, data)
     others = other_weights(recipe, plugins)
     model = prepared(model, recipe.tuner)
-    parameters = list(model.module.parameters())
     workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
     steps, memory, not_estimated = estimate(recipe, model, workload)
     # Looked at only now, because going through a step has loaded what a run loads.
@@ -131,8 +131,8 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         device=device,
         precision=precision,
         processes=recipe.launch.total,
-        parameters=sum(p.numel() for p in parameters),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=count_parameters(model.module),
+        trainable_parameters=count_parameters(model.module, trainable_only=True),
         steps=steps,
         memory=memory and replace(memory, libraries=libraries, models=others),
         not_estimated=not_estimated,

@@ -135,14 +135,20 @@ def prepare(work: Work, model: LanguageModel) -> LanguageModel:
     """The model as the tuner made it trainable."""
     import torch
 
+    from lmflow.models.quantization import count_parameters, is_quantized
+
     recipe, metrics = work.recipe, work.log.metrics
+    if is_quantized(model.module) and not recipe.tuner.supports_quantization:
+        raise TrainingError(
+            f"{model.source} is stored quantised, and tuner {recipe.tuner.name} changes the weights of linear layers, "
+            "which cannot move so. Choose a tuner that adds weights to them, or the model they were made from."
+        )
     torch.manual_seed(recipe.training.seed)  # adapters start from random numbers
     before = parameter_names(model)
     prepared = model.prepare(recipe.tuner)
     check_savable(recipe.tuner, before, parameter_names(prepared))
-    parameters = list(prepared.module.parameters())
-    metrics["parameters"] = sum(p.numel() for p in parameters)
-    metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+    metrics["parameters"] = count_parameters(prepared.module)
+    metrics["trainable_parameters"] = count_parameters(prepared.module, trainable_only=True)
     return prepared
 
 
