@@ -1,4 +1,4 @@
-"""Preference samples as pairs of token sequences, chosen and rejected, that obey the run's rules of length."""
+"""Preference samples as pairs of token sequences, chosen and rejected, that follow the run's rules of length."""
 
 from __future__ import annotations
 

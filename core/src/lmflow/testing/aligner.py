@@ -191,7 +191,7 @@ class AlignerSuite(RunSuite):
         """
         watched = bench.watch(self._small({}))
         check_error(watched)
-        if watched.prepared.model.kind != "scorer":
+        if watched.context.model.kind != "scorer":
             assert watched.trains_an_end, (
                 "expected the end-of-text token after an answer to be a target; it is one nowhere in what trainer.fit "
                 "was given. Usual cause: a completion's text is tokenised anew instead of taking its `ids`, which hold "

@@ -339,7 +339,8 @@ class Bench:
     def watch(self, changes: Mapping[str, Any]) -> Watched:
         """What the aligner does when it is called by itself; done at the first call."""
         if self._watched is None:
-            self._watched = watch(self.prepare(changes))
+            prepared = self.prepare(changes)
+            self._watched = watch(prepared.context, prepared.recipe.aligner)
         return self._watched
 
     def load(self, reference: Path) -> LanguageModel:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import GenerateRequest, Inferencer
+from lmflow.components import AlignContext, Aligner, GenerateRequest, Inferencer
 from lmflow.inference.types import Completion
 from lmflow.training.batches import sequences_of
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Item, Sample, TokenSequence
     from lmflow.models.language_model import LanguageModel
-    from lmflow.testing.runs import Prepared
 
 WORDS = ("one", "two", "three", "area", "four", "idea", "five", "six")
 
@@ -46,7 +45,7 @@ def answer(model: LanguageModel, word: str, max_new_tokens: int) -> Completion:
 class Watched:
     """What an aligner did."""
 
-    prepared: Prepared
+    context: AlignContext
     trained: list[TokenSequence] = field(default_factory=list)
     """Every sequence that `trainer.fit` was given."""
     fits: int = 0
@@ -59,7 +58,7 @@ class Watched:
     @property
     def heldout_sources(self) -> list[str]:
         """Held-out records that were trained on: their prompt begins a sequence, and is no training prompt."""
-        model, data = self.prepared.model, self.prepared.data
+        model, data = self.context.model, self.context.data
         known = {tuple(model.encode_prompt(sample).ids) for sample in data.train}
         prompts = {tuple(model.encode_prompt(sample).ids): sample.source for sample in data.heldout}
         ids = [tuple(each.ids) for each in self.trained]
@@ -72,7 +71,7 @@ class Watched:
     @property
     def trains_an_end(self) -> bool:
         """Whether a token that ends a text is a target anywhere."""
-        ends = set(self.prepared.model.end_ids)
+        ends = set(self.context.model.end_ids)
         return any(
             is_target and token in ends
             for each in self.trained
@@ -80,13 +79,13 @@ class Watched:
         )
 
 
-def watch(prepared: Prepared) -> Watched:
+def watch(context: AlignContext, aligner: Aligner) -> Watched:
     """Let the aligner do its work, with an inferencer whose answers end."""
-    watched, trainer, data = Watched(prepared), prepared.trainer, prepared.data
+    watched, trainer, data = Watched(context), context.trainer, context.data
     train, heldout = deepcopy(list(data.train)), deepcopy(list(data.heldout))
     trainer.fit = partial(noted_fit, watched, trainer.fit)  # type: ignore[method-assign]
     try:
-        prepared.recipe.aligner.align(replace(prepared.context, inferencer=EndedAnswers()))
+        aligner.align(replace(context, inferencer=EndedAnswers()))
     except Exception as error:
         watched.error = error
     watched.edited = [

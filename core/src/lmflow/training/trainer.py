@@ -92,8 +92,7 @@ class Trainer:
         for parameter in trainable.values():  # master weights; compute follows `precision`
             parameter.data = parameter.data.float()
         self._rotation = Rotation(setup.tuner, trainable, options.seed)
-        kept = setup.keep_start_weights
-        self._start = {name: p.detach().clone() for name, p in trainable.items()} if kept else None
+        self._start = {name: p.detach().clone() for name, p in trainable.items()} if setup.keep_start_weights else None
 
     @property
     def heldout(self) -> Sequence[Item]:
@@ -107,9 +106,9 @@ class Trainer:
     @cached_property
     def _strategy(self) -> DDP:
         """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
-        build = partial(build_optimizer, self.setup.optimizer, self.setup.tuner, self.model, self.options)
-        limit = self.options.max_grad_norm
-        return make_strategy(self.setup.strategy, self.model.module, build, self._processes, limit)
+        setup, options = self.setup, self.options
+        build = partial(build_optimizer, setup.optimizer, setup.tuner, self.model, options)
+        return make_strategy(setup.strategy, self.model.module, build, self._processes, options.max_grad_norm)
 
     # Planning
 

@@ -123,7 +123,7 @@ class SpeculativeBatch:
         return Demand(len(self.rows), self._target.width, max(row.to_come for row in self.rows) + self._longest)
 
     def step(self) -> int:
-        """Propose, judge, and keep what is right: how many tokens were sampled."""
+        """Propose, verify, and keep what is right: how many tokens were sampled."""
         rows = self.rows
         # Of a block one token comes from the target itself, so the last a row has room for is never proposed.
         limits = [0 if row.done else min(self._longest, row.to_come - 1) for row in rows]
