@@ -1,18 +1,46 @@
-"""The structure of the packages: no circle of imports, no large class, no retired word."""
+"""The structure of the packages: no circle of imports, small parts, tests beside their modules, no retired word."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "core" / "src", *ROOT.glob("plugins/*/src"), *ROOT.glob("lmflow_plugins_*/src")]
 LARGEST_CLASS = 300
-"""Lines."""
+MEDIAN_FUNCTION = 7
+LONG_FUNCTION = 25
+"""Lines of a class; of half, and of 95%, of the functions."""
+LONG_FILES = 1
+"""Files over 400 lines."""
+TESTS_PER_SOURCE = 0.9
+"""Lines of tests per line of source."""
+LACKING = {
+    "core/src/lmflow/data/dataset.py",
+    "core/src/lmflow/data/formats/dialogues.py",
+    "core/src/lmflow/data/formats/fields.py",
+    "core/src/lmflow/data/formats/preferences.py",
+    "core/src/lmflow/data/lengths.py",
+    "core/src/lmflow/data/rendering.py",
+    "core/src/lmflow/data/source.py",
+    "core/src/lmflow/data/tools/check.py",
+    "core/src/lmflow/inference/generate.py",
+    "core/src/lmflow/testing/aligner.py",
+    "core/src/lmflow/testing/data_format.py",
+    "core/src/lmflow/testing/inferencer.py",
+    "core/src/lmflow/testing/model.py",
+    "core/src/lmflow/testing/reward.py",
+    "core/src/lmflow/testing/runs.py",
+    "core/src/lmflow/testing/tuner.py",
+}
+"""Modules that have no test file of their own yet; no other is to join them."""
 
 INTERFACES = ("lmflow.components", "lmflow.hookspecs")
 """What these name for type checkers alone, from the layers above, is no dependency: an interface names what it is given."""
@@ -82,6 +110,49 @@ def test_no_class_is_large(name: str):
     tree = ast.parse(modules()[name].read_text())
     sizes = {n.name: (n.end_lineno or 0) - n.lineno + 1 for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
     assert not {name: size for name, size in sizes.items() if size > LARGEST_CLASS}
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """What `scripts/measure.py` defines."""
+    return runpy.run_path(str(ROOT / "scripts" / "measure.py"))
+
+
+def test_functions_are_short(measured: dict[str, Any]):
+    found = measured["functions"]()
+    assert statistics.median(part.lines for part in found) <= MEDIAN_FUNCTION
+    assert measured["quantile"](found, 0.95) <= LONG_FUNCTION
+
+
+def test_few_files_are_long(measured: dict[str, Any]):
+    found = [part for part in measured["files"]() if part.lines > measured["LONG_FILE"]]
+    assert len(found) <= LONG_FILES, found
+
+
+def test_large_modules_have_a_test_file_of_their_own(measured: dict[str, Any]):
+    found = {part.place for part in measured["without_twin"]()}
+    assert not found - LACKING
+
+
+def test_tests_are_nearly_as_long_as_what_they_test(measured: dict[str, Any]):
+    assert measured["test_ratio"]() >= TESTS_PER_SOURCE
+
+
+@pytest.mark.parametrize(
+    ("module", "tests"),
+    [
+        ("core/src/lmflow/errors.py", "core/test_errors.py"),
+        ("core/src/lmflow/run/log.py", "core/run/test_log.py"),
+        ("core/src/lmflow/cli/__init__.py", "core/cli/test_cli.py"),
+        ("core/src/lmflow/__init__.py", "core/test_lmflow.py"),
+        ("plugins/lmflow-lora/src/lmflow_lora/lora.py", "lora/test_lora.py"),
+        ("plugins/lmflow-lora/src/lmflow_lora/__init__.py", "lora/test_lmflow_lora.py"),
+    ],
+)
+def test_where_a_module_s_tests_stand(measured: dict[str, Any], module: str, tests: str):
+    file = ROOT / module
+    folder = next(parent for parent in file.parents if parent.name == "src")
+    assert measured["twin"](file, folder) == ROOT / "tests" / tests
 
 
 def texts() -> list[Path]:

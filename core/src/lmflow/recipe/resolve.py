@@ -21,6 +21,7 @@ from lmflow.recipe.choice import Choice
 from lmflow.recipe.choices import choose, choose_trackers, find_choice, missing_packages, not_installed
 from lmflow.recipe.gather import gather
 from lmflow.recipe.placement import placement_problems
+from lmflow.recipe.preferences import faulty_preferences
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.sections.training import TrainingOptions
@@ -65,6 +66,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     given = _training_section(settings, chosen, plugins, problems)
     parts[TRAINING] = _build(TRAINING, TrainingOptions, given, origins, problems)
     parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
+    problems += faulty_preferences(chosen, PREFERRING, CHOOSING_ORDER, plugins)
     problems += _incompatibilities(chosen, trackers)
     problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
     problems += placement_problems(parts["model"], parts["tuner"], parts[LAUNCH], settings, plugins.classes("tuner"))
@@ -206,7 +208,9 @@ def _training_section(
     settings: Mapping[str, Setting], chosen: Mapping[str, Choice | None], plugins: Plugins, problems: list[str]
 ) -> dict[str, Setting]:
     """Training settings, over the defaults that the chosen components prefer."""
-    return _preferred(chosen, TRAINING) | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
+    preferred = _preferred(chosen, TRAINING).items()
+    known = {key: setting for key, setting in preferred if key in TrainingOptions.model_fields}
+    return known | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
 
 
 def _launch(

@@ -80,16 +80,25 @@ def _cut(sequence: TokenSequence) -> TokenSequence:
 
 @torch.no_grad()
 def check_scores(model: LanguageModel, probes: Sequence[TokenSequence], *, packing: bool) -> None:
-    """A scorer's output for a sequence in a batch is what it is for that sequence alone."""
+    """A scorer's output for a sequence in a batch is what it is for that sequence alone.
+
+    Raises TrainingError where it is not, or where the model cannot tell padding from text.
+    """
     if packing:
         raise TrainingError("A model that scores whole sequences reads one in each row. Set --data.packing false.")
     alone = torch.cat([scores(model.module, collate([each], model.pad_id).to(model.device)) for each in probes])
-    together = scores(model.module, collate(list(probes), model.pad_id).to(model.device))
+    advice = (
+        "The model reads it at the last token that is not padding: "
+        "its configuration must name the tokenizer's pad token."
+    )
+    try:
+        together = scores(model.module, collate(list(probes), model.pad_id).to(model.device))
+    except ValueError as error:  # Transformers' scorers refuse a batch where they know no padding
+        raise TrainingError(f"Self-test: the model gives a batch of sequences no score ({error}) {advice}") from error
     off = (together - alone).abs().max()
     if off > (0.05 if is_low_precision(model) else 5e-4) * alone.abs().max().clamp(min=1.0):
         raise TrainingError(
-            f"Self-test: a sequence's score depends on the batch (largest difference {off:.2g}). The model reads it at "
-            "the last token that is not padding: its configuration must name the tokenizer's pad token."
+            f"Self-test: a sequence's score depends on the batch (largest difference {off:.2g}). {advice}"
         )
 
 
