@@ -14,7 +14,8 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
-    TRAINING_ONLY,
+    READING_SECTION,
+    formats_in,
     load_parts,
     make_progress,
     resolve_for_use,
@@ -27,6 +28,7 @@ from lmflow.evaluators.measure import measure
 from lmflow.formatting import number
 from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
+from lmflow.recipe.recipe import data_as_dict
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
 from lmflow.report.evaluation import check_directory, to_json, write_evaluation
@@ -39,9 +41,8 @@ FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": Fal
 SCOPE = Scope(
     "eval",
     ("evaluator", "model", "context", "attention", "data", "inferencer"),
-    {"compute": Compute},
+    {**READING_SECTION, "compute": Compute},
     aliases=COMPUTE_ALIASES,
-    hidden=TRAINING_ONLY,
 )
 HELP = (
     ("--output DIR", "Where to write results.json, rows.jsonl, report.html and plots."),
@@ -95,7 +96,7 @@ def start(
         check_directory(output, overwrite=overwrite)
     evaluator: Evaluator = parts["evaluator"]
     log = RunLog(None, plugins.emit, display)
-    samples = read_samples(parts["data"], plugins.classes("data"), log.note) if evaluator.reads_data else []
+    samples = read_samples(parts["data"], formats_in(parts, plugins), log.note) if evaluator.reads_data else []
     with log.phase(f"loading model {parts['model'].name}"):
         model = load_parts(parts, plugins, log)
     with log.handle_signals():
@@ -104,10 +105,11 @@ def start(
         )
         evaluation, record = measure(evaluator, context)
     described = {
-        slot: parts[slot] and {"name": parts[slot].name, **parts[slot].model_dump(mode="json", exclude=unused(slot))}
-        for slot in ("model", "context", "data", "inferencer")
+        slot: parts[slot] and {"name": parts[slot].name, **parts[slot].model_dump(mode="json")}
+        for slot in ("model", "context", "inferencer")
     }
-    record = {**record, **described, "notes": list(log.notes)}
+    data = parts["data"] and data_as_dict(parts["data"], parts["format"], parts["format_options"])
+    record = {**record, **described, "data": data, "notes": list(log.notes)}
     written: list[Path] = []
     if output is not None:
         written = write_evaluation(output, record, evaluation, evaluator)
@@ -123,12 +125,6 @@ def resolve(plugins: Plugins, scanned: Scanned) -> dict[str, Any]:
         names = ", ".join(sorted(plugins.offers("evaluator")))
         scanned.problems.append(f"--evaluator: name what to measure, one of {names}")
     return resolve_for_use(scanned, plugins, SCOPE, reads_data=evaluator is None or evaluator.reads_data)
-
-
-def unused(slot: str) -> set[str]:
-    """Options of a slot's component that mean nothing here, and are left out of the record."""
-    paths = (path.partition(".") for path in TRAINING_ONLY)
-    return {key for of, _, key in paths if of == slot}
 
 
 def table(metrics: Mapping[str, float]) -> str:

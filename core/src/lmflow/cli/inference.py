@@ -12,12 +12,14 @@ from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
 from lmflow.components import RunContext
+from lmflow.data.formats.recognising import Formats
 from lmflow.errors import RecipeError
 from lmflow.inference.types import Sampling
 from lmflow.models.load import Compute, load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
-from lmflow.recipe.settings import Origin, Scope, Setting
+from lmflow.recipe.sections.data import Reading
+from lmflow.recipe.settings import DATA, Origin, Scope, Setting
 from lmflow.run.display import Display, Silent
 
 if TYPE_CHECKING:
@@ -29,36 +31,33 @@ COMPUTE_HELP = (
     ("--device auto|cpu|cuda", "Where to compute; auto takes a GPU if there is one."),
     ("--precision auto|fp32|bf16", "dtype of the weights; auto is bf16 on a GPU that has it, else fp32."),
 )
-TRAINING_ONLY = (
-    "data.max_length",
-    "data.too_long",
-    "data.packing",
-    "data.validation",
-    "data.train_on",
-    "data.template",
-)
-"""Options of every data format that mean something in training alone."""
-
 SECONDS_BETWEEN_LINES = 5.0
 
+READING_SECTION: Mapping[str, type[BaseModel]] = {DATA: Reading}
 SAMPLING_SECTIONS: Mapping[str, type[BaseModel]] = {"sampling": Sampling, "compute": Compute}
 
 
 def resolve_for_use(scanned: Scanned, plugins: Plugins, scope: Scope, *, reads_data: bool = False) -> dict[str, Any]:
     """The parts a command line names; raises RecipeError with everything wrong in it.
 
-    Unless the command `reads_data`, slot `data` is None where nothing names data.
+    Unless the command `reads_data`, `data` is None where nothing names data.
     """
     settings = joined_stops(scanned.settings)
-    if not reads_data and not any(setting.path.partition(".")[0] == "data" for setting in settings):
-        scope = replace(scope, slots=[slot for slot in scope.slots if slot != "data"])
+    if not reads_data and not any(setting.path.partition(".")[0] == DATA for setting in settings):
+        sections = {name: owner for name, owner in scope.sections.items() if name != DATA}
+        scope = replace(scope, slots=[slot for slot in scope.slots if slot != DATA], sections=sections)
     try:
         parts = resolve_parts(plugins, scope, settings)
     except RecipeError as error:
         raise RecipeError([*scanned.problems, *error.problems]) from None
     if scanned.problems:
         raise RecipeError(scanned.problems)
-    return {"data": None, **parts}
+    return {DATA: None, **parts}
+
+
+def formats_in(parts: Mapping[str, Any], plugins: Plugins) -> Formats:
+    """What the records that a command's parts name may mean."""
+    return Formats(plugins.classes(DATA), parts["format"], parts["format_options"])
 
 
 def joined_stops(settings: Sequence[Setting]) -> list[Setting]:
