@@ -83,7 +83,7 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
     assert [place["source"] for row in shown["rows"] for place in row] != []
     for each in shown["sequences"]:
         assert sum(len(piece["ids"]) for piece in each["pieces"]) == each["tokens"]
-        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["trained"]) == each["num_targets"]
+        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["is_target"]) == each["num_targets"]
     done = lmflow("data", "show", path, "--model", model_directory, "--table", "--data.template", "chatml")
     assert "trained" in done.out
     assert "'<|im_end|>'" in done.out

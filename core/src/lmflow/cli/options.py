@@ -99,6 +99,8 @@ def _take_setting(
         value = "true"
     elif value is None and words and (not words[0].startswith("-") or NUMBER.match(words[0])):
         value = words.pop(0)
+    if value is None and "." in path and not flags:
+        value = "true"  # an option of nothing that is chosen, which resolving the others tells with the nearest name
     if value is None:
         scanned.problems.append(f"{option}: needs a value")
     else:
