@@ -238,7 +238,7 @@ def test_all_mistakes_at_once(lmflow: Call) -> None:
         "--sampling.top_p: must be at most 1.0, got '2'",
         "--data.packing: unknown option; data.packing is one of training runs (lmflow run)",
         "--resume: needs --output FILE",
-        "--tuner.rank: unknown section; lmflow generate has model, context, inferencer, data, sampling, compute",
+        "--tuner.rank: unknown section; lmflow generate has model, context, attention, inferencer, data, sampling, compute",
         "--device: must be one of 'auto', 'cpu' or 'cuda', got 'tpu'",
         "--inferencer: no inferencer is called hff",
         "--prompt: given beside --input",

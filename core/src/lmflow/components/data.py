@@ -18,8 +18,18 @@ class DataFormat(Component):
     """Slot `data`: what a record means. Where records lie, how long samples are and packing are no format's options."""
 
     reserved: ClassVar[tuple[str, ...]] = (
-        *("path", "mix", "columns", "on_bad_record", "streaming", "limit"),
-        *("max_length", "too_long", "packing", "validation", "template", "train_on"),
+        "path",
+        "mix",
+        "columns",
+        "on_bad_record",
+        "streaming",
+        "limit",
+        "max_length",
+        "too_long",
+        "packing",
+        "validation",
+        "template",
+        "train_on",
     )
     """Options of the section `data` for all formats (`DataOptions`); a format's own stand beside them in it."""
     reward: ClassVar[str | None] = None
