@@ -76,6 +76,8 @@ OBJECTS = (
     "lmflow.training.objective:NextToken",
     "lmflow.training.objective:FunctionObjective",
     "lmflow.data.sample:Item",
+    "lmflow.recipe.sections.data:Reading",
+    "lmflow.recipe.sections.data:DataOptions",
     "lmflow.recipe.sections.training:TrainingOptions",
     "lmflow.recipe.sections.launch:LaunchOptions",
     "lmflow.data.collate:Batch",

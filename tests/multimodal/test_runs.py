@@ -20,6 +20,7 @@ from lmflow.inference.types import Sampling
 from lmflow.models.encoding import encode
 from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
@@ -148,7 +149,7 @@ def test_raft_draws_from_images_and_its_reward_looks(
         Sample((Message("user", "<image> which?", (images[colour],)),), source=colour) for colour in ("red", "blue")
     ]
     trainer = trainer_for(model, tmp_path / "run", batch_size=2, learning_rate=1e-3)
-    data = Dataset(samples, samples, Llava())
+    data = Dataset(samples, samples, DataOptions(), Llava())
     raft = Raft(iterations=1, prompts=2, samples=2, max_new_tokens=3)
     raft.align(align_context(trainer, data, reward=SeesRed()))
     rows = [

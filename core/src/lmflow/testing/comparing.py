@@ -95,9 +95,10 @@ def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float
 def heldout_loss(plugins: Plugins, model: LanguageModel, recipe: Recipe) -> float:
     """Loss of `model` on what a run of `recipe` holds out: its `eval_loss`."""
     from lmflow.data.dataset import load_dataset
+    from lmflow.data.formats import formats_of
     from lmflow.models.encoding import encode_answered
 
-    data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
+    data, _ = load_dataset(recipe.data, formats_of(recipe, plugins), recipe.training.seed)
     return mean_loss(model, encode_answered(model, data.heldout, data.options))
 
 

@@ -300,10 +300,11 @@ class Bench:
     def workload(self, changes: Mapping[str, Any]) -> Workload | None:
         """What the aligner tells `lmflow plan` of the run."""
         from lmflow.data.dataset import load_dataset
+        from lmflow.data.formats import formats_of
         from lmflow.planning.plan import load_skeleton
 
         recipe = self.recipe(changes).recipe
-        data, _ = load_dataset(recipe.data, self.plugins.classes("data"), recipe.training.seed)
+        data, _ = load_dataset(recipe.data, formats_of(recipe, self.plugins), recipe.training.seed)
         model = load_skeleton(recipe, self.plugins)
         return recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
 
