@@ -153,6 +153,21 @@ def test_a_prompt_that_cannot_be_answered_is_refused_and_costs_no_other(model: A
             assert {update.ticket for update in until_idle(engine)} == {ticket}
 
 
+def test_requests_whose_prompts_cannot_be_read_wait_and_can_be_cancelled(model: Any, prompts: list[Prompt]):
+    with HuggingFace().engine(model) as engine:
+        running = engine.submit(prompts[0], Sampling(max_new_tokens=6, min_new_tokens=6))
+        engine.step()
+        broken = engine.submit(Prompt(prompts[1].ids, {"unknown_values": torch.zeros(1)}), Sampling())
+        with pytest.raises(TypeError, match="unknown_values"):
+            engine.step()
+        engine.cancel(broken)
+        [update] = until_idle(engine)
+        assert (update.ticket, update.completion) == (
+            running,
+            alone(model, prompts[0], Sampling(max_new_tokens=6, min_new_tokens=6))[0],
+        )
+
+
 def until_idle(engine: Any) -> Iterator[Update]:
     while not engine.idle:
         yield from engine.step()
