@@ -101,7 +101,7 @@ class DataFormatSuite:
     @pytest.fixture
     def plugins(self, data_format: DataFormat) -> Plugins:
         """The core and the plugin of the format, which need not be installed."""
-        return plugins_with(type(data_format))
+        return plugins_with(type(data_format), companions=())
 
     # Good records
 

@@ -54,7 +54,7 @@ class ModelSuite:
     @pytest.fixture
     def plugins(self, model_component: Model) -> Plugins:
         """The core and the plugin of the component, which need not be installed."""
-        return plugins_with(type(model_component))
+        return plugins_with(type(model_component), companions=())
 
     @pytest.fixture
     def loaded(self, request: pytest.FixtureRequest, model_component: Model) -> LanguageModel:

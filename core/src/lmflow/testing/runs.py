@@ -79,7 +79,11 @@ def supply(suite: object, fixture: str) -> NoReturn:
 # Plugins
 
 
-def plugins_with(*components: type[Component], companions: Collection[str] = ()) -> Plugins:
+COMPANIONS = ("lmflow-demo", "lmflow-lora", "lmflow-raft")
+"""Distributions whose components the suites of tuners and aligners combine the one under examination with."""
+
+
+def plugins_with(*components: type[Component], companions: Collection[str] = COMPANIONS) -> Plugins:
     """The core, the installed plugins that `components` come from, and the distributions `companions`: nothing else.
 
     What else is installed cannot matter then, broken or slow as it may be. Components that no plugin offers are offered
@@ -407,13 +411,13 @@ class RunSuite:
         """The component under examination, whatever its kind."""
         raise NotImplementedError
 
-    companions: ClassVar[Collection[str]] = ("lmflow-demo", "lmflow-lora", "lmflow-raft")
+    companions: ClassVar[Collection[str]] = COMPANIONS
     """Distributions whose components the tests combine it with, where they are installed."""
 
     @pytest.fixture
-    def plugins(self, component: Component) -> Plugins:
-        """The core, the plugin of the component, installed or not, and the suite's companions; see `plugins_with`."""
-        return plugins_with(type(component), companions=self.companions)
+    def plugins(self, component: Component, model: Model) -> Plugins:
+        """The core, the plugins of the component and the model, and the suite's companions; see `plugins_with`."""
+        return plugins_with(type(component), type(model), companions=self.companions)
 
     @pytest.fixture
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
