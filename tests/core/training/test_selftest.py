@@ -1,6 +1,7 @@
 """The start-up checks: silent on a sound model, and each one catching the fault it is for."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from lmflow.data.collate import collate
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
+from lmflow.training.objective import NextToken
 from lmflow.training.selftest import check_gradients, check_model, check_movement, choose_probes
 
 
@@ -19,17 +21,16 @@ def sequences() -> list[TokenSequence]:
     return [TokenSequence(list(range(5, 5 + n)), [False] * 2 + [True] * (n - 2), f"s{n}") for n in (6, 90, 11)]
 
 
-def trainer_of(model: Any) -> Any:
-    from contextlib import nullcontext
-
-    return SimpleNamespace(model=model, autocast=nullcontext)
+def trainer_of(model: Any, *, packing: bool = False, autocast: Any = nullcontext) -> Any:
+    setup = SimpleNamespace(packing=packing, objective=NextToken())
+    return SimpleNamespace(model=model, autocast=autocast, setup=setup)
 
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_sound_model_passes_and_is_left_as_it_was(packing: bool, tiny_model, sequences):
     tiny_model.module.train()
     before = copy.deepcopy(tiny_model.module.state_dict())
-    check_model(trainer_of(tiny_model), sequences, packing=packing)
+    check_model(trainer_of(tiny_model, packing=packing), sequences)
     assert tiny_model.module.training
     assert all(torch.equal(before[name], value) for name, value in tiny_model.module.state_dict().items())
     assert all(parameter.grad is None for parameter in tiny_model.module.parameters())
@@ -37,8 +38,7 @@ def test_a_sound_model_passes_and_is_left_as_it_was(packing: bool, tiny_model, s
 
 def test_a_sound_model_passes_in_bf16(tiny_model, sequences):
     """Autocast caches casts of trainable weights, which must not hide that they move."""
-    trainer = SimpleNamespace(model=tiny_model, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
-    check_model(trainer, sequences, packing=False)
+    check_model(trainer_of(tiny_model, autocast=lambda: torch.autocast("cpu", torch.bfloat16)), sequences)
 
 
 def test_probes_are_short_and_keep_their_targets(sequences):
@@ -50,7 +50,7 @@ def test_probes_are_short_and_keep_their_targets(sequences):
 def test_a_declared_parameter_the_loss_never_uses(tiny_model, sequences):
     tiny_model.module.unused = nn.Parameter(torch.zeros(2))
     with pytest.raises(TrainingError, match="gradient does not reach 1 parameters, such as unused"):
-        check_gradients(tiny_model, collate(sequences, 2))
+        check_gradients(trainer_of(tiny_model), tuple(sequences))
 
 
 def test_an_adapter_that_is_not_applied(tiny_model, sequences):
@@ -64,11 +64,11 @@ def test_attention_across_packed_samples(tiny_model, sequences):
     """A model that ignores where samples begin is caught before it trains on garbage."""
     forward = tiny_model.module.forward
     tiny_model.module.forward = lambda input_ids, position_ids=None, **rest: forward(input_ids, **rest)
-    check_model(trainer_of(tiny_model), sequences, packing=False)
+    check_model(trainer_of(tiny_model), sequences)
     with pytest.raises(TrainingError, match=r"depends on the batch.*packed.*--data.packing false"):
-        check_model(trainer_of(tiny_model), sequences, packing=True)
+        check_model(trainer_of(tiny_model, packing=True), sequences)
 
 
 def test_no_trained_token(tiny_model):
     with pytest.raises(TrainingError, match="No sample has a trained token"):
-        check_model(trainer_of(tiny_model), [TokenSequence([3, 4], [False, False])], packing=False)
+        check_model(trainer_of(tiny_model), [TokenSequence([3, 4], [False, False])])

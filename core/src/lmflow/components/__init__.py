@@ -17,6 +17,7 @@ from lmflow.components.contexts import (
     RunContext,
 )
 from lmflow.components.data import DataFormat
+from lmflow.components.engine import Engine, Update
 from lmflow.components.evaluator import Evaluation, Evaluator
 from lmflow.components.exporter import ExportContext, Exporter
 from lmflow.components.inferencer import Inferencer
@@ -35,6 +36,7 @@ __all__ = [
     "Conflict",
     "Context",
     "DataFormat",
+    "Engine",
     "EvaluateContext",
     "Evaluation",
     "Evaluator",
@@ -55,5 +57,6 @@ __all__ = [
     "Schedule",
     "Tracker",
     "Tuner",
+    "Update",
     "Workload",
 ]

@@ -26,6 +26,8 @@ class Workload:
     """What `Trainer.fit` will be given; what is yet to be sampled stands here at its longest."""
     steps: int | None
     """Optimizer steps of the whole run; None where that is not known."""
+    heldout: Sequence[Item] = ()
+    """Held-out items, which passes without gradients go through; `lmflow plan` fills them in."""
 
 
 class Aligner(Component):

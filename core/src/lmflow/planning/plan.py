@@ -16,7 +16,7 @@ from lmflow.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from lmflow.data.collate import Batch
-    from lmflow.data.sample import Dataset
+    from lmflow.data.sample import Dataset, Item
     from lmflow.models.language_model import LanguageModel
     from lmflow.planning.footprint import Footprint
     from lmflow.plugins import Plugins
@@ -111,14 +111,20 @@ class Plan:
 def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
     """The plan of a recipe whose data is read; `model` is its skeleton, which the tuner changes.
 
-    Raises EstimateError where the tuner cannot do with an outline.
+    Raises EstimateError where the tuner cannot do with a skeleton.
     """
+    from lmflow.models.encoding import encode_answered
+
     device, precision = computing(recipe)
     workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training)) or told_by_data(
         model, data
     )
     model = prepared(model, recipe.tuner)
     parameters = list(model.module.parameters())
+    heldout = recipe.aligner.items(model, data.heldout, data)
+    workload = replace(
+        workload, heldout=encode_answered(model, data.heldout, data.options) if heldout is None else heldout
+    )
     steps, memory, not_estimated = estimate(recipe, model, workload)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
@@ -184,7 +190,7 @@ def told_by_data(model: LanguageModel, data: Dataset) -> Workload:
 
 def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
     """The steps of a prepared model, the memory they take, or else why that cannot be said."""
-    from lmflow.planning.footprint import StepSettings, predict_footprint
+    from lmflow.planning.footprint import StepSettings, predict_footprint, predict_validation
 
     steps, batch = lay_out_steps(recipe, model, workload)
     device, precision = computing(recipe)
@@ -199,7 +205,11 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
         optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
     )
     try:
-        return steps, predict_footprint(model.module, batch, setting), ""
+        memory = predict_footprint(model.module, batch, setting)
+        if workload.heldout:
+            passing = predict_validation(model.module, largest_validation(recipe, model, workload.heldout), setting)
+            memory = max(memory, passing, key=lambda footprint: footprint.total)
+        return steps, memory, ""
     except Exception as error:  # of whatever kind: it is the model's own code, on tensors that it was not written for
         return steps, None, f"{type(error).__name__}: {error}".partition("\n")[0]
 
@@ -232,6 +242,14 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     rows, length = largest.input_ids.shape
     steps = Steps(workload.steps, len(items), tokens / seen, trained / seen, passes, rows, length, real / positions)
     return steps, largest
+
+
+def largest_validation(recipe: Recipe, model: LanguageModel, items: Sequence[Item]) -> Batch:
+    """The largest batch of held-out items, which the trainer goes through without gradients."""
+    from lmflow.training.batches import bounded_batches
+
+    batches = bounded_batches(items, model.pad_id, recipe.training.micro_batch_size)
+    return max((batch for _, batch in batches), key=weight_of)
 
 
 def weight_of(batch: Batch) -> tuple[int, int]:

@@ -87,13 +87,11 @@ def opened(
     directory = open_directory(recipe, processes, output, resume, overwrite)
     rank0 = processes.is_rank0
     log = RunLog(directory if rank0 else None, plugins.emit if rank0 else silent, display if rank0 else None, processes)
+    work = stages.Work(recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=resume))
     try:
-        with plugins.with_trackers(recipe.trackers if rank0 else ()), log.handle_signals():
-            yield stages.Work(
-                recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=resume)
-            )
+        with plugins.with_trackers(recipe.trackers if rank0 else ()), log.handle_signals(), work.closing:
+            yield work
     finally:
-        recipe.inferencer.close()
         directory.close()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ class Work:
     directory: RunDirectory
     log: RunLog
     record: RunRecord
+    closing: ExitStack = field(default_factory=ExitStack)
+    """What has to be closed when the run ends, however it does."""
 
 
 def read_data(work: Work) -> Dataset:
@@ -165,8 +168,9 @@ def items_of(work: Work, model: LanguageModel, samples: Sequence[Sample], data: 
 
 
 def open_inferencer(work: Work, model: LanguageModel) -> None:
-    """Let the inferencer get ready."""
-    work.recipe.inferencer.open(RunContext(plugins=work.plugins, log=work.log, model=model))
+    """Let the inferencer get ready; it is closed with the run."""
+    context = RunContext(plugins=work.plugins, log=work.log, model=model)
+    work.closing.enter_context(work.recipe.inferencer.opened(context))
 
 
 def save(work: Work, trainer: Trainer) -> Path:

@@ -12,6 +12,8 @@ pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("aligner", "a
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("data_format", "evaluator", "exporter")))
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("inferencer", "model", "optimizer", "reward")))
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("runs", "schedule", "tracker", "tuner")))
+pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in ("inferencer_requests", "inferencer_sampling")))
+pytest.register_assert_rewrite(f"{__name__}.requests")
 
 from lmflow.testing.aligner import AlignerSuite  # noqa: E402
 from lmflow.testing.attention import AttentionSuite  # noqa: E402

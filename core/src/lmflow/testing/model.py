@@ -53,7 +53,7 @@ class ModelSuite:
 
     @pytest.fixture
     def plugins(self, model_component: Model) -> Plugins:
-        """The installed plugins, with the component among them even where it is not installed."""
+        """The core and the plugin of the component, which need not be installed."""
         return plugins_with(type(model_component))
 
     @pytest.fixture

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 from pydantic import PrivateAttr
 
 from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanContext, Tracker, Workload
-from lmflow.errors import Interrupted, RecipeError
+from lmflow.errors import Interrupted, PluginError, RecipeError
 from lmflow.hookspecs import hookimpl
-from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
+from lmflow.plugins import CORE, GROUP, Plugins
+from lmflow.plugins.in_process import load_plugins_with, slot_of
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
@@ -76,41 +77,23 @@ def supply(suite: object, fixture: str) -> NoReturn:
 # Plugins
 
 
-class InProcess(EntryPoint):
-    """An entry point whose module is at hand: what `importlib.metadata` would find, had the plugin been installed."""
+def plugins_with(*components: type[Component], companions: Collection[str] = ()) -> Plugins:
+    """The core, the installed plugins that `components` come from, and the distributions `companions`: nothing else.
 
-    def __init__(self, module: ModuleType) -> None:
-        super().__init__(name="plugin", value=module.__name__, group="under-examination")
-        vars(self)["module"] = module
-
-    def load(self) -> Any:
-        """The module itself."""
-        return vars(self)["module"]
-
-
-def plugins_with(*components: type[Component]) -> Plugins:
-    """The installed plugins, and one more that offers those of `components` that none of them offers.
-
-    Fails with the reason where a component breaks a rule for which its plugin would be left out.
+    What else is installed cannot matter then, broken or slow as it may be. Components that no plugin offers are offered
+    by one more. Fails with the reason where a component breaks a rule for which its plugin would be left out.
     """
-    installed = load_plugins()
-    missing = [each for each in components if each not in installed.classes(slot_of(each).name)]
-    if not missing:
-        return installed
-    module = ModuleType("under_examination")
-    for slot in dict.fromkeys(slot_of(each) for each in missing):
-        offered = [each for each in missing if slot_of(each) is slot]
-        setattr(module, slot.hook, hookimpl(lambda offered=offered: offered))
-    loaded = load_plugins([*entry_points(group=GROUP), InProcess(module)])
-    for broken in loaded.broken:
-        if broken.entry_point == "plugin" and broken.distribution == "under-examination":
-            pytest.fail(f"lmflow would leave the plugin out: {broken.reason}", pytrace=False)
-    return loaded
-
-
-def slot_of(component: type[Component]) -> Slot:
-    """The slot a component class fills."""
-    return next(slot for slot in SLOTS.values() if issubclass(component, slot.base))
+    packages = {component.__module__.partition(".")[0] for component in components}
+    wanted = {CORE, *companions}
+    points = [
+        point
+        for point in entry_points(group=GROUP)
+        if point.module.partition(".")[0] in packages or (point.dist is not None and point.dist.name in wanted)
+    ]
+    try:
+        return load_plugins_with(components, points)
+    except PluginError as error:
+        pytest.fail(f"lmflow would leave the plugin out: {str(error).removeprefix('components: ')}", pytrace=False)
 
 
 def component_settings(plugins: Plugins, component: Component) -> dict[str, Any]:
@@ -190,8 +173,8 @@ class Prepared:
         return {name for name, parameter in self.model.module.named_parameters() if parameter.requires_grad}
 
 
-def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepared:
-    """Begin a run as `lmflow run` does, up to where the aligner takes over."""
+def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path, closing: ExitStack) -> Prepared:
+    """Begin a run as `lmflow run` does, up to where the aligner takes over; `closing` gets what is to be closed."""
     from lmflow.run.log import RunLog
 
     recipe, directory = resolved.recipe, RunDirectory(output)
@@ -202,8 +185,11 @@ def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepare
         data = stages.read_data(work)
         model = stages.prepare(work, model)
         stages.open_inferencer(work, model)
-        return Prepared(recipe, model, data, stages.make_trainer(work, model, data), log, output, plugins)
+        trainer = stages.make_trainer(work, model, data)
+        closing.push(work.closing.pop_all())
+        return Prepared(recipe, model, data, trainer, log, output, plugins)
     finally:
+        work.closing.close()
         directory.close()
 
 
@@ -277,6 +263,8 @@ class Bench:
         self.model = model
         self.base_directory = Path(model.load(LoadRequest()).source)
         self.base_files = file_hashes(self.base_directory)
+        self.closing = ExitStack()
+        """What has to be closed after the last test."""
         self._done: dict[str, RunResult | BaseException] = {}
 
     @property
@@ -342,7 +330,7 @@ class Bench:
     def prepare(self, changes: Mapping[str, Any]) -> Prepared:
         """What a run has at hand when its aligner begins, made anew at each call."""
         output = self.folder / f"prepared-{len(list(self.folder.glob('prepared-*')))}"
-        return prepare(self.recipe(changes), self.plugins, output)
+        return prepare(self.recipe(changes), self.plugins, output, self.closing)
 
     def load(self, reference: Path) -> LanguageModel:
         """The model that `--model REFERENCE` means, on the CPU in float32."""
@@ -397,10 +385,13 @@ class RunSuite:
         """The component under examination, whatever its kind."""
         raise NotImplementedError
 
+    companions: ClassVar[Collection[str]] = ("lmflow-demo", "lmflow-lora", "lmflow-raft")
+    """Distributions whose components the tests combine it with, where they are installed."""
+
     @pytest.fixture
     def plugins(self, component: Component) -> Plugins:
-        """The installed plugins, with the component among them even where it is not installed."""
-        return plugins_with(type(component))
+        """The core, the plugin of the component, installed or not, and the suite's companions; see `plugins_with`."""
+        return plugins_with(type(component), companions=self.companions)
 
     @pytest.fixture
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
@@ -422,7 +413,8 @@ class RunSuite:
         if repr(component) not in benches:
             plugins, model = request.getfixturevalue("plugins"), request.getfixturevalue("model")
             folder = tmp_path_factory.mktemp("bench")
-            benches[repr(component)] = Bench(folder, plugins, component, model, self.records)
+            bench = benches[repr(component)] = Bench(folder, plugins, component, model, self.records)
+            of_class.addfinalizer(bench.closing.close)
         return benches[repr(component)]
 
     def test_options_survive_the_recipe_file(self, bench: Bench, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lmflow.distributed.strategies import make_strategy
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import Interrupted, RecipeError, TrainingError
-from lmflow.models.language_model import LanguageModel
+from lmflow.models.language_model import LanguageModel, WeightCounter
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.training.accumulate import Passes, Sequences
 from lmflow.training.batches import micro_batches, sequences_of
@@ -147,7 +147,7 @@ class Trainer:
         first = self.step if start is None else start
         end = first + steps
         check_budget(len(items), steps, end, self.step, self._restored_step)
-        train_mode(self._strategy)
+        train_mode(self._strategy, self.model.weights)
         losses = []
         if self._evaluate_if_due():
             self.checkpoint()
@@ -156,7 +156,7 @@ class Trainer:
             for groups, batches in prefetch(partial(self._read_step, items), chosen):
                 losses.append(self._train_step(groups, batches, objective or self.setup.objective, checkpoints))
                 self._after_step(checkpoints)
-        eval_mode(self._strategy)
+        eval_mode(self._strategy, self.model.weights)
         self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -268,12 +268,12 @@ class Trainer:
         self._evaluation_due = False
         self._eval_loss = self.step, found["loss"]
         self.log.step({"step": self.step, **{f"eval_{name}": value for name, value in found.items()}})
-        train_mode(self._strategy)
+        train_mode(self._strategy, self.model.weights)
         return self.options.result == "best" and self._checkpoints.is_best(found["loss"])
 
     def validate(self, items: Sequence[Item], objective: Objective | None = None) -> dict[str, float]:
         """Mean loss over `items`, as "loss", and the objective's metrics, dropout off; every process has to call it."""
-        eval_mode(self.__dict__.get("_strategy"))
+        eval_mode(self.__dict__.get("_strategy"), self.model.weights)
         return validate(
             self.model.module,
             items,
@@ -307,8 +307,10 @@ class Trainer:
         now = dict(self.model.module.named_parameters())
         with replaced_weights({now[name]: value for name, value in self._start.items()}):
             self.model.weights.changed()
-            yield
-        self.model.weights.changed()
+            try:
+                yield
+            finally:
+                self.model.weights.changed()  # the weights from before come back at once
 
     # Checkpoints
 
@@ -385,14 +387,21 @@ def check_budget(items: int, steps: int, end: int, step: int, restored: int) -> 
         )
 
 
-def train_mode(strategy: DDP) -> None:
-    """Put the model in train mode, and the optimizer where it has modes, as schedule-free ones do."""
+def train_mode(strategy: DDP, weights: WeightCounter) -> None:
+    """Put the model in train mode, and the optimizer where it has modes, as schedule-free ones do.
+
+    These have other weights in each mode, so that their change counts.
+    """
     strategy.forward.train()
-    getattr(strategy.optimizer, "train", lambda: None)()
+    if hasattr(strategy.optimizer, "train"):
+        strategy.optimizer.train()
+        weights.changed()
 
 
-def eval_mode(strategy: DDP | None) -> None:
+def eval_mode(strategy: DDP | None, weights: WeightCounter) -> None:
     """Put the model in eval mode, and the optimizer where it has modes; nothing before there is an optimizer."""
     if strategy is not None:
         strategy.forward.eval()
-        getattr(strategy.optimizer, "eval", lambda: None)()
+        if hasattr(strategy.optimizer, "eval"):
+            strategy.optimizer.eval()
+            weights.changed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmflow.components import LoadRequest
@@ -59,20 +58,19 @@ def check_positions(target: LanguageModel) -> None:
         )
 
 
-def check_prompts(draft: LanguageModel, prompts: Sequence[Prompt]) -> None:
+def check_prompt(draft: LanguageModel, prompt: Prompt, which: str) -> None:
     """Raise DataError for a prompt the draft cannot read: one with images, or longer than its context."""
     reach = draft.context_length
-    for number, prompt in enumerate(prompts, 1):
-        if prompt.model_inputs:
-            raise DataError(
-                f"Prompt {number} of {len(prompts)} holds more than text ({', '.join(prompt.model_inputs)}), which the "
-                "draft cannot read. Leave --inferencer.draft out: proposals are then looked up in the text."
-            )
-        if reach is not None and len(prompt.ids) > reach:
-            raise DataError(
-                f"Prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the draft's context is {reach}. "
-                "Shorten it, use a draft with a longer context, or leave --inferencer.draft out."
-            )
+    if prompt.model_inputs:
+        raise DataError(
+            f"{which} holds more than text ({', '.join(prompt.model_inputs)}), which the draft cannot read. Leave "
+            "--inferencer.draft out: proposals are then looked up in the text."
+        )
+    if reach is not None and len(prompt.ids) > reach:
+        raise DataError(
+            f"{which} has {len(prompt.ids)} tokens; the draft's context is {reach}. Shorten it, use a draft with a "
+            "longer context, or leave --inferencer.draft out."
+        )
 
 
 def relative_cost(target: LanguageModel, draft: LanguageModel | None) -> float:
