@@ -14,6 +14,7 @@ from lmflow.components.contexts import (
     GenerateRequest,
     LoadRequest,
     PlanContext,
+    Quantization,
     RunContext,
 )
 from lmflow.components.data import DataFormat
@@ -51,6 +52,7 @@ __all__ = [
     "Optimizer",
     "ParameterGroup",
     "PlanContext",
+    "Quantization",
     "Requirement",
     "Reward",
     "RunContext",

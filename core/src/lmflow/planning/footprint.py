@@ -39,6 +39,8 @@ class Footprint:
     optimizer: int
     activations: int
     logits: int
+    models: int = 0
+    """Weights of further models that the aligner uses."""
     libraries: int = 0
     """Python, torch and what else lies in the main memory; not counted on a GPU."""
 

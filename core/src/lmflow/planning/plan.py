@@ -8,10 +8,11 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import LoadRequest, PlanContext, Tuner, Workload
+from lmflow.components import Aligner, LoadRequest, Model, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
+from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -113,18 +114,15 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
 
     Raises EstimateError where the tuner cannot do with a skeleton.
     """
-    from lmflow.models.encoding import encode_answered
+    from lmflow.models.encoding import items_of
+    from lmflow.models.quantization import count_parameters
 
     device, precision = computing(recipe)
-    workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training)) or told_by_data(
-        model, data
-    )
+    told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
+    workload = told or told_by_data(recipe.aligner, model, data)
+    others = other_weights(recipe, plugins)
     model = prepared(model, recipe.tuner)
-    parameters = list(model.module.parameters())
-    heldout = recipe.aligner.items(model, data.heldout, data)
-    workload = replace(
-        workload, heldout=encode_answered(model, data.heldout, data.options) if heldout is None else heldout
-    )
+    workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
     steps, memory, not_estimated = estimate(recipe, model, workload)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
@@ -133,10 +131,10 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         device=device,
         precision=precision,
         processes=recipe.launch.total,
-        parameters=sum(p.numel() for p in parameters),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=count_parameters(model.module),
+        trainable_parameters=count_parameters(model.module, trainable_only=True),
         steps=steps,
-        memory=memory and replace(memory, libraries=libraries),
+        memory=memory and replace(memory, libraries=libraries, models=others),
         not_estimated=not_estimated,
         available=available_memory(device, recipe.launch.processes),
     )
@@ -181,11 +179,28 @@ def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
         ) from error
 
 
-def told_by_data(model: LanguageModel, data: Dataset) -> Workload:
-    """What is trained on where the aligner does not say: the samples, for a number of steps that is not known."""
-    from lmflow.models.encoding import encode_answered
+def told_by_data(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
+    """What is trained on where the aligner does not say: all samples, for a number of steps that is not known."""
+    from lmflow.models.encoding import items_of
 
-    return Workload(encode_answered(model, data.train, data.options), None)
+    return Workload(items_of(aligner, model, data.train, data), None)
+
+
+def other_weights(recipe: Recipe, plugins: Plugins) -> int:
+    """Bytes of the weights of the models that the aligner uses beside the one it trains; equal ones once.
+
+    They compute without a gradient, so that their activations are few beside those of training, and are not counted.
+    """
+    import torch
+
+    from lmflow.models.device import DTYPES
+
+    width = getattr(torch, DTYPES[computing(recipe)[1]]).itemsize
+    components: list[Model] = []
+    for each in other_models(recipe.aligner, plugins).values():
+        components += [] if each in components else [each]
+    modules = [each.skeleton(LoadRequest(plugins=plugins)).module for each in components]
+    return sum(width * sum(p.numel() for p in module.parameters()) for module in modules)
 
 
 def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
@@ -276,8 +291,8 @@ def remedies(
 ) -> Iterator[Remedy]:
     """Options that lower the peak, each together with those before it, up to the first that is enough."""
     assert plan.memory is not None
-    libraries = plan.memory.libraries
-    least, options = plan.memory.total - libraries, ""
+    constant = plan.memory.libraries + plan.memory.models
+    least, options = plan.memory.total - constant, ""
     for option, change in changes(plan, plugins):
         changed = change(recipe)
         if changed == recipe:
@@ -288,8 +303,8 @@ def remedies(
         if memory is None or memory.total > NOTABLE * least:
             continue
         recipe, least, options = changed, memory.total, f"{options} {option}".strip()
-        yield Remedy(options, least + libraries)
-        if plan.available is not None and least + libraries <= plan.available:
+        yield Remedy(options, least + constant)
+        if plan.available is not None and least + constant <= plan.available:
             return
 
 

@@ -93,7 +93,7 @@ def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float
     """Loss over `sequences` in nats per trained token."""
     from lmflow.training.loss import sequence_logprobs
 
-    logprobs = sequence_logprobs(model.module, sequences, pad_id=model.pad_id, device=model.device)
+    logprobs = sequence_logprobs(model, sequences)
     return -float(logprobs.sum()) / sum(sequence.num_targets for sequence in sequences)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,10 @@ class Trainer:
     def heldout(self) -> Sequence[Item]:
         """Held-out items, as the objective reads them."""
         return self.setup.heldout
+
+    def hold_out(self, items: Sequence[Item]) -> None:
+        """Judge by other held-out items from now on, such as the same ones with a reference's log-probabilities."""
+        self.setup = replace(self.setup, heldout=items)
 
     @cached_property
     def _strategy(self) -> DDP:

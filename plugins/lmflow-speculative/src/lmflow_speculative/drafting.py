@@ -10,6 +10,7 @@ from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.models.language_model import dynamic_factor
 
 if TYPE_CHECKING:
+    from lmflow.components import Attention
     from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
 
@@ -17,12 +18,15 @@ LOOK = 0.05
 """What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
 
 
-def load_draft(plugins: Plugins, reference: str, dtype: str, device: str) -> LanguageModel:
+def load_draft(
+    plugins: Plugins, reference: str, dtype: str, device: str, attention: Attention | None = None
+) -> LanguageModel:
     """The model `reference` means, its weights in `dtype` on `device`; raises LmflowError when there is none."""
     from lmflow.recipe.resolve import model_from_reference
 
     try:
-        draft = model_from_reference(plugins, reference).load(LoadRequest(dtype=dtype, device=device, plugins=plugins))
+        request = LoadRequest(dtype=dtype, device=device, attention=attention, plugins=plugins)
+        draft = model_from_reference(plugins, reference).load(request)
     except RecipeError as error:
         reasons = "; ".join(problem.removeprefix("--model: ") for problem in error.problems)
         raise RecipeError([f"inferencer.draft: {reasons}"]) from None

@@ -115,5 +115,5 @@ class Speculative(PassInferencer):
         dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
         key = (reference, dtype, str(model.device))
         if key not in self._drafts:
-            self._drafts[key] = load_draft(self._plugins, *key)
+            self._drafts[key] = load_draft(self._plugins, *key, model.attention)
         return self._drafts[key]
