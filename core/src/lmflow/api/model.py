@@ -145,7 +145,7 @@ class LoadedModel:
 
         `sampling` are the options of `lmflow generate` (temperature, max_new_tokens, top_p, stop, seed, …). The chat
         template is applied, with `system` as its system text, unless `raw` asks to continue the text as it is;
-        `images` are paths of pictures for a single prompt. Raises DataError for a prompt that is empty or too long,
+        `images` are paths of images for a single prompt. Raises DataError for a prompt that is empty or too long,
         RecipeError for an option that does not exist.
         """
         framing = Framing(system, raw)
