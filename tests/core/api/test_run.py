@@ -205,7 +205,9 @@ class Twice(lmflow.Aligner):
 
     def align(self, context: lmflow.AlignContext) -> None:
         """Train on everything, `passes` times."""
-        items = self.items(context.model, context.data.train, context.data)
+        from lmflow.models.encoding import encode_answered
+
+        items = encode_answered(context.model, context.data.train, context.data.options)
         context.log.metrics["passes"] = self.passes
         context.trainer.plan(self.passes)
         context.trainer.fit(items, steps=self.passes)
