@@ -18,6 +18,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
+from lmflow.plugins import load_plugins
 from lmflow.training.loss import forward_inputs, negative_log_likelihood
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.model import spread
@@ -28,7 +29,7 @@ Load = Callable[..., Any]
 
 @pytest.fixture
 def plain(model_directory: Path) -> LanguageModel:
-    return Pretrained(path=str(model_directory)).load(LoadRequest())
+    return Pretrained(path=str(model_directory)).load(LoadRequest(plugins=load_plugins()))
 
 
 def talk(asked: str, answer: str, *images: str) -> Sample:
@@ -275,7 +276,7 @@ def test_one_directory_saves_and_loads_the_whole(vision: Load, images: dict[str,
     (tmp_path / "saved").rename(moved)
     assert VisionLanguage.recognises(str(moved))
     assert not Pretrained.recognises(str(moved))
-    again = VisionLanguage(path=str(moved)).load(LoadRequest())
+    again = VisionLanguage(path=str(moved)).load(LoadRequest(plugins=load_plugins()))
     sample = talk("<image> fox", "jumps", images["red"])
     assert torch.equal(logits(again, *again.encode(sample)), logits(model, *model.encode(sample)))
     assert len(again.tokenizer) == len(model.tokenizer)
@@ -297,7 +298,7 @@ def test_what_a_tuner_trained_comes_back(vision: Load, images: dict[str, str], t
     saved = model.save_tuned(chosen, tmp_path)
     assert saved.name == ("adapter" if tuner == "lora" else "model")
     assert (saved / "language_model" / "adapter_config.json").exists() == (tuner == "lora")
-    again = VisionLanguage(path=str(saved)).load(LoadRequest())
+    again = VisionLanguage(path=str(saved)).load(LoadRequest(plugins=load_plugins()))
     sample = talk("<image> fox", "jumps", images["red"])
     expected = logits(model, *model.encode(sample))
     torch.testing.assert_close(logits(again, *again.encode(sample)), expected, atol=1e-5, rtol=1e-4)
@@ -305,21 +306,21 @@ def test_what_a_tuner_trained_comes_back(vision: Load, images: dict[str, str], t
         second = again.prepare(Lora(rank=2))
         whole = second.save_tuned(Lora(rank=2), tmp_path)
         assert whole.name == "model"
-        third = VisionLanguage(path=str(whole)).load(LoadRequest())
+        third = VisionLanguage(path=str(whole)).load(LoadRequest(plugins=load_plugins()))
         torch.testing.assert_close(logits(third, *third.encode(sample)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_refusals(vision: Load, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"model\.language_model: missing"):
-        VisionLanguage(tower="ViT-B-32").load(LoadRequest())
+        VisionLanguage(tower="ViT-B-32").load(LoadRequest(plugins=load_plugins()))
     with pytest.raises(LmflowError, match="is no vision-language model"):
-        VisionLanguage(path=str(tmp_path)).load(LoadRequest())
+        VisionLanguage(path=str(tmp_path)).load(LoadRequest(plugins=load_plugins()))
     vision().save(tmp_path / "saved")
     with pytest.raises(RecipeError, match=r"model\.tower: comes with the saved model"):
-        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load(LoadRequest())
+        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load(LoadRequest(plugins=load_plugins()))
     (tmp_path / "saved" / "projector.safetensors").unlink()
     with pytest.raises(LmflowError, match="is damaged"):
-        VisionLanguage(path=str(tmp_path / "saved")).load(LoadRequest())
+        VisionLanguage(path=str(tmp_path / "saved")).load(LoadRequest(plugins=load_plugins()))
 
 
 def test_without_open_clip_the_command_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -77,14 +77,14 @@ def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
     assert first["metrics"]["trainable_parameters"] < second["metrics"]["trainable_parameters"]
     # The second stage begins with what the first one learnt.
     assert second["metrics"]["eval_loss_before"] == pytest.approx(first["metrics"]["eval_loss_after"], rel=1e-5)
-    before = model_from_reference(load_plugins(), "sight").load(LoadRequest())
+    before = model_from_reference(load_plugins(), "sight").load(LoadRequest(plugins=load_plugins()))
     assert torch.equal(
         before.network.language_model.lm_head.weight,  # type: ignore[attr-defined]
-        model_from_reference(load_plugins(), "DIR").load(LoadRequest()).module.lm_head.weight,
+        model_from_reference(load_plugins(), "DIR").load(LoadRequest(plugins=load_plugins())).module.lm_head.weight,
     )
     call("export", "merge", "answers", "--output", "whole")
     shutil.rmtree("sight")
-    merged = model_from_reference(load_plugins(), "whole").load(LoadRequest())
+    merged = model_from_reference(load_plugins(), "whole").load(LoadRequest(plugins=load_plugins()))
     assert (place / "whole" / "language_model" / "model.safetensors").exists()
     assert merged.encode_prompt(Sample((Message("user", "<image>", ("red.png",)),))).model_inputs
 
