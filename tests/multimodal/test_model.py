@@ -347,3 +347,29 @@ def test_a_prompt_of_marks_alone(vision: Load, images: dict[str, str]):
     prompt = model.encode_prompt(Sample((Message("user", "<image>", (images["red"],)),), templated=False))
     assert isinstance(prompt, Prompt)
     assert list(prompt.ids) == [model.network.image_id] * 4
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_that_of_the_language_model(attention, model_directory: Path, tower_file: Path) -> None:
+    from lmflow.builtin.attention import Eager, Sdpa
+
+    asked = {"eager": Eager(), "sdpa": Sdpa()}[attention]
+    component = VisionLanguage(language_model=str(model_directory), tower=str(tower_file), checkpoint="random")
+    model = component.load(LoadRequest(attention=asked, plugins=load_plugins()))
+    assert model.language.module.config._attn_implementation == attention
+    assert model.attention is asked
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_language_model_is_quantised_and_no_other_part(kind, model_directory: Path, tower_file: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is the extra `quantization`")
+    component = VisionLanguage(
+        language_model=str(model_directory), tower=str(tower_file), checkpoint="random", quantization=kind
+    )
+    model = component.load(LoadRequest(plugins=load_plugins()))
+    layers = bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt
+    quantised = [name for name, layer in model.module.named_modules() if isinstance(layer, layers)]
+    assert quantised
+    assert all(name.startswith("language_model.") for name in quantised)
+    with pytest.raises(ValueError, match="model vision-language does not support it"):
+        VisionLanguage(language_model=str(model_directory), tower=str(tower_file), device_map="auto")
