@@ -232,16 +232,13 @@ def test_gradient_only_where_it_should_be(vision: Load, images: dict[str, str]):
 
 def test_a_learning_rate_for_the_projector(vision: Load):
     from lmflow.distributed.strategies.base import trainable_parameters
-    from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.training.trainer import parameter_groups
+    from lmflow.training.optimizer import parameter_groups
 
     model = vision(projector_learning_rate=0.5).prepare(Full())
-    groups = parameter_groups(
-        trainable_parameters(model.module), model.learning_rate, TrainingOptions(learning_rate=0.1)
-    )
+    groups = parameter_groups(trainable_parameters(model.module), 0.1, 0.0, model.learning_rate)
     projector = {id(p) for p in model.network.projector.parameters()}
-    rates = {each["initial_lr"] for each in groups for p in each["params"] if id(p) in projector}
-    others = {each["initial_lr"] for each in groups for p in each["params"] if id(p) not in projector}
+    rates = {each["lr"] for each in groups for p in each["params"] if id(p) in projector}
+    others = {each["lr"] for each in groups for p in each["params"] if id(p) not in projector}
     assert (rates, others) == ({0.5}, {0.1})
 
 

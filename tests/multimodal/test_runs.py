@@ -129,12 +129,12 @@ class SeesRed(Reward):
         return [pixel[0] / 255 for pixel in first if isinstance(pixel, tuple)]
 
 
-def trainer_for(model: Any, directory: Path, precision: str = "fp32", **options: Any) -> Trainer:
+def trainer_for(model: Any, directory: Path, precision: str = "fp32", packing: bool = False, **options: Any) -> Trainer:
     opened = RunDirectory(directory)
     opened.write_record({"status": "running"})
     log = RunLog(opened, lambda *_, **__: None)
     settings = TrainingOptions(**options)
-    setup = trainer_setup(precision=precision, keep_start_weights=True)
+    setup = trainer_setup(precision=precision, packing=packing, keep_start_weights=True)
     return Trainer(model, settings, log, opened.checkpoints, setup)
 
 
@@ -170,7 +170,7 @@ def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], ima
         model = vision().prepare(Projector())
         trainer = trainer_for(model, tmp_path / str(size), batch_size=5, micro_batch_size=size, learning_rate=0.1)
         sequences = encode(model, samples, Llava())[0]
-        check_model(trainer, sequences, packing=True)
+        check_model(trainer_for(model, tmp_path / f"packed-{size}", packing=True), sequences)
         trainer.plan(2)
         trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 2), start=0)
         weights.append(model.network.projector[0].weight.detach().clone())
@@ -188,7 +188,7 @@ def test_bf16_and_recomputed_activations(
         model = vision().prepare(tuner)
         trainer = trainer_for(model, tmp_path / str(len(options)), precision="bf16", learning_rate=1e-2, **options)
         sequences = encode(model, samples, Llava())[0]
-        check_model(trainer, sequences, packing=False)
+        check_model(trainer, sequences)
         trainer.plan(3)
         losses.append(
             trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 3), start=0)
