@@ -57,6 +57,7 @@ CONTEXTS = (
     "EvaluateContext",
     "ExportContext",
     "LoadRequest",
+    "Quantization",
     "GenerateRequest",
     "Log",
     "ParameterGroup",

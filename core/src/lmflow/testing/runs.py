@@ -268,7 +268,7 @@ class Bench:
         self.plugins = plugins
         self.component = component
         self.model = model
-        self.base_directory = Path(model.load(LoadRequest()).source)
+        self.base_directory = Path(model.load(LoadRequest(plugins=plugins)).source)
         self.base_files = file_hashes(self.base_directory)
         self.closing = ExitStack()
         """What has to be closed after the last test."""
@@ -350,7 +350,7 @@ class Bench:
 
     def load(self, reference: Path) -> LanguageModel:
         """The model that `--model REFERENCE` means, on the CPU in float32."""
-        return model_from_reference(self.plugins, str(reference)).load(LoadRequest())
+        return model_from_reference(self.plugins, str(reference)).load(LoadRequest(plugins=self.plugins))
 
     def check_sound(self, result: RunResult, tolerance: float) -> None:
         """Fail unless the run took steps, changed the model, and `--model RUN` gives the model it ended with."""
