@@ -8,17 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from lmflow.components import GenerateRequest, RunContext
+from lmflow.components import GenerateRequest
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
 from lmflow.plugins import load_plugins
-<<<<<<< HEAD
 from lmflow.testing.contexts import evaluate_context
-=======
-from lmflow.run.log import RunLog
->>>>>>> refs/heads/loader
 from lmflow_speculative.speculative import Speculative
 
 
@@ -244,7 +240,6 @@ def test_spare_rows_of_either_vocabulary_are_never_drawn(make_model, make_llama,
 def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_model, prompts, monkeypatch):
     from lmflow_speculative import drafting
 
-<<<<<<< HEAD
     loads: list[Any] = []
     load = drafting.load_draft
     monkeypatch.setattr(drafting, "load_draft", lambda *key: loads.append(key) or load(*key))
@@ -252,20 +247,9 @@ def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_mod
     with inferencer.opened(evaluate_context(tiny_model, [], plugins=load_plugins())):
         for seed in (1, 2):
             inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
-    assert [load[1:] for load in loads] == [(str(model_directory), "float32", "cpu")]
+    assert [load[1:] for load in loads] == [(str(model_directory), "float32", "cpu", None)]
     with pytest.raises(LmflowError, match=r"open\(\) gives the plugins"):
         inferencer.generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
-=======
-    loads: list[tuple[Any, ...]] = []
-    load = drafting.load_draft
-    monkeypatch.setattr(drafting, "load_draft", lambda *key: loads.append(key) or load(*key))
-    inferencer = Speculative(draft=str(model_directory))
-    log = RunLog(None, lambda *_, **__: None)
-    inferencer.open(RunContext(plugins=load_plugins(), log=log, model=tiny_model))
-    for seed in (1, 2):
-        inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
-    assert [key[1:] for key in loads] == [(str(model_directory), "float32", "cpu", None)]
->>>>>>> refs/heads/loader
     assert inferencer.statistics.acceptance_rate > 0.99  # the tiny model's own weights
 
 
