@@ -14,14 +14,13 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
-    READING_SECTION,
-    formats_in,
     load_parts,
     make_progress,
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
 from lmflow.cli.output import stdout_for_results
+from lmflow.cli.reading import READING_SECTION, formats_in
 from lmflow.components import EvaluateContext, Evaluator
 from lmflow.data.dataset import read_samples
 from lmflow.evaluators.measure import measure

@@ -19,15 +19,14 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
-    READING_SECTION,
     SAMPLING_SECTIONS,
-    formats_in,
     load_parts,
     make_progress,
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
 from lmflow.cli.output import print_error
+from lmflow.cli.reading import READING_SECTION, formats_in
 from lmflow.errors import DataError, Interrupted, RecipeError
 from lmflow.formatting import duration, number
 from lmflow.inference.completion_file import CompletionFile, fingerprint

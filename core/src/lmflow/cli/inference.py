@@ -12,13 +12,11 @@ from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
 from lmflow.components import RunContext
-from lmflow.data.formats.recognising import Formats
 from lmflow.errors import RecipeError
 from lmflow.inference.types import Sampling
 from lmflow.models.load import Compute, load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
-from lmflow.recipe.sections.data import Reading
 from lmflow.recipe.settings import DATA, Origin, Scope, Setting
 from lmflow.run.display import Display, Silent
 
@@ -33,7 +31,6 @@ COMPUTE_HELP = (
 )
 SECONDS_BETWEEN_LINES = 5.0
 
-READING_SECTION: Mapping[str, type[BaseModel]] = {DATA: Reading}
 SAMPLING_SECTIONS: Mapping[str, type[BaseModel]] = {"sampling": Sampling, "compute": Compute}
 
 
@@ -53,11 +50,6 @@ def resolve_for_use(scanned: Scanned, plugins: Plugins, scope: Scope, *, reads_d
     if scanned.problems:
         raise RecipeError(scanned.problems)
     return {DATA: None, **parts}
-
-
-def formats_in(parts: Mapping[str, Any], plugins: Plugins) -> Formats:
-    """What the records that a command's parts name may mean."""
-    return Formats(plugins.classes(DATA), parts["format"], parts["format_options"])
 
 
 def joined_stops(settings: Sequence[Setting]) -> list[Setting]:
