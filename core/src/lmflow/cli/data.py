@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from lmflow.api.parts import READING_SECTION, formats_in
 from lmflow.cli.help import recipe_help
-from lmflow.cli.inference import formats_in
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import DataFormat, LoadRequest
 from lmflow.errors import DataError, RecipeError
 from lmflow.formatting import number
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
-from lmflow.recipe.sections.data import DataOptions, Reading
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.settings import DATA, Origin, Scope, Setting
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
 def scope_of(called: str) -> Scope:
     """What the options of a `data` command can set: how records are read and, but for convert, fitted to a model."""
     if called == "convert":
-        return Scope(f"data {called}", (DATA,), {DATA: Reading})
+        return Scope(f"data {called}", (DATA,), READING_SECTION)
     return Scope(f"data {called}", ("model", "context", DATA), {DATA: DataOptions})
 
 

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmflow.api.parts import READING_SECTION, formats_in
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
-    READING_SECTION,
     SAMPLING_SECTIONS,
-    formats_in,
     loaded,
     make_progress,
     resolve_for_use,

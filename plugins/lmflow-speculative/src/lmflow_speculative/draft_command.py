@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmflow.api.parts import READING_SECTION, formats_in
 from lmflow.cli.help import recipe_help
-from lmflow.cli.inference import READING_SECTION, formats_in, make_progress, resolve_for_use
+from lmflow.cli.inference import make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import GenerateRequest, LoadRequest, RunContext
 from lmflow.data.dataset import load_dataset
