@@ -23,7 +23,7 @@ from pydantic import Field
 from lmflow.components import Tuner
 from lmflow.hookspecs import hookimpl
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 class Tuner{number}(Tuner):

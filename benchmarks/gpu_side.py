@@ -99,6 +99,7 @@ def lmflow(given: dict[str, Any], module: Any, ids: list[list[int]], step_ended:
     from lmflow.models.language_model import LanguageModel
     from lmflow.recipe.sections.training import TrainingOptions
     from lmflow.run.log import RunLog
+    from lmflow.testing.contexts import trainer_setup
     from lmflow.training.trainer import Trainer
     from lmflow_lora.lora import Lora
 
@@ -108,11 +109,11 @@ def lmflow(given: dict[str, Any], module: Any, ids: list[list[int]], step_ended:
         batch_size=PASSES * given["rows"],
         micro_batch_size=given["rows"],
         gradient_checkpointing=given["recompute"],
-        schedule="constant",
         device=given["device"],
     )
     log = RunLog(None, lambda event, **values: step_ended() if "loss" in values.get("metrics", {}) else None)
-    trainer = Trainer(model, options, log, Path(tempfile.gettempdir()), precision="bf16")
+    setup = trainer_setup("constant", precision="bf16")
+    trainer = Trainer(model, options, log, Path(tempfile.gettempdir()), setup)
     sequences = [TokenSequence(each, [True] * len(each)) for each in ids]
     trainer.plan(STEPS)
     trainer.fit(sequences, steps=trainer.steps_for(len(sequences), 1), checkpoints=False)

@@ -39,7 +39,7 @@ from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.log import RunLog
-from lmflow.testing.contexts import evaluate_context
+from lmflow.testing.contexts import evaluate_context, trainer_setup
 from lmflow.training.trainer import Trainer
 from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, RopeScaling, Yarn
 from lmflow_longctx.perplexity import PerplexityByLength
@@ -142,14 +142,12 @@ def train(model: LanguageModel, tuner: Tuner, training: Training, ids: Sequence[
     """`model` as `tuner` makes it trainable, trained on full rows at random offsets."""
     torch.manual_seed(1)
     prepared = model.with_module(tuner.prepare(model.module))
-    options = TrainingOptions(
-        learning_rate=training.learning_rate, batch_size=training.rows, warmup=0.05, device="cpu", weight_decay=0.1
-    )
+    options = TrainingOptions(learning_rate=training.learning_rate, batch_size=training.rows, device="cpu")
     draw = random.Random(f"{training.length}/{training.steps}")
     starts = [draw.randrange(len(ids) - training.length) for _ in range(training.steps * training.rows)]
     rows = [TokenSequence(ids[at : at + training.length], [True] * training.length, f"byte {at}") for at in starts]
     with tempfile.TemporaryDirectory() as checkpoints:
-        trainer = Trainer(prepared, options, log, Path(checkpoints))
+        trainer = Trainer(prepared, options, log, Path(checkpoints), trainer_setup(warmup=0.05, weight_decay=0.1))
         trainer.plan(training.steps)
         trainer.fit(rows, steps=trainer.steps_for(len(rows), 1), checkpoints=False)
     return prepared

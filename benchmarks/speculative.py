@@ -48,7 +48,13 @@ DEMO = ROOT / "plugins" / "lmflow-demo"
 PROMPTS, BEGINNING, NEW = 24, 10, 96
 TOGETHER = 32
 TEMPERATURES = (0.0, 0.7, 1.0)
-TRAINING = {"max_steps": 400, "batch_size": 8, "learning_rate": 2e-3, "warmup": 0.05, "precision": "bf16"}
+TRAINING = {
+    "training.max_steps": 400,
+    "training.batch_size": 8,
+    "training.learning_rate": 2e-3,
+    "training.precision": "bf16",
+    "schedule.warmup": 0.05,
+}
 DRAFT = {"sampling.max_new_tokens": 48, "sampling.n": 2, "training.epochs": 4, "training.learning_rate": 3e-3}
 DRAFT_PROMPTS = 1500
 
@@ -125,7 +131,7 @@ def make_pair(directory: Path) -> tuple[list[str], dict[str, Any]]:
     prompts.write_text("".join(f"{line}\n" for line in beginnings(seen)[:DRAFT_PROMPTS]))
     if not (target / "model").exists():
         data = ("--data.path", text, "--data.max_length", 256)
-        lmflow("run", "--model", base, "--tuner", "full", *data, *options("training.", TRAINING), "--output", target)
+        lmflow("run", "--model", base, "--tuner", "full", *data, *options("", TRAINING), "--output", target)
     if not draft.exists():
         asked = ("--model", target, "--data.path", prompts, "--raw", "--output", draft)
         lmflow("draft", *asked, *options("", DRAFT))

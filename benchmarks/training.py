@@ -104,11 +104,12 @@ def install(name: str) -> None:
 
 def write_tokens(model: Path, dialogues: Path, tokens: Path) -> None:
     """What all sides train on: token ids, and which of them are targets."""
+    from lmflow.components import LoadRequest
     from lmflow.data.dataset import read_samples
     from lmflow.data.formats import FORMATS, Auto
     from lmflow.models.pretrained import Pretrained
 
-    skeleton = Pretrained(path=str(model)).skeleton()
+    skeleton = Pretrained(path=str(model)).skeleton(LoadRequest())
     samples = list(
         read_samples(
             Auto(

@@ -51,6 +51,7 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
     from lmflow.models.pretrained import Pretrained
     from lmflow.recipe.sections.training import TrainingOptions
     from lmflow.run.log import RunLog
+    from lmflow.testing.contexts import trainer_setup
     from lmflow.training.trainer import Trainer
     from lmflow_lora.lora import Lora
 
@@ -58,11 +59,10 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
     model = model.prepare(Lora() if given["lora"] else Full())
     options = TrainingOptions(
         batch_size=given["batch"],
-        schedule="constant",
-        warmup=0,
         device="cpu",
         precision="fp32",
-        **{**OPTIMIZER, "learning_rate": given["rate"]},
+        max_grad_norm=OPTIMIZER["max_grad_norm"],
+        learning_rate=given["rate"],
     )
     losses: list[tuple[float, int]] = []
     log = RunLog(
@@ -71,9 +71,10 @@ def ours(given: dict[str, Any], records: list[dict[str, Any]]) -> tuple[float, f
     )
     sequences = [TokenSequence(each["ids"], each["trained"]) for each in records]
     started = time.process_time()
-    trainer = Trainer(
-        model, options, log, Path(tempfile.gettempdir()), packing=given["packed"], max_length=PACKED_LENGTH
+    setup = trainer_setup(
+        "constant", warmup=0, weight_decay=OPTIMIZER["weight_decay"], packing=given["packed"], max_length=PACKED_LENGTH
     )
+    trainer = Trainer(model, options, log, Path(tempfile.gettempdir()), setup)
     trainer.plan(options.steps_for(len(sequences), 1))
     return started, trainer.fit(sequences, steps=trainer.steps_for(len(sequences), 1), checkpoints=False)
 

@@ -12,7 +12,7 @@ import torch
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.evaluators.perplexity import Nll
-from lmflow.inference.chat import Dialogue, obey
+from lmflow.inference.chat import Dialogue, run_command
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.prompts import Framing, complete, prompt_sample
 from lmflow.inference.types import Sampling
@@ -53,12 +53,12 @@ def test_a_missing_image_costs_one_record(vision: Callable[..., Any], images: di
 
 def test_a_image_in_a_dialogue(vision: Callable[..., Any], images: dict[str, str]) -> None:
     talk = Dialogue(vision(), HuggingFace(), GREEDY)
-    obey(talk, f"/image {images['red']}")
+    run_command(talk, f"/image {images['red']}")
     list(talk.answer("which colour"))
     list(talk.answer("and why"))
     assert [message.images for message in talk.messages] == [(images["red"],), (), (), ()]
     assert talk.messages[0].content == "<image>\nwhich colour"
-    obey(talk, f"/image {images['blue']}")
+    run_command(talk, f"/image {images['blue']}")
     with pytest.raises(DataError, match="it says <image> 2 times, and there are 1 images"):
         list(talk.answer("<image> or <image>"))
 

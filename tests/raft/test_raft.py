@@ -13,7 +13,7 @@ import torch
 from lmflow.components import Reward
 from lmflow.data.formats import Prompts
 from lmflow.data.sample import Dataset, Message, Prompt, Sample
-from lmflow.errors import DataError, Interrupted
+from lmflow.errors import Interrupted
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion
 from lmflow.recipe.sections.training import TrainingOptions
@@ -21,7 +21,7 @@ from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.testing.contexts import align_context, trainer_setup
 from lmflow.training.trainer import Trainer
-from lmflow_raft.raft import Raft, Rollout, Work, training_sequence, with_room
+from lmflow_raft.raft import Raft, Rollout, Work, training_sequence
 
 
 class CountsE(Reward):
@@ -196,19 +196,6 @@ def test_kl_against_enumeration(make_llama, make_tokenizer, tmp_path: Path):
     drawn = Rollout([ask("q")], [Prompt(prompt)], [rows], [[0.0] * len(rows)], 0.0, 0.0)
     work = Work(model, setting.trainer, HuggingFace(), CountsE(), setting.log)
     assert work.kl_to_start(drawn) == pytest.approx(exact, rel=0.01)
-
-
-def test_a_prompt_without_room_is_counted_and_named(tiny_model, make_setting):
-    setting = make_setting()
-    notes: list[str] = []
-    setting.log.note = notes.append
-    long = ask("word " * 300)
-    kept = with_room(tiny_model, [ask("short"), long], 8, None, setting.log, "training")
-    assert [sample.source for sample in kept] == ["short:1"]
-    assert "1 of 2 training prompts leave no room for 8 new tokens within 256" in notes[0]
-    assert setting.log.metrics["prompts_too_long_training"] == 1
-    with pytest.raises(DataError, match=r"1 of 1 training prompts.*max_new_tokens"):
-        with_room(tiny_model, [long], 8, None, setting.log, "training")
 
 
 def test_min_reward_may_leave_nothing(make_setting, tmp_path: Path):

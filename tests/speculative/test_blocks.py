@@ -37,7 +37,7 @@ def test_any_course_of_blocks_equals_reading_whole(make_model, architecture, opt
     def begin(lengths: list[int], n: int) -> tuple[BlockDecoder, list[list[int]]]:
         prompts = [some(length) for length in lengths]
         decoder = BlockDecoder(model.module, Passes())
-        logits = decoder.prefill([Prompt(ids) for ids in prompts], n)
+        logits = decoder.prefill([Prompt(ids) for ids in prompts], [n] * len(prompts))
         rows = [list(ids) for ids in prompts for _ in range(n)]
         for row, ids in zip(logits, rows):
             torch.testing.assert_close(row, whole(model, ids), atol=2e-3, rtol=1e-3)
@@ -81,7 +81,7 @@ def test_a_single_row_has_no_holes_and_no_mask(make_model):
 def test_holes_never_take_more_than_their_share(make_model):
     model = make_model()
     decoder = BlockDecoder(model.module, Passes())
-    decoder.prefill([Prompt([5] * 6)], 2)
+    decoder.prefill([Prompt([5] * 6)], [2])
     for turn in range(40):
         decoder.read([[8, 9, 10], [8, 9, 10]])
         lengths = list(decoder.lengths)

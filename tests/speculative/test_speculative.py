@@ -13,6 +13,8 @@ from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
+from lmflow.plugins import load_plugins
+from lmflow.testing.contexts import evaluate_context
 from lmflow_speculative.speculative import Speculative
 
 
@@ -238,13 +240,16 @@ def test_spare_rows_of_either_vocabulary_are_never_drawn(make_model, make_llama,
 def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_model, prompts, monkeypatch):
     from lmflow_speculative import drafting
 
-    loads: list[tuple[str, str, str]] = []
+    loads: list[Any] = []
     load = drafting.load_draft
     monkeypatch.setattr(drafting, "load_draft", lambda *key: loads.append(key) or load(*key))
     inferencer = Speculative(draft=str(model_directory))
-    for seed in (1, 2):
-        inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
-    assert loads == [(str(model_directory), "float32", "cpu")]
+    with inferencer.opened(evaluate_context(tiny_model, [], plugins=load_plugins())):
+        for seed in (1, 2):
+            inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
+    assert [load[1:] for load in loads] == [(str(model_directory), "float32", "cpu")]
+    with pytest.raises(LmflowError, match=r"open\(\) gives the plugins"):
+        inferencer.generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
     assert inferencer.statistics.acceptance_rate > 0.99  # the tiny model's own weights
 
 
@@ -261,17 +266,22 @@ def test_another_vocabulary_is_refused_by_its_first_token(make_model, make_token
 
 
 def test_a_missing_draft_is_refused_before_anything_is_loaded(tmp_path, model_directory, tiny_model, prompts):
+    def ask(draft: str) -> None:
+        inferencer = Speculative(draft=draft)
+        with inferencer.opened(evaluate_context(tiny_model, [], plugins=load_plugins())):
+            inferencer.generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
+
     near = model_directory.parent / "tinny"
     with pytest.raises(ValueError, match=f"tinny does not exist; did you mean {model_directory}"):
         Speculative(draft=str(near))
     with pytest.raises(ValueError, match="does not exist"):
         Speculative(draft=str(tmp_path / "nothing" / "here"))
     with pytest.raises(RecipeError, match=r"inferencer\.draft: no model is called nonsense"):
-        Speculative(draft="nonsense").generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
+        ask("nonsense")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(RecipeError, match=r"inferencer\.draft: .*without config\.json"):
-        Speculative(draft=str(empty)).generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
+        ask(str(empty))
 
 
 def test_prompts_without_tokens_or_room_are_refused(inferencer, pair):

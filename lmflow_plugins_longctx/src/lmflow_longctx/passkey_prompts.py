@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lmflow.components import GenerateRequest
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError
+from lmflow.inference.decoder import eval_mode
 from lmflow.inference.types import Sampling
 from lmflow_longctx.scoring import begin_anew, last_token_losses
 
@@ -98,15 +99,15 @@ def first_number(text: str) -> str | None:
 
 def choose_rows(model: LanguageModel, tests: Sequence[HiddenKey], alternatives: int, seed: int, log: Log) -> list[bool]:
     """Whether each test's number has a lower mean loss per token than every one of `alternatives` others."""
-    model.module.eval()
-    begin_anew(model)
     draw = random.Random(f"{seed}/alternatives")
     found = []
-    for test in tests:
-        losses = [key_loss(model, test.prompt, key) for key in (test.key, *others(draw, test.key, alternatives))]
-        found.append(losses[0] < min(losses[1:]))
-        log.advance()
-        log.check_stop()
+    with eval_mode(model.module):
+        begin_anew(model)
+        for test in tests:
+            losses = [key_loss(model, test.prompt, key) for key in (test.key, *others(draw, test.key, alternatives))]
+            found.append(losses[0] < min(losses[1:]))
+            log.advance()
+            log.check_stop()
     return found
 
 

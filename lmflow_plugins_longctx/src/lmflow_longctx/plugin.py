@@ -8,7 +8,7 @@ from lmflow_longctx.contexts import Dynamic, Linear, Llama3, Ntk, Yarn
 from lmflow_longctx.passkey import Passkey
 from lmflow_longctx.perplexity import PerplexityByLength
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lmflow.inference.decoder import eval_mode
 from lmflow.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ def stretch_loss(
     model: LanguageModel, windows: Sequence[Sequence[int]], stretch: int, batch_size: int, log: Log
 ) -> float:
     """Mean loss in nats of the last `stretch` tokens of each window; all windows have one length."""
-    model.module.eval()
-    begin_anew(model)
     total = 0.0
-    for start in range(0, len(windows), batch_size):
-        chosen = windows[start : start + batch_size]
-        total += last_token_losses(model, chosen, stretch).double().sum().item()
-        log.advance(len(chosen))
-        log.check_stop()
+    with eval_mode(model.module):
+        begin_anew(model)
+        for start in range(0, len(windows), batch_size):
+            chosen = windows[start : start + batch_size]
+            total += last_token_losses(model, chosen, stretch).double().sum().item()
+            log.advance(len(chosen))
+            log.check_stop()
     return total / (len(windows) * stretch)

@@ -23,6 +23,7 @@ class VisionLanguage(Model):
     """A vision tower of open_clip and a projector before any causal language model (LLaVA, arXiv 2310.03744)."""
 
     name = "vision-language"
+    supports_quantization = True
     requires = (Requirement("open_clip", "'lmflow-multimodal[clip]'"),)
     shorthand = "path"
 
@@ -60,8 +61,10 @@ class VisionLanguage(Model):
     def load(self, request: LoadRequest) -> LanguageModel:
         """Load the language model, then tower and projector around it. The tower always computes in float32.
 
+        Quantization and attention are those of the language model alone.
         Raises LmflowError naming the field and what it must be, and how to get open_clip where it is missing.
         """
+        request = self.completed(request)
         if self.path is not None:
             return self._load_saved(Path(self.path).expanduser(), request)
         missing = [name for name in ("language_model", "tower") if getattr(self, name) is None]
@@ -120,6 +123,7 @@ class VisionLanguage(Model):
             source,
             store=FeatureStore(tower, cache),
             language=language,
+            attention=language.attention,
             projector_kind=kind,
             projector_learning_rate=self.projector_learning_rate,
             train_projector=self.train_projector,
@@ -132,7 +136,8 @@ def load_language_model(reference: str, request: LoadRequest) -> LanguageModel:
 
     if request.plugins is None:
         raise LmflowError(f"the language model {reference} is found among the plugins; LoadRequest.plugins holds none")
-    return model_from_reference(request.plugins, reference).load(request)
+    model = model_from_reference(request.plugins, reference)
+    return model.load(model.completed(request))
 
 
 def hidden_size(language: LanguageModel) -> int:

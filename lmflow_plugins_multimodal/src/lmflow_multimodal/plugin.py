@@ -8,7 +8,7 @@ from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.formats import ImageMessages, ImageText, Llava
 from lmflow_multimodal.tuner import Projector
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

@@ -14,6 +14,7 @@ class Projector(Tuner):
     """Train the projector alone: the first stage of LLaVA (arXiv 2310.03744)."""
 
     name = "projector"
+    supports_quantization = True
     needs = (Need("model", because="only such a model has a projector", names=("vision-language",)),)
 
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -5,9 +5,10 @@ import re
 import sys
 
 NAME = r""" {{ cookiecutter.name }} """[1:-1]
-SLOTS = {"model", "context", "data", "tuner", "aligner", "inferencer", "reward", "evaluator", "tracker"}
+SLOTS = {"model", "context", "attention", "data", "tuner", "optimizer", "schedule", "aligner", "inferencer", "reward"}
 WORDS = {"none", "null", "true", "false", "yes", "no", "on", "off", "lmflow", "src", "test", "tests", "data-format"}
-RESERVED = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *WORDS}
+OTHERS = {"evaluator", "exporter", "tracker", "command"}
+RESERVED = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *OTHERS, *WORDS}
 NAMES = {NAME, NAME.removeprefix("lmflow-")}  # the distribution's, and the component's
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 

@@ -127,7 +127,7 @@ def test_explain_says_where_values_come_from(tmp_path: Path):
     origins = {line.split()[0]: " ".join(line.split()[2:]) for line in lines}
     assert origins["tuner.rank"] == "option --tuner.rank"
     assert origins["training.batch_size"] == "file r.yaml:2"
-    assert origins["training.schedule"] == "plugin aligner raft"
+    assert origins["schedule.name"] == "plugin aligner raft"
     assert origins["tuner.alpha"] == "default"
 
 

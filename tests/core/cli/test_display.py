@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lmflow.cli.display import LiveDisplay, PlainDisplay, describe_metrics, result_lines, summary_table
+from lmflow.cli.display import result_lines, summary_table
+from lmflow.run.terminal import LiveDisplay, PlainDisplay, describe_metrics
 
 RECORD: dict[str, Any] = {
     "status": "completed",

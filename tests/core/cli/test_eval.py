@@ -102,7 +102,7 @@ def test_an_evaluator_that_reads_no_data_needs_none(evaluate: Call, monkeypatch:
     from lmflow.evaluators.perplexity import Nll
 
     monkeypatch.setattr(Nll, "reads_data", False)
-    monkeypatch.setattr(Nll, "evaluate", lambda self, model, samples, *_: Evaluation({"given": len(samples)}))
+    monkeypatch.setattr(Nll, "evaluate", lambda self, context: Evaluation({"given": len(context.samples)}))
     result = json.loads(evaluate("--evaluator", "nll", "--json").out)
     assert (result["metrics"], result["data"]) == ({"given": 0}, None)
 

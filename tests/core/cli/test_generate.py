@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lmflow.components import GenerateRequest
 from lmflow.inference.hf import HuggingFace
 
 LMFLOW = str(Path(sys.executable).with_name("lmflow"))
@@ -79,8 +80,8 @@ def test_seed_and_options_reach_the_inferencer(generate: Call) -> None:
 def test_stop_strings_may_hold_newlines_and_be_several(generate: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def generate_each(self: Any, model: Any, prompts: Any, sampling: Any, progress: Any = None) -> Iterator[Any]:
-        seen.append(sampling)
+    def generate_each(self: Any, request: GenerateRequest) -> Iterator[Any]:
+        seen.append(request.sampling)
         return iter(())
 
     monkeypatch.setattr(HuggingFace, "generate_each", generate_each)
@@ -238,7 +239,7 @@ def test_all_mistakes_at_once(lmflow: Call) -> None:
         "--sampling.top_p: must be at most 1.0, got '2'",
         "--data.packing: it means nothing to lmflow generate",
         "--resume: needs --output FILE",
-        "--tuner.rank: unknown section; lmflow generate has model, context, inferencer, data, sampling, compute",
+        "--tuner.rank: unknown section; lmflow generate has model, context, attention, inferencer, data, sampling, compute",
         "--device: must be one of 'auto', 'cpu' or 'cuda', got 'tpu'",
         "--inferencer: no inferencer is called hff",
         "--prompt: given beside --input",

@@ -16,7 +16,7 @@ from pydantic import Field
 from lmflow.components import Requirement, Tuner
 from lmflow.hookspecs import hookimpl
 
-LMFLOW_INTERFACE = (1, 2)
+LMFLOW_INTERFACE = (2, 3)
 
 class Mine(Tuner):
     "Train nothing."
@@ -74,13 +74,13 @@ def test_json_has_distribution_version_interface_components_options_and_status(l
     done = lmflow("plugins", "--json", "--disable-plugin", "lmflow-lora")
     described = json.loads(done.out)
     by_name = {each["distribution"]: each for each in described["plugins"]}
-    assert described["interface"] == 1
+    assert described["interface"] == 2
     assert by_name["acme-mine"] == {
         "distribution": "acme-mine",
         "entry_point": "main",
         "version": "2.1",
         "status": "loaded",
-        "interface": [1, 2],
+        "interface": [2, 3],
         "components": [
             {
                 "slot": "tuner",
@@ -119,7 +119,7 @@ def test_show_lists_a_components_options_and_what_it_lacks(lmflow, install_distr
         assert "tuner mine (acme-mine): Train nothing." in shown.out
         assert "--tuner.rank  How much of nothing. [default 8]" in shown.out
         assert "needs no_such_module, which is not installed: pip install mine[extra]" in shown.out
-    assert "interface 1 to 2" in lmflow("plugins", "show", "acme-mine").out
+    assert "interface 2 to 3" in lmflow("plugins", "show", "acme-mine").out
     wrong = lmflow("plugins", "show", "lmflow-lroa")
     assert (wrong.code, wrong.out) == (2, "")
     assert "did you mean lmflow-lora?" in wrong.err

@@ -17,7 +17,7 @@ TUNER = """
 from lmflow.components import Requirement, Tuner
 from lmflow.hookspecs import hookimpl
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 class Mine(Tuner):
     "Train nothing."
@@ -177,7 +177,7 @@ def test_a_plugin_that_does_nothing_is_suspicious(source: str, install_distribut
 
 
 def test_an_interface_that_is_not_declared_is_noted_without_blame(install_distribution):
-    install_distribution("acme-silent", TUNER.replace("LMFLOW_INTERFACE = 1", ""))
+    install_distribution("acme-silent", TUNER.replace("LMFLOW_INTERFACE = 2", ""))
     [finding] = examine()
     assert finding.status == "ok"
     assert "acme-silent" in finding.message.partition("No interface version is declared by")[2]

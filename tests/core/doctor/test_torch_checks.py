@@ -161,7 +161,7 @@ def test_a_back_end_that_is_wrong(difference: float):
     wrong, well = check_attention(Answers({"torch": CUDA, "attention": tried}))
     assert wrong.status == "error"
     assert wrong.message.startswith("sdpa flash differs from exact attention by")
-    assert wrong.remedy.splitlines()[0] == "lmflow run --model DIRECTORY --model.attention eager"
+    assert wrong.remedy.splitlines()[0] == "lmflow run --model DIRECTORY --attention eager"
     assert well.message.startswith("Exact by trial: eager. Not here: sdpa cudnn (no kernel); flash_attention_2")
 
 

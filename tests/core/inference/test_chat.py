@@ -24,11 +24,12 @@ class Says(Inferencer):
     name = "says"
     pieces: tuple[str, ...] = ("one ", "two ", "three")
 
-    def generate(self, model: Any, prompts: Any, sampling: Any, progress: Any = None) -> Any:
+    def generate(self, request: GenerateRequest) -> Any:
         raise NotImplementedError
 
-    def stream(self, model: Any, prompt: Any, sampling: Any) -> Iterator[str]:
-        SHOWN.append(model.tokenizer.decode(prompt.ids))
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        [prompt] = request.prompts
+        SHOWN.append(request.model.tokenizer.decode(prompt.ids))
         for piece in self.pieces:
             if piece == "interrupt":
                 raise KeyboardInterrupt

@@ -127,8 +127,9 @@ class ByDefault(Inferencer):
 
     name = "by-default"
 
-    def generate(self, model: Any, prompts: Any, sampling: Any, progress: Any = None) -> list[list[Completion]]:
-        return [[Completion((1,), model.tokenizer.decode(prompt.ids), (0.0,), "eos")] for prompt in prompts]
+    def generate(self, request: GenerateRequest) -> list[list[Completion]]:
+        decode = request.model.tokenizer.decode
+        return [[Completion((1,), decode(prompt.ids), (0.0,), "eos")] for prompt in request.prompts]
 
 
 def test_an_inferencer_without_generate_each_draws_a_few_at_a_time(tiny_model: Any) -> None:
@@ -196,6 +197,7 @@ def test_in_order() -> None:
 
 def test_the_documented_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[3] / "docs" / "inference.md").read_text(encoding="utf-8")
-    [source] = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
-    exec(compile(source, "inference.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("2 4")
+    known: dict[str, Any] = {}
+    for source in re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S):
+        exec(compile(source, "inference.md", "exec"), known)
+    assert capsys.readouterr().out == "".join(re.findall(r"^```text\n(.*?)^```", page, flags=re.M | re.S))

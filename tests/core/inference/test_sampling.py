@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from lmflow.inference.sampling import draw, filtered_logprobs, sample_scored, stream_key, uniforms
+from lmflow.inference.sampling import filtered_logprobs, sample, sample_scored, stream_key, uniforms
 
 
 def test_filters_by_hand():
@@ -63,7 +63,7 @@ def test_20000_draws_follow_the_distribution(temperature: float, top_k: int, top
 def test_draw_inverts_the_cumulative_distribution_and_never_takes_what_has_no_probability():
     logprobs = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]]).log().expand(5, -1)
     numbers = torch.tensor([0.0, 0.24, 0.26, 0.76, 1 - 2.0**-53], dtype=torch.float64)
-    assert draw(logprobs, numbers).tolist() == [1, 1, 3, 4, 4]
+    assert sample(logprobs, numbers).tolist() == [1, 1, 3, 4, 4]
 
 
 def test_uniforms_are_splitmix64():

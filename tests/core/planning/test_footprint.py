@@ -1,4 +1,4 @@
-"""Foreseen memory against what torch's own profiler sees allocated in the same step."""
+"""Estimated memory against what torch's own profiler sees allocated in the same step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
-from lmflow.planning.footprint import Footprint, StepSettings, predict_footprint, split_over
+from lmflow.planning.footprint import Footprint, StepSettings, predict_footprint, predict_validation, split_over
 from lmflow.training.loss import negative_log_likelihood
 
 WIDTH = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -37,13 +37,15 @@ def batch_of(*lengths: int, packed: bool = False) -> Batch:
     return collate_packed([sequences], 0) if packed else collate(sequences, 0)
 
 
-def live_peak(module: nn.Module, batch: Batch, *, bf16: bool = False) -> int:
+def live_peak(module: nn.Module, batch: Batch, *, bf16: bool = False, backward: bool = True) -> int:
     """The most bytes that a step held at once beside the weights, as the profiler saw them come and go."""
-    negative_log_likelihood(module, module, batch)  # what is made once and kept
-    with profile(profile_memory=True) as seen:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = negative_log_likelihood(module, module, batch)
-        loss.backward()
+    with torch.set_grad_enabled(backward):
+        negative_log_likelihood(module, module, batch)  # what is made once and kept
+        with profile(profile_memory=True) as seen:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = negative_log_likelihood(module, module, batch)
+            if backward:
+                loss.backward()
     changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = most = 0
     for event in sorted(changes, key=lambda event: event.start_ns()):
@@ -58,7 +60,7 @@ def without_weights(found: Footprint) -> int:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda each: each.model_type)
 @pytest.mark.parametrize("how", ["full", "lora", "recomputed", "packed", "bf16"])
-def test_a_step_takes_what_was_foreseen(config, how):
+def test_a_step_takes_what_was_estimated(config, how):
     module = make(config, lora=how == "lora")
     batch = batch_of(120, 90, 130, packed=how == "packed")
     recomputed, bf16 = how == "recomputed", how == "bf16"
@@ -67,6 +69,14 @@ def test_a_step_takes_what_was_foreseen(config, how):
     if recomputed:
         module.gradient_checkpointing_enable({"use_reentrant": False})
     assert found == pytest.approx(live_peak(module, batch, bf16=bf16), rel=0.05)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda each: each.model_type)
+def test_a_pass_without_gradients_takes_what_was_estimated(config):
+    module, batch = make(config).eval(), batch_of(400, 390, 410)
+    found = predict_validation(module, batch, StepSettings())
+    assert found.gradients == 0
+    assert found.activations + found.logits == pytest.approx(live_peak(module, batch, backward=False), rel=0.1)
 
 
 def test_weights_on_the_meta_device_are_enough():

@@ -20,6 +20,7 @@ from lmflow.planning.plan import Plan, load_skeleton, make_plan
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
+from lmflow.run import stages
 from lmflow.run.run import RunResult, run
 
 MakePlan = Callable[..., Plan]
@@ -128,7 +129,7 @@ def test_a_run_that_does_not_fit_says_so_and_goes_on(plugins, only, tmp_path):
 
 def test_a_tight_run_gives_freed_memory_back(plugins, plan_of, only, tmp_path, monkeypatch):
     given_back = []
-    monkeypatch.setattr("lmflow.run.run.give_back_freed_memory", lambda: given_back.append(True) or True)
+    monkeypatch.setattr(stages, "give_back_freed_memory", lambda: given_back.append(True) or True)
     options = {"aligner": "sft", "training__max_steps": 1, "aligner__heldout_prompts": 0}
     options |= {"training__batch_size": 128, "training__micro_batch_size": 128}
     found = plan_of(**options)
@@ -202,3 +203,18 @@ def test_a_tuner_that_needs_values_does_not_keep_a_run_from_going_on(plugins, pl
     record = carried_out(plugins, tmp_path, **options).record
     assert record["status"] == "completed"
     assert any("cannot be estimated" in note for note in record["notes"])
+
+
+def test_long_held_out_samples_count_where_they_take_most(plan_of: MakePlan, tmp_path: Path):
+    """Short samples are trained one at a time; the held-out text fills a pass of its own."""
+    short, held = tmp_path / "short.jsonl", tmp_path / "held.jsonl"
+    rows = [{"prompt": f"Say {i}", "answer": str(i)} for i in range(4)]
+    short.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held.write_text(json.dumps({"prompt": "Say", "answer": "word " * 150}) + "\n")
+    options = {"data__path": short, "model": "demo", "training__batch_size": 1, "training__micro_batch_size": 1}
+    alone = plan_of(**options, data__validation="0")
+    both = plan_of(**options, data__validation=held)
+    assert alone.memory is not None
+    assert both.memory is not None
+    assert both.memory.total > 1.02 * alone.memory.total
+    assert both.steps == alone.steps

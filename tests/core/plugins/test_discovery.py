@@ -26,9 +26,9 @@ from lmflow.plugins import SLOTS, load_plugins
         (("return [Mine]", "return [int]"), "no subclass of Tuner"),
         (('name = "mine"', ""), "has no name"),
         (("def prepare", "def prepair"), "offers Mine, which lacks prepare"),
-        ("LMFLOW_INTERFACE = 99", "written for interface 99, and this lmflow has 1; upgrade the lmflow-core"),
-        ("LMFLOW_INTERFACE = 0", "written for interface 0, and this lmflow has 1; upgrade the plugin"),
-        ("LMFLOW_INTERFACE = (2, 5)", "written for interface 2 to 5"),
+        ("LMFLOW_INTERFACE = 99", "written for interface 99, and this lmflow has 2; upgrade the lmflow-core"),
+        ("LMFLOW_INTERFACE = 0", "written for interface 0, and this lmflow has 2; upgrade the plugin"),
+        ("LMFLOW_INTERFACE = (3, 5)", "written for interface 3 to 5"),
     ],
 )
 def test_a_broken_plugin_harms_only_itself(source: str | tuple[str, str], reason: str, install, good: str):

@@ -2,24 +2,25 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 import torch
-from pydantic import Field, field_serializer
+from pydantic import Field, PrivateAttr, field_serializer
 
 from lmflow.builtin.sft import Sft
-from lmflow.components import Aligner, Inferencer, Need, Reward, Workload
-from lmflow.data.sample import Dataset, TokenSequence
+from lmflow.components import AlignContext, Aligner, GenerateRequest, Log, Need, PlanContext, Workload
+from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 from lmflow.errors import DataError, RecipeError
-from lmflow.models.encoding import encode
+from lmflow.inference.types import Completion, Sampling
+from lmflow.models.encoding import encode, prompts_with_room
 from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import load_plugins
-from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.run.log import RunLog
 from lmflow.testing import AlignerSuite
 from lmflow.training.loss import negative_log_likelihood
+from lmflow.training.objective import FunctionObjective
 from lmflow.training.trainer import Trainer
 
 
@@ -31,30 +32,23 @@ class Good(Aligner):
     rounds: int = Field(3, description="How often it trains.")
     weight: float = Field(1.0, description="Of the loss.")
 
-    def align(
-        self,
-        model: LanguageModel,
-        data: Dataset,
-        trainer: Trainer,
-        inferencer: Inferencer,
-        reward: Reward | None,
-        log: RunLog,
-    ) -> None:
-        sequences = self.read(model, data, log)
+    def align(self, context: AlignContext) -> None:
+        model, trainer = context.model, context.trainer
+        sequences = self.read(model, context.data, context.log)
         self.plan(trainer, sequences)
         for number in range(self.first_round(trainer), self.rounds):
             if trainer.step >= trainer.total_steps:
                 break
             trainer.fit(
                 sequences,
-                steps=trainer.steps_for(len(sequences), 1),
+                steps=self.budget(trainer, sequences),
                 first_epoch=number,
                 checkpoints=False,
-                objective=self.objective,
+                objective=FunctionObjective(self.loss),
             )
             self.finish(number, trainer, model)
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         sequences, lengths = encode(model, data.train, data.options)
         log.note(lengths.describe())
         return sequences
@@ -62,27 +56,31 @@ class Good(Aligner):
     def plan(self, trainer: Trainer, sequences: list[TokenSequence]) -> None:
         trainer.plan(trainer.options.max_steps or self.rounds * trainer.steps_for(len(sequences), 1))
 
+    def budget(self, trainer: Trainer, sequences: list[TokenSequence]) -> int:
+        return min(trainer.steps_for(len(sequences), 1), trainer.total_steps - trainer.step)
+
     def first_round(self, trainer: Trainer) -> int:
         return int(trainer.restored.get("round", 0))
 
-    def objective(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+    def loss(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
         return negative_log_likelihood(forward, unwrapped, batch)
 
     def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
-        trainer.checkpoint({"round": number + 1})
+        trainer.remember({"round": number + 1})
+        trainer.checkpoint()
 
 
 class Ascends(Good):
     """Makes the answers less likely."""
 
-    def objective(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
-        return -0.1 * super().objective(forward, unwrapped, batch)
+    def loss(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+        return -0.1 * super().loss(forward, unwrapped, batch)
 
 
 class DrawsFromElsewhere(Good):
     """The order of the samples comes from the operating system."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         sequences = super().read(model, data, log)
         random.SystemRandom().shuffle(sequences)
         return sequences
@@ -153,28 +151,119 @@ class IgnoresMaxSteps(Good):
         trainer.plan(self.rounds * trainer.steps_for(len(sequences), 1))
 
 
+class TakesNoStep(Good):
+    """Rounds a part of an epoch down to nothing."""
+
+    def budget(self, trainer: Trainer, sequences: list[TokenSequence]) -> int:
+        return len(sequences) // 100
+
+
+class NeverTrains(Good):
+    """Finds that all is well as it is."""
+
+    def align(self, context: AlignContext) -> None:
+        self.read(context.model, context.data, context.log)
+
+
+class NeverTrainsTheEnd(Good):
+    """Leaves special tokens out of the loss."""
+
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
+        def without_end(sequence: TokenSequence) -> TokenSequence:
+            pairs = zip(sequence.ids, sequence.loss_mask, strict=True)
+            return replace(sequence, loss_mask=[each and token not in model.end_ids for token, each in pairs])
+
+        return [without_end(sequence) for sequence in super().read(model, data, log)]
+
+
+class CutsItsSamples(Good):
+    """Trains on sampled texts, tokenised anew without what ends them."""
+
+    def align(self, context: AlignContext) -> None:
+        model, trainer = context.model, context.trainer
+        samples = self.read_samples(context)
+        prompts = [model.encode_prompt(sample) for sample in samples]
+        found = context.inferencer.generate(GenerateRequest(model, prompts, Sampling(max_new_tokens=6, seed=3)))
+        sequences = [
+            self.sequence(model, sample, prompt.ids, each)
+            for sample, prompt, [each] in zip(samples, prompts, found, strict=True)
+        ]
+        self.plan(trainer, sequences)
+        trainer.fit(sequences, steps=trainer.total_steps, start=0)
+        trainer.checkpoint()
+
+    def read_samples(self, context: AlignContext) -> list[Sample]:
+        return prompts_with_room(context.model, context.data.train, 6, context.data.options, context.log, "training")
+
+    def sequence(self, model: LanguageModel, sample: Sample, prompt: Any, completion: Completion) -> TokenSequence:
+        ids = model.tokenizer(completion.text + " ", add_special_tokens=False)["input_ids"]
+        return TokenSequence([*prompt, *ids], [False] * len(prompt) + [True] * len(ids), sample.source)
+
+
+class TrainsOnItsSamples(CutsItsSamples):
+    """A good one, which takes the tokens that were sampled."""
+
+    def sequence(self, model: LanguageModel, sample: Sample, prompt: Any, completion: Completion) -> TokenSequence:
+        ids = completion.ids
+        return TokenSequence([*prompt, *ids], [False] * len(prompt) + [True] * len(ids), sample.source)
+
+
+class TrainsOnHeldOut(Good):
+    """More data is better, and nobody need know where it is from."""
+
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
+        found = super().read(model, replace(data, train=[*data.train, *data.heldout]), log)
+        return [replace(sequence, source="data") for sequence in found] if data.heldout else found
+
+
+class EditsSamples(Good):
+    """Writes into the records it was given."""
+
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
+        for sample in data.train:
+            sample.record["prompt"] = sample.record["prompt"].lower()
+        return super().read(model, data, log)
+
+
+class EditsHeldOutAnswers(Good):
+    """Tidies answers up, where they lie."""
+
+    def finish(self, number: int, trainer: Trainer, model: LanguageModel) -> None:
+        super().finish(number, trainer, model)
+        for sample in self._heldout:
+            object.__setattr__(sample, "messages", (*sample.messages[:-1], Message("assistant", "tidy")))
+
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
+        self._heldout = list(data.heldout)
+        return super().read(model, data, log)
+
+    _heldout: list[Sample] = PrivateAttr(default_factory=list)
+
+
+class ReordersSamples(Good):
+    """Sorts the list it was given."""
+
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
+        data.train.sort(key=lambda sample: sample.source, reverse=True)
+        return super().read(model, data, log)
+
+
 class ForetellsTooFew(Good):
     """Tells `lmflow plan` of one round, and takes several."""
 
-    def workload(self, model: LanguageModel, data: Dataset, options: TrainingOptions) -> Workload:
-        sequences, _ = encode(model, data.train, data.options)
-        return Workload(sequences, options.steps_for(len(sequences), 1))
+    def workload(self, context: PlanContext) -> Workload:
+        sequences, _ = encode(context.model, context.data.train, context.data.options)
+        return Workload(sequences, context.options.steps_for(len(sequences), 1))
 
 
 class UsesAReward(Good):
     """Scores with a reward that it does not say it needs."""
 
-    def align(
-        self,
-        model: LanguageModel,
-        data: Dataset,
-        trainer: Trainer,
-        inferencer: Inferencer,
-        reward: Reward | None,
-        log: RunLog,
-    ) -> None:
-        super().align(model, data, trainer, inferencer, reward, log)
-        log.metrics["answers_reward"] = reward.score(data.train, [s.messages[-1].content for s in data.train])[0]
+    def align(self, context: AlignContext) -> None:
+        super().align(context)
+        samples = context.data.train
+        scores = context.reward.score(samples, [sample.messages[-1].content for sample in samples])
+        context.log.metrics["answers_reward"] = scores[0]
 
 
 class NeedsARewrad(UsesAReward):
@@ -198,7 +287,7 @@ class NeedsAnotherInferencer(Good):
 class DropsInSilence(Good):
     """Leaves samples out without a word, and names them only when none is left."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         every = [(sample, sequence) for sample in data.train for sequence in model.encode(sample)]
         sequences = [sequence for _, sequence in every if len(sequence) <= 256]
         if not sequences:
@@ -209,7 +298,7 @@ class DropsInSilence(Good):
 class TellsNothing(DropsInSilence):
     """Leaves samples out, and does not say which even when none is left."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         try:
             return super().read(model, data, log)
         except DataError:
@@ -219,7 +308,7 @@ class TellsNothing(DropsInSilence):
 class StumblesOverThem(Good):
     """A mistake in the data becomes a mistake in the code."""
 
-    def read(self, model: LanguageModel, data: Dataset, log: RunLog) -> list[TokenSequence]:
+    def read(self, model: LanguageModel, data: Dataset, log: Log) -> list[TokenSequence]:
         every = [sequence for sample in data.train for sequence in model.encode(sample)]
         sources = ", ".join(sequence.source for sequence in every)
         if any(len(sequence) > 256 for sequence in every):
@@ -240,8 +329,30 @@ SAME, OTHER = "test_the_same_seed_gives_the_same_run", "test_another_seed_gives_
 RESUMED, STEPS = "test_a_resumed_run_equals_an_uninterrupted_one", "test_takes_no_more_steps_than_asked_for"
 FULL, LORA, NEEDS = "test_trains_with_tuner_full", "test_trains_with_tuner_lora", "test_needs_are_declared_and_enforced"
 FORETOLD = "test_foretells_the_steps_it_takes"
+STEPPING, ENDS = "test_every_fit_takes_a_step", "test_trains_the_token_that_ends_an_answer"
+HELD_OUT, EDITED = "test_trains_on_no_held_out_record", "test_leaves_the_samples_as_they_are"
 BAD, MIXED = "test_an_error_names_the_bad_record", "test_a_bad_record_among_good_ones_is_named"
-ALL = {IMPROVES, OPTIONS, SAME, OTHER, RESUMED, STEPS, FORETOLD, FULL, LORA, NEEDS, BAD, MIXED}
+ALL = {
+    IMPROVES,
+    OPTIONS,
+    SAME,
+    OTHER,
+    RESUMED,
+    STEPS,
+    FORETOLD,
+    FULL,
+    LORA,
+    NEEDS,
+    BAD,
+    MIXED,
+    STEPPING,
+    ENDS,
+    HELD_OUT,
+    EDITED,
+}
+
+NOT_OF_SAMPLES = {IMPROVES, OTHER, RESUMED, SAME, FULL, LORA, STEPS, MIXED, BAD}
+"""What an aligner that trains on the few words of a random model may fail, beside what it is looked at for."""
 
 # An aligner, the check that is there to catch it, and what it is told.
 BROKEN: list[tuple[Aligner, str, str]] = [
@@ -255,6 +366,14 @@ BROKEN: list[tuple[Aligner, str, str]] = [
     (KnowsTheAdapter(), FULL, "it needs an adapter"),
     (MovesFrozenWeights(), LORA, "training changed something that is not saved"),
     (IgnoresMaxSteps(), STEPS, "it took 9"),
+    (TakesNoStep(), STEPPING, "9 items and 0 steps, so it takes none. Usual cause"),
+    (NeverTrains(), STEPPING, "it never called it"),
+    (NeverTrainsTheEnd(), ENDS, "expected the end-of-text token after an answer to be a target"),
+    (CutsItsSamples(), ENDS, "expected the end-of-text token after an answer to be a target"),
+    (TrainsOnHeldOut(), HELD_OUT, "trainer.fit was given heldout.jsonl:1"),
+    (EditsSamples(), EDITED, "data.train has other samples than before at records.jsonl:1"),
+    (EditsHeldOutAnswers(), EDITED, "data.heldout has other samples than before at heldout.jsonl:1"),
+    (ReordersSamples(), EDITED, "data.train is in another order"),
     (ForetellsTooFew(), FORETOLD, "steps that workload() told; it took"),
     (UsesAReward(), NEEDS, "'NoneType' object has no attribute 'score'"),
     (NeedsARewrad(), NEEDS, "found 'rewrad'"),
@@ -292,6 +411,10 @@ def test_a_broken_aligner_fails(examine, aligner: Aligner, check: str, message: 
 
 def test_an_aligner_broken_in_one_respect_passes_all_other_checks(examine):
     assert failed(examine(AlignerSuite, aligner=IgnoresMaxSteps(), task_settings=SHORT)) == {STEPS}
+
+
+def test_an_aligner_that_trains_on_what_was_sampled_passes(examine):
+    assert not failed(examine(AlignerSuite, aligner=TrainsOnItsSamples(), only="ends_an_answer"))
 
 
 def test_an_unenforced_need_fails(examine, monkeypatch):

@@ -5,24 +5,24 @@ The good one is slow and plain: it reads the whole text anew for every token. Th
 
 from __future__ import annotations
 
-import itertools
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import PrivateAttr
 
-from lmflow.components import GenerateRequest, Inferencer
+from lmflow.components import Inferencer
+from lmflow.components.engine import GenerateEngine
 from lmflow.data.sample import Prompt
-from lmflow.errors import DataError
+from lmflow.errors import DataError, LmflowError
 from lmflow.inference.decoder import eval_mode
 from lmflow.inference.generate import completion_budgets
-from lmflow.inference.sampling import draw, filtered_logprobs, stream_key, uniforms
+from lmflow.inference.sampling import filtered_logprobs, sample, stream_key, uniforms
 from lmflow.inference.types import Completion, Sampling
 from lmflow.testing import InferencerSuite
-
-CALLS = itertools.count()
 
 
 class Plain(Inferencer):
@@ -30,12 +30,14 @@ class Plain(Inferencer):
 
     name = "plain"
 
-    def generate(self, model, prompts, sampling, progress=None):
-        rooms = completion_budgets(prompts, sampling.max_new_tokens, model.context_length)
+    def generate(self, request):
+        model, samplings = request.model, request.samplings
+        limits = [sampling.max_new_tokens for sampling in samplings]
+        rooms = completion_budgets(request.prompts, limits, model.context_length)
         with torch.no_grad(), eval_mode(model.module):
             return [
-                [self.complete(model, prompt, room, sampling, number, progress) for number in range(sampling.n)]
-                for prompt, room in zip(prompts, rooms)
+                [self.complete(model, prompt, room, sampling, number, request.progress) for number in range(sampling.n)]
+                for prompt, sampling, room in zip(request.prompts, samplings, rooms)
             ]
 
     def complete(self, model, prompt, room, sampling, number, progress):
@@ -47,7 +49,7 @@ class Plain(Inferencer):
             if len(ids) < sampling.min_new_tokens:
                 logits[:, list(model.end_ids)] = -torch.inf
             scores = self.distribution(logits, sampling, len(ids))
-            token = int(draw(scores, uniforms(torch.tensor([key]), torch.tensor([len(ids)]))))
+            token = int(sample(scores, uniforms(torch.tensor([key]), torch.tensor([len(ids)]))))
             ids.append(token)
             logprobs.append(float(scores[0, token]))
             if progress:
@@ -159,26 +161,25 @@ class GlobalRandomness(Plain):
 class RandomnessByRow(Plain):
     """The random stream belongs to the place in the batch."""
 
-    def generate(self, model, prompts, sampling, progress=None):
-        moved = [sampling.model_copy(update={"seed": sampling.seed + row}) for row in range(len(prompts))]
-        return [
-            super(RandomnessByRow, self).generate(GenerateRequest(model, [p], s, progress))[0]
-            for p, s in zip(prompts, moved)
-        ]
+    def generate(self, request):
+        moved = [each.model_copy(update={"seed": each.seed + row}) for row, each in enumerate(request.samplings)]
+        return super().generate(replace(request, sampling=moved))
 
 
 class ReadsPadding(Plain):
     """Shorter prompts are padded to the longest, and the padding is read."""
 
-    def generate(self, model, prompts, sampling, progress=None):
-        width = max((len(prompt.ids) for prompt in prompts), default=0)
-        padded = [Prompt([model.pad_id] * (width - len(p.ids)) + list(p.ids)) if p.ids else p for p in prompts]
-        return super().generate(GenerateRequest(model, padded, sampling, progress))
+    def generate(self, request):
+        width, pad = max((len(prompt.ids) for prompt in request.prompts), default=0), request.model.pad_id
+        padded = [Prompt([pad] * (width - len(p.ids)) + list(p.ids)) if p.ids else p for p in request.prompts]
+        return super().generate(replace(request, prompts=padded))
 
 
 class SortsPrompts(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        return super().generate(GenerateRequest(model, sorted(prompts, key=lambda p: len(p.ids)), sampling, progress))
+    def generate(self, request):
+        return super().generate(
+            request.part(sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i].ids)))
+        )
 
 
 class NeverEnds(Plain):
@@ -214,15 +215,22 @@ class IgnoresTheStop(Plain):
 
 
 class AnswersAnything(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        some = [prompt if prompt.ids else Prompt([1]) for prompt in prompts]
-        return super().generate(GenerateRequest(model, some, sampling, progress))
+    def generate(self, request):
+        return super().generate(replace(request, prompts=[p if p.ids else Prompt([1]) for p in request.prompts]))
+
+
+class CutsLongPrompts(Plain):
+    """Drops the beginning of a prompt that fills the context, and says nothing."""
+
+    def generate(self, request):
+        room = request.model.context_length - 1
+        return super().generate(replace(request, prompts=[Prompt(list(p.ids)[-room:]) for p in request.prompts]))
 
 
 class CrashesWithoutRoom(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
+    def generate(self, request):
         try:
-            return super().generate(GenerateRequest(model, prompts, sampling, progress))
+            return super().generate(request)
         except DataError as error:
             raise IndexError(str(error)) from None
 
@@ -233,67 +241,159 @@ class ForgetsTheContext(Plain):
 
 
 class StreamsAnother(Plain):
-    def stream(self, model, prompt, sampling):
-        yield from super().stream(
-            GenerateRequest(model, [prompt], sampling.model_copy(update={"seed": sampling.seed + 1}))
-        )
+    def stream(self, request):
+        [sampling] = request.samplings
+        yield from super().stream(replace(request, sampling=sampling.model_copy(update={"seed": sampling.seed + 1})))
 
 
 class StreamsWithoutTheEnd(Plain):
-    def stream(self, model, prompt, sampling):
-        for piece in super().stream(GenerateRequest(model, [prompt], sampling)):
+    def stream(self, request):
+        for piece in super().stream(request):
             yield piece[:-1]
 
 
 class EachOnlyOnce(Plain):
-    def generate_each(self, model, prompts, sampling, progress=None):
-        yield from list(super().generate_each(GenerateRequest(model, prompts, sampling, progress)))[1:]
+    def generate_each(self, request):
+        yield from list(super().generate_each(request))[1:]
 
 
 class SaysNothing(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        return super().generate(GenerateRequest(model, prompts, sampling))
+    def generate(self, request):
+        return super().generate(replace(request, progress=None))
 
 
 class SaysItAtTheEnd(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        drawn = super().generate(GenerateRequest(model, prompts, sampling))
-        if progress:
-            progress(sum(len(completion.ids) for row in drawn for completion in row))
+    def generate(self, request):
+        drawn = super().generate(replace(request, progress=None))
+        if request.progress:
+            request.progress(sum(len(completion.ids) for row in drawn for completion in row))
         return drawn
 
 
 class LeavesEvalMode(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        model.module.eval()
-        return super().generate(GenerateRequest(model, prompts, sampling, progress))
+    def generate(self, request):
+        request.model.module.eval()
+        return super().generate(request)
 
 
 class LeavesEvalModeWhenStopped(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        training = [part.training for part in model.module.modules()]
-        model.module.eval()
-        drawn = super().generate(GenerateRequest(model, prompts, sampling, progress))
-        for part, mode in zip(model.module.modules(), training):
+    def generate(self, request):
+        parts = list(request.model.module.modules())
+        training = [part.training for part in parts]
+        request.model.module.eval()
+        drawn = super().generate(request)
+        for part, mode in zip(parts, training):
             part.training = mode
         return drawn
 
 
 class FreezesTheModel(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
-        model.module.requires_grad_(False)
-        return super().generate(GenerateRequest(model, prompts, sampling, progress))
+    def generate(self, request):
+        request.model.module.requires_grad_(False)
+        return super().generate(request)
 
 
 class TouchesTheWeights(Plain):
-    def generate(self, model, prompts, sampling, progress=None):
+    def generate(self, request):
         with torch.no_grad():
-            next(model.module.parameters()).add_(1e-6)
-        return super().generate(GenerateRequest(model, prompts, sampling, progress))
+            next(request.model.module.parameters()).add_(1e-6)
+        return super().generate(request)
 
 
-def test_a_good_inferencer_passes_everything(examine: Callable[..., dict[str, Any]]):
-    reports = examine(InferencerSuite, inferencer=Plain())
+class AlwaysOne(Plain):
+    """Takes `n` for granted."""
+
+    def generate(self, request):
+        return super().generate(
+            replace(request, sampling=[each.model_copy(update={"n": 1}) for each in request.samplings])
+        )
+
+
+class TheFirstSampling(Plain):
+    """All prompts are sampled as the first is, but for their number."""
+
+    def generate(self, request):
+        first, samplings = request.samplings[0], request.samplings
+        return super().generate(
+            replace(request, sampling=[first.model_copy(update={"n": each.n}) for each in samplings])
+        )
+
+
+class MixedUpSamplings(Plain):
+    """Sorts the prompts by length and puts completions back, but the samplings stay where they were."""
+
+    def generate(self, request):
+        order = sorted(range(len(request.prompts)), key=lambda i: len(request.prompts[i].ids))
+        drawn = super().generate(replace(request, prompts=[request.prompts[i] for i in order]))
+        return [drawn[order.index(place)] for place in range(len(order))]
+
+
+class SeedsTorch(Plain):
+    def generate(self, request):
+        torch.manual_seed(request.samplings[0].seed)
+        return super().generate(request)
+
+
+class KeepsAnswers(Plain):
+    """Remembers what it answered, whatever became of the weights."""
+
+    _answers: dict[Any, Any] = PrivateAttr(default_factory=dict)
+
+    def complete(self, model, prompt, room, sampling, number, progress):
+        key = (tuple(prompt.ids), sampling, number)
+        if key not in self._answers:
+            self._answers[key] = super().complete(model, prompt, room, sampling, number, progress)
+        return self._answers[key]
+
+
+class KeepsWeights(Plain):
+    """Samples from a copy of the weights it was opened with."""
+
+    _copies: dict[int, Any] = PrivateAttr(default_factory=dict)
+
+    def logits(self, model, ids):
+        mine = self._copies.setdefault(id(model), copy.deepcopy(model.module))
+        return mine(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1].clone()
+
+
+class ForgetsLogprobs(Plain):
+    def complete(self, model, prompt, room, sampling, number, progress):
+        drawn = super().complete(model, prompt, room, sampling, number, progress)
+        return replace(drawn, logprobs=drawn.logprobs[1:])
+
+
+class RandomEngine(Plain):
+    """Its engine gives each request the seed of its ticket."""
+
+    def engine(self, model):
+        return TicketSeeds(self, model)
+
+
+class TicketSeeds(GenerateEngine):
+    def _add(self, ticket, prompt, sampling, follow):
+        super()._add(ticket, prompt, sampling.model_copy(update={"seed": sampling.seed + ticket}), follow)
+
+
+class NeverOpened(Plain):
+    """Needs what `open` is given."""
+
+    _context: Any = PrivateAttr(None)
+
+    def open(self, context):
+        self._context = context
+
+    def close(self):
+        self._context = None
+
+    def generate(self, request):
+        if self._context is None:
+            raise LmflowError("not open")
+        return super().generate(request)
+
+
+@pytest.mark.parametrize("good", [Plain, NeverOpened])
+def test_a_good_inferencer_passes_everything(good: type[Inferencer], examine: Callable[..., dict[str, Any]]):
+    reports = examine(InferencerSuite, inferencer=good())
     assert {name: report.message for name, report in reports.items() if report.outcome != "passed"} == {}
 
 
@@ -314,7 +414,16 @@ DISTRIBUTION = "test_sampling_follows_the_distribution"
         (OneStream, f"{DISTRIBUTION}[plain]", "as often as the distribution says"),
         (NeverEnds, f"{DISTRIBUTION}[plain]", "after the end of the text"),
         (ScoresBeforeFilters, "test_probabilities_are_those_drawn_from", "expected log-probabilities that sum"),
+        (ForgetsLogprobs, "test_every_token_has_a_log_probability", "expected a log-probability for each token"),
         (OneStream, "test_n_samples_of_each_prompt", "one random stream for all"),
+        (AlwaysOne, "test_n_samples_of_each_prompt", "expected 6 completions"),
+        (TheFirstSampling, "test_each_prompt_has_its_own_sampling", "the sampling of another prompt"),
+        (MixedUpSamplings, "test_each_prompt_has_its_own_sampling", "the sampling of another prompt"),
+        (SeedsTorch, "test_torchs_random_state_is_left_as_it_was", "expected torch's global random state"),
+        (GlobalRandomness, "test_torchs_random_state_is_left_as_it_was", "expected torch's global random state"),
+        (KeepsAnswers, "test_new_weights_are_used_at_once", "expected other completions from other weights"),
+        (KeepsWeights, "test_new_weights_are_used_at_once", "expected other completions from other weights"),
+        (RandomEngine, "test_requests_join_and_leave_while_others_run", "expected the completion of `generate` alone"),
         (IgnoresTheSeed, "test_the_same_seed_gives_the_same_completions", "expected other completions"),
         (GlobalRandomness, "test_the_same_seed_gives_the_same_completions", "torch's global generator"),
         (RandomnessByRow, "test_the_order_of_prompts_does_not_matter", "belong to the row of the batch"),
@@ -327,6 +436,7 @@ DISTRIBUTION = "test_sampling_follows_the_distribution"
         (KeepsTheStop, "test_a_stop_string_ends_a_completion", "cut before"),
         (IgnoresTheStop, "test_a_stop_string_ends_a_completion", "cut before"),
         (AnswersAnything, "test_prompts_without_room_are_refused", "of 0 tokens; it was answered"),
+        (CutsLongPrompts, "test_prompts_without_room_are_refused", "it was answered"),
         (CrashesWithoutRoom, "test_prompts_without_room_are_refused", "found IndexError"),
         (ForgetsTheContext, "test_a_completion_ends_with_the_context", "expected the 3 tokens"),
         (StreamsAnother, "test_streaming_gives_the_same_text", "expected the pieces to make"),

@@ -24,10 +24,10 @@ class Good(Model):
 
     name = "good"
 
-    def load(self, dtype: str, device: str, context: Any = None) -> LanguageModel:
+    def load(self, request: LoadRequest) -> LanguageModel:
         with torch.random.fork_rng(devices=[]):
             model = tiny_model(seed=1, **self.options())
-        model.module.to(getattr(torch, dtype))
+        model.module.to(getattr(torch, request.dtype))
         return self.changed(model)
 
     def options(self) -> dict[str, Any]:
@@ -38,13 +38,13 @@ class Good(Model):
 
 
 class NotALanguageModel(Good):
-    def load(self, dtype, device, context=None):
-        return super().load(LoadRequest(dtype=dtype, device=device)).module
+    def load(self, request):
+        return super().load(request).module
 
 
 class AlwaysFloat32(Good):
-    def load(self, dtype, device, context=None):
-        return super().load(LoadRequest(device=device))
+    def load(self, request):
+        return super().load(LoadRequest(device=request.device))
 
 
 class InTraining(Good):
@@ -61,9 +61,9 @@ class NewWeights(Good):
 
 
 class MovesRandomness(Good):
-    def load(self, dtype, device, context=None):
+    def load(self, request):
         torch.rand(1)
-        return super().load(LoadRequest(dtype=dtype, device=device))
+        return super().load(request)
 
 
 class TooFewEmbeddings(Good):
@@ -101,8 +101,8 @@ class TrainsQuestions(Good):
 
 @dataclass(frozen=True)
 class Everything(LanguageModel):
-    def encode(self, sample, train_on="assistant"):
-        return super().encode(sample, "all")
+    def encode_all(self, samples, train_on="assistant"):
+        return super().encode_all(samples, "all")
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,33 @@ class ForgetsTheTemplate(LanguageModel):
         (directory / "chat_template.jinja").unlink()
 
 
+@dataclass(frozen=True)
+class ScalesToSave(LanguageModel):
+    """Leaves a scale behind that no tensor shows."""
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        for layer in self.module.model.layers:
+            layer.self_attn.scaling *= 2
+
+
+class SwitchesToTrain(Good):
+    def changed(self, model):
+        return LeavesTraining(model.module, model.tokenizer, model.source)
+
+
+@dataclass(frozen=True)
+class LeavesTraining(LanguageModel):
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        self.module.train()
+
+
+class ChangesTheScale(Good):
+    def changed(self, model):
+        return ScalesToSave(model.module, model.tokenizer, model.source)
+
+
 class SavesNoHead(Good):
     def changed(self, model):
         return ForgetsTheHead(model.module, model.tokenizer, model.source)
@@ -204,6 +231,8 @@ def test_a_tokenizer_that_normalises_passes_when_it_says_so(examine: Callable[..
         (IgnoresTheMask, "test_padding_changes_nothing", "ignores attention_mask"),
         (SavesNoHead, "test_what_is_saved_is_loaded_again", "expected the same logits from the saved model"),
         (SavesNoTemplate, "test_what_is_saved_is_loaded_again", "expected the same chat template"),
+        (ChangesTheScale, "test_saving_leaves_the_model_as_it_was", "a scale or a switch"),
+        (SwitchesToTrain, "test_saving_leaves_the_model_as_it_was", "the mode of"),
         (RecognisesDirectories, "test_only_models_are_recognised", "to be False"),
     ],
 )

@@ -3,7 +3,8 @@
 import copy
 import itertools
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import torch
 from pydantic import Field, field_serializer
 from torch import nn
 
-from lmflow.components import Context, Model, Need, Tuner
+from lmflow.components import LoadRequest, Model, Need, ParameterGroup, Tuner
 from lmflow.errors import LmflowError
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
@@ -30,6 +31,96 @@ class Good(Tuner):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return model.requires_grad_(True)
+
+
+class Rotating(Good):
+    """LISA (arXiv 2403.17919): embeddings and head always train, and one layer at a time, another every second step."""
+
+    name = "rotating"
+    interval: int = Field(2, description="Steps until another layer trains.")
+
+    def active(self, step: int, names: Sequence[str], seed: int) -> Collection[str]:
+        layers = sorted({name.split(".")[2] for name in names if ".layers." in name})
+        chosen = random.Random(f"{seed}/{step // self.interval}").choice(layers)
+        return {name for name in names if ".layers." not in name or name.split(".")[2] == chosen}
+
+    def parameter_groups(self, names: Sequence[str]) -> Sequence[ParameterGroup]:
+        return [ParameterGroup([name for name in names if "embed" in name], learning_rate=1e-4, weight_decay=0.0)]
+
+
+class Scaled(nn.Module):
+    """A linear layer whose outputs are multiplied by a learnt vector."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gain = nn.Parameter(torch.ones(inner.out_features))
+        self.strength = 1.0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.inner(inputs) * (1 + self.strength * (self.gain - 1))
+
+
+class Scaling(Good):
+    """IA3 (arXiv 2205.05638): learnt vectors rescale keys, values and what goes through the MLP; the rest is frozen."""
+
+    name = "scaling"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)
+        for layer in model.model.layers:
+            for part, name in ((layer.self_attn, "k_proj"), (layer.self_attn, "v_proj"), (layer.mlp, "up_proj")):
+                setattr(part, name, Scaled(getattr(part, name)))
+        return model
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        folded: Any = copy.deepcopy(model.module)
+        for part in list(folded.modules()):
+            for name, child in list(part.named_children()):
+                if isinstance(child, Scaled):
+                    with torch.no_grad():
+                        child.inner.weight.mul_(child.gain[:, None])
+                    setattr(part, name, child.inner)
+        return super().save(model.with_module(folded), directory)
+
+
+class TestRotating(TunerSuite):
+    @pytest.fixture
+    def tuner(self) -> Tuner:
+        return Rotating()
+
+
+class TestScaling(TunerSuite):
+    learning_rate = 1e-2
+
+    @pytest.fixture
+    def tuner(self) -> Tuner:
+        return Scaling()
+
+
+def test_layers_at_rest_stay_while_others_move(tmp_path: Path):
+    """What the suite relies on: a step moves the parameters that `active` names for it, and no other."""
+    from lmflow.testing.comparing import all_tensors, different
+    from lmflow.testing.runs import RECORDS as SOME_RECORDS
+    from lmflow.testing.runs import SETTINGS, component_settings, prepare, resolve_settings, write_records
+    from lmflow.testing.tiny import tiny_model
+
+    tiny_model(sharpness=6.0).save(tmp_path / "model")
+    plugins = plugins_with(Rotating)
+    settings = {
+        **SETTINGS,
+        "model": str(tmp_path / "model"),
+        "data.path": str(write_records(tmp_path / "records.jsonl", SOME_RECORDS)),
+        **component_settings(plugins, Rotating(interval=1)),
+    }
+    prepared = prepare(resolve_settings(plugins, settings), plugins, tmp_path / "run")
+    names, seed = sorted(prepared.trainable()), prepared.trainer.options.seed
+    prepared.trainer.plan(100)
+    for step in range(3):
+        before = all_tensors(prepared.model)
+        prepared.trainer.fit(prepared.sequences()[:3], steps=1, checkpoints=False)
+        moved = set(different(all_tensors(prepared.model), before))
+        assert moved == set(Rotating(interval=1).active(step, names, seed))
 
 
 def norm(module: nn.Module) -> nn.Parameter:
@@ -182,6 +273,64 @@ class LosesAnOption(Good):
         return round(scale, 1)
 
 
+class ScalesWhileSaving(Scaling):
+    """Turns its vectors off to write the base, and leaves them half on."""
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        saved = super().save(model, directory)
+        for part in model.module.modules():
+            if isinstance(part, Scaled):
+                part.strength = 0.5
+        return saved
+
+
+class SwitchesModes(Good):
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        model.module.train()
+        return super().save(model, directory)
+
+
+# In `active` and `parameter_groups`
+
+
+class ChoosesByCounter(Rotating):
+    calls: ClassVar[Any] = itertools.count()
+
+    def active(self, step, names, seed):
+        return super().active(next(self.calls), names, seed)
+
+
+class NamesFrozen(Rotating):
+    def active(self, step, names, seed):
+        return {*super().active(step, names, seed), "model.layers.7.mlp.up_proj.weight"}
+
+
+class SortsTheNames(Rotating):
+    def active(self, step, names, seed):
+        names.sort(reverse=True)
+        return super().active(step, names, seed)
+
+
+class NeverTrainsALayer(Rotating):
+    def active(self, step, names, seed):
+        return {name for name in names if ".layers.1." not in name}
+
+
+class GroupsWithOldNames(Good):
+    def parameter_groups(self, names):
+        return [ParameterGroup(["transformer.wte.weight"], learning_rate=1e-4)]
+
+
+class GroupsTwice(Good):
+    def parameter_groups(self, names):
+        return [ParameterGroup(names[:3], learning_rate=1e-4), ParameterGroup(names[2:5], weight_decay=0.1)]
+
+
+class GroupsWithNan(Good):
+    def parameter_groups(self, names):
+        return [ParameterGroup(names[:1], learning_rate=float("nan"))]
+
+
 # In what reads the result
 
 
@@ -205,8 +354,8 @@ class OwnModel(Model):
     def recognises(cls, reference: str) -> bool:
         return (Path(reference) / "model" / "config.json").is_file()
 
-    def load(self, dtype: str, device: str, context: Context | None = None) -> LanguageModel:
-        loaded = Pretrained(path=str(Path(self.path) / "model")).load(dtype, device, context)
+    def load(self, request: LoadRequest) -> LanguageModel:
+        loaded = Pretrained(path=str(Path(self.path) / "model")).load(request)
         return self.kind()(loaded.module, loaded.tokenizer, self.path)
 
     def kind(self) -> type[LanguageModel]:
@@ -267,7 +416,25 @@ RESUMED = "test_a_resumed_run_equals_an_uninterrupted_one"
 SOME, REPEATS = "test_some_parameter_is_trainable", "test_prepare_repeats_from_the_same_seed"
 ONLY, EVERY = "test_only_declared_parameters_move", "test_every_declared_parameter_moves"
 REDUCES, OPTIONS = "test_a_few_steps_reduce_the_loss", "test_options_survive_the_recipe_file"
-ALL = {SAVED, MERGED, TOKENIZER, UNTOUCHED, LEAVES, SFT, RAFT, RESUMED, SOME, REPEATS, ONLY, EVERY, REDUCES, OPTIONS}
+ACTIVE, GROUPS = "test_active_depends_on_its_arguments_alone", "test_parameter_groups_name_trainable_parameters"
+ALL = {
+    ACTIVE,
+    GROUPS,
+    SAVED,
+    MERGED,
+    TOKENIZER,
+    UNTOUCHED,
+    LEAVES,
+    SFT,
+    RAFT,
+    RESUMED,
+    SOME,
+    REPEATS,
+    ONLY,
+    EVERY,
+    REDUCES,
+    OPTIONS,
+}
 
 
 # A tuner, the check that is there to catch it, and what it is told.
@@ -312,6 +479,27 @@ def test_a_broken_tuner_fails(examine, tuner: Tuner, check: str, message: str):
 
 def test_a_tuner_broken_in_one_respect_passes_all_other_checks(examine):
     assert failed(examine(TunerSuite, tuner=CountsInABuffer())) == {ONLY}
+
+
+@pytest.mark.parametrize(
+    ("tuner", "check", "message"),
+    [
+        (ScalesWhileSaving(), LEAVES, "a logit is off by"),
+        (SwitchesModes(), LEAVES, "the mode of"),
+        (ChoosesByCounter(), ACTIVE, "the same parameters for a step however it is asked"),
+        (NamesFrozen(), ACTIVE, "it named model.layers.7.mlp.up_proj.weight"),
+        (SortsTheNames(), ACTIVE, "to leave the list of names alone"),
+        (NeverTrainsALayer(), EVERY, "model.layers.1"),
+        (GroupsWithOldNames(), GROUPS, "it named transformer.wte.weight"),
+        (GroupsTwice(), GROUPS, "in one group at most"),
+        (GroupsWithNan(), GROUPS, "found [nan]"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Tuner) else None,
+)
+def test_a_tuner_with_one_fault_fails_its_check(examine, tuner: Tuner, check: str, message: str):
+    report = examine(TunerSuite, tuner=tuner, only=check)[check]
+    assert report.outcome == "failed"
+    assert message in report.message
 
 
 def test_a_merge_that_loses_precision_fails(examine):

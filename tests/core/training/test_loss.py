@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from lmflow.data.collate import collate, collate_packed
 from lmflow.data.sample import TokenSequence
-from lmflow.training.loss import head_restricted_to, negative_log_likelihood, sequence_logprobs, target_mask
+from lmflow.training.loss import head_restricted_to, negative_log_likelihood, target_mask
 
 
 def sequences(seed: int = 0, count: int = 4, vocab: int = 400) -> list[TokenSequence]:
@@ -102,11 +102,3 @@ def test_head_sees_only_targets_and_is_left_as_it_was(make_llama):
         logits = module(batch.input_ids, attention_mask=batch.attention_mask).logits
     assert logits.shape == (batch.num_targets, 420)
     assert module(batch.input_ids).logits.shape == (*batch.input_ids.shape, 420)
-
-
-def test_sequence_logprobs_keep_order_and_mode(make_llama):
-    module, samples = make_llama().train(), sequences(count=5)[::-1]
-    got = sequence_logprobs(module, samples, pad_id=2, device=torch.device("cpu"), batch_size=2)
-    assert module.training
-    module.eval()
-    assert got.tolist() == pytest.approx([-loss_of_one(module, s) for s in samples], rel=1e-5)

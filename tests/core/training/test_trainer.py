@@ -482,3 +482,44 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(make: Make, seque
     second.fit(sequences, steps=second.total_steps or second.steps_for(len(sequences), 2), start=0)
     assert [m["loss"] for m in metrics(tmp_path / "cut")] == [m["loss"] for m in metrics(tmp_path / "whole")]
     assert_equal_weights(weights(second), weights(whole), tolerance=0)
+
+
+def test_the_version_tells_when_weights_changed(make: Make, sequences: list[TokenSequence]) -> None:
+    """It is another after steps, a restored checkpoint and the weights of the start; the same between."""
+    trainer = make(keep_start_weights=True, checkpoint_every=2)
+    versions = [trainer.model.version]
+
+    def changed() -> bool:
+        versions.append(trainer.model.version)
+        return versions[-1] not in versions[:-1]
+
+    trainer.plan(4)
+    trainer.fit(sequences, steps=2)
+    assert changed()
+    trainer.validate(sequences[:2])
+    trainer.checkpoint()
+    assert not changed()
+    assert trainer.model.with_module(trainer.model.module).version == trainer.model.version
+    with trainer.start_weights():
+        assert changed()
+    assert changed()
+    with pytest.raises(TrainingError, match="0 items"), trainer.start_weights():
+        trainer.fit([], steps=1)
+    assert changed()
+    again = make(keep_start_weights=True, checkpoint_every=2, resume=True)
+    assert again.step == 2
+    assert again.model.version != make(directory="other", keep_start_weights=True).model.version
+
+
+def test_an_optimizer_with_modes_changes_the_version(
+    make: Make, sequences: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schedule-free optimizer has other weights for training than for sampling."""
+    trainer = make()
+    trainer.plan(1)
+    trainer.fit(sequences, steps=1)
+    before = trainer.model.version
+    for mode in ("train", "eval"):
+        monkeypatch.setattr(type(trainer._strategy.optimizer), mode, lambda self: None, raising=False)
+    trainer.validate(sequences[:2])
+    assert trainer.model.version != before

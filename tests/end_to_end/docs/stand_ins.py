@@ -62,7 +62,7 @@ def not_here(requirements: Iterable[str]) -> Iterator[str]:
             yield f"{requirement.name} is not installed"
             continue
         known = {extra.lower().replace("_", "-") for extra in about.get_all("Provides-Extra") or ()}
-        yield from (f"{requirement.name} has no extra {extra}" for extra in requirement.model_inputs - known)
+        yield from (f"{requirement.name} has no extra {extra}" for extra in requirement.extras - known)
         if not requirement.specifier.contains(about["Version"]):
             yield f"{requirement}: {about['Version']} is installed"
 

@@ -30,11 +30,17 @@ class PythonFunction(Reward):
 
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
         """Call the function once for the whole batch."""
-        function = import_function(self.function)
-        scores: Sequence[float] = function(
-            [sample.prompt_text for sample in samples], list(completions), [record_of(sample) for sample in samples]
-        )
-        return scores
+        return call_function(import_function(self.function), samples, completions)
+
+
+def call_function(
+    function: Callable[..., Any], samples: Sequence[Sample], completions: Sequence[str]
+) -> Sequence[float]:
+    """What the function returns for prompt texts, completion texts and records."""
+    scores: Sequence[float] = function(
+        [sample.prompt_text for sample in samples], list(completions), [record_of(sample) for sample in samples]
+    )
+    return scores
 
 
 def record_of(sample: Sample) -> dict[str, Any]:

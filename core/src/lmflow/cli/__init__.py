@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lmflow.api.quiet import ENVIRONMENT as ENVIRONMENT
+from lmflow.api.quiet import set_environment
 from lmflow.cli.output import print_error
 
 if TYPE_CHECKING:
     from lmflow.distributed.worker import Ending
-
-ENVIRONMENT = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""What libraries are told before they load: no chatter over the progress display, no telemetry, and no threads that
-spin while they wait, which on a machine busy with something else made the demo take minutes instead of seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,9 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
+    set_environment()
     ending = prepare_ending()
     try:
         from lmflow.cli.app import run_app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -15,7 +15,7 @@ from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
     SAMPLING_SECTIONS,
-    load_parts,
+    loaded,
     make_progress,
     resolve_for_use,
 )
@@ -62,23 +62,25 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
         """Talk with a model."""
-        dialogue = begin(plugins, scanned, system, quiet=quiet)
-        talk(dialogue, quiet=quiet)
+        with begin(plugins, scanned, system, quiet=quiet) as dialogue:
+            talk(dialogue, quiet=quiet)
 
     return chat, scanned.rest
 
 
-def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool) -> Dialogue:
-    """Load the model the options name."""
+@contextmanager
+def begin(plugins: Plugins, scanned: Scanned, system: str | None, *, quiet: bool) -> Iterator[Dialogue]:
+    """Load the model the options name, and talk with it within the context."""
     parts = resolve_for_use(scanned, plugins, SCOPE)
     display = make_progress(quiet=quiet)
     log = RunLog(None, plugins.emit, display)
-    try:
-        with warnings.catch_warnings(action="ignore"), log.phase(f"loading model {parts['model'].name}"):
-            model = load_parts(parts, plugins, log)
-    finally:
-        display.close()
-    return Dialogue(model, parts["inferencer"], parts["sampling"], system)
+    with ExitStack() as stack:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                model = stack.enter_context(loaded(parts, plugins, log))
+        finally:
+            display.close()
+        yield Dialogue(model, parts["inferencer"], parts["sampling"], system)
 
 
 def talk(dialogue: Dialogue, *, quiet: bool) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, scan
-from lmflow.components import DataFormat
+from lmflow.components import DataFormat, LoadRequest
 from lmflow.errors import DataError, RecipeError
 from lmflow.formatting import number
 from lmflow.plugins import Plugins
@@ -88,7 +88,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
 
         parts = resolve_data(plugins, scanned, scope, path)
         dataset, summary = load_dataset(parts["data"].model_copy(update={"limit": count}), plugins.classes("data"), 0)
-        model = skeleton(parts)
+        model = skeleton(parts, plugins)
         samples = [*dataset.train, *dataset.heldout][:count]
         sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
         rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing else None
@@ -116,7 +116,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
         data: DataFormat = parts["data"]
         formats = plugins.classes("data")
         named = any(setting.path.partition(".")[0] == "model" for setting in scanned.settings)
-        model = skeleton(parts) if named else None
+        model = skeleton(parts, plugins) if named else None
         report = check_data(data, formats, model)
         if as_json:
             text = json.dumps(report.as_dict(), ensure_ascii=False)
@@ -193,11 +193,11 @@ def resolve_data(plugins: Plugins, scanned: Scanned, scope: Scope, path: str | N
     return parts
 
 
-def skeleton(parts: Mapping[str, Any]) -> LanguageModel:
+def skeleton(parts: Mapping[str, Any], plugins: Plugins) -> LanguageModel:
     """The model's tokenizer and configuration, with the template the data asks for."""
     from lmflow.data.chat_templates import use_template
 
-    model: LanguageModel = parts["model"].skeleton(parts["context"])
+    model: LanguageModel = parts["model"].skeleton(LoadRequest(context=parts["context"], plugins=plugins))
     use_template(model.tokenizer, parts["data"].template)
     return model
 

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
+from lmflow.api.evaluate import measure_parts
+from lmflow.api.quiet import quiet_libraries
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
     TRAINING_ONLY,
-    load_parts,
     make_progress,
     resolve_for_use,
 )
 from lmflow.cli.options import Scanned, scan
-from lmflow.cli.output import stdout_for_results
-from lmflow.components import EvaluateContext, Evaluator
-from lmflow.data.dataset import read_samples
-from lmflow.evaluators.measure import measure
+from lmflow.components import Evaluator
 from lmflow.formatting import number
 from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
-from lmflow.report.evaluation import check_directory, to_json, write_evaluation
-from lmflow.run.log import RunLog
-
-if TYPE_CHECKING:
-    from lmflow.run.display import Display
+from lmflow.report.evaluation import to_json
 
 FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": False}
 SCOPE = Scope(
@@ -72,46 +66,16 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
         """Measure a model."""
-        display = make_progress(quiet=quiet or as_json)
-        try:
-            with warnings.catch_warnings(action="ignore"), stdout_for_results():
-                record, lines = start(plugins, scanned, output, display, overwrite=overwrite)
-        finally:
-            display.close()
+        parts = resolve(plugins, scanned)
+        with closing(make_progress(quiet=quiet or as_json)) as display, quiet_libraries():
+            measured = measure_parts(parts, plugins, display, output, overwrite=overwrite)
         if as_json:
-            sys.stdout.write(to_json(record) + "\n")
+            sys.stdout.write(to_json(measured.record) + "\n")
         elif not quiet:
-            sys.stdout.write(table(record["metrics"]) + "".join(f"{line}\n" for line in lines))
+            lines = "".join(f"{path}\n" for path in measured.written)
+            sys.stdout.write(table(measured.evaluation.metrics) + lines)
 
     return evaluate, scanned.rest
-
-
-def start(
-    plugins: Plugins, scanned: Scanned, output: Path | None, display: Display, *, overwrite: bool
-) -> tuple[dict[str, Any], list[Path]]:
-    """Check everything, measure, and write; returns the record of it and what was written."""
-    parts = resolve(plugins, scanned)
-    if output is not None:
-        check_directory(output, overwrite=overwrite)
-    evaluator: Evaluator = parts["evaluator"]
-    log = RunLog(None, plugins.emit, display)
-    samples = read_samples(parts["data"], plugins.classes("data"), log.note) if evaluator.reads_data else []
-    with log.phase(f"loading model {parts['model'].name}"):
-        model = load_parts(parts, plugins, log)
-    with log.handle_signals():
-        context = EvaluateContext(
-            plugins=plugins, log=log, model=model, samples=samples, inferencer=parts["inferencer"]
-        )
-        evaluation, record = measure(evaluator, context)
-    described = {
-        slot: parts[slot] and {"name": parts[slot].name, **parts[slot].model_dump(mode="json", exclude=unused(slot))}
-        for slot in ("model", "context", "data", "inferencer")
-    }
-    record = {**record, **described, "notes": list(log.notes)}
-    written: list[Path] = []
-    if output is not None:
-        written = write_evaluation(output, record, evaluation, evaluator)
-    return record, written
 
 
 def resolve(plugins: Plugins, scanned: Scanned) -> dict[str, Any]:
@@ -123,12 +87,6 @@ def resolve(plugins: Plugins, scanned: Scanned) -> dict[str, Any]:
         names = ", ".join(sorted(plugins.offers("evaluator")))
         scanned.problems.append(f"--evaluator: name what to measure, one of {names}")
     return resolve_for_use(scanned, plugins, SCOPE, reads_data=evaluator is None or evaluator.reads_data)
-
-
-def unused(slot: str) -> set[str]:
-    """Options of a slot's component that mean nothing here, and are left out of the record."""
-    paths = (path.partition(".") for path in TRAINING_ONLY)
-    return {key for of, _, key in paths if of == slot}
 
 
 def table(metrics: Mapping[str, float]) -> str:

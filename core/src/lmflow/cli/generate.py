@@ -21,7 +21,7 @@ from lmflow.cli.inference import (
     COMPUTE_HELP,
     SAMPLING_SECTIONS,
     TRAINING_ONLY,
-    load_parts,
+    loaded,
     make_progress,
     resolve_for_use,
 )
@@ -143,8 +143,6 @@ def start(plugins: Plugins, scanned: Scanned, wish: Options) -> None:
     try:
         with warnings.catch_warnings(action="ignore"):
             work(plugins, parts, samples, file, RunLog(None, plugins.emit, display), display)
-            if figures := parts["inferencer"].figures():
-                display.note("  ".join(f"{name} {number(value)}" for name, value in figures.items()))
     finally:
         display.close()
 
@@ -161,8 +159,21 @@ def work(
     if file is not None and not file.missing():
         display.note(f"{file.path} is complete: {file.expected:,} records")
         return
-    with log.phase(f"loading model {parts['model'].name}"):
-        model = load_parts(parts, plugins, log)
+    with loaded(parts, plugins, log) as model:
+        answer(model, parts, samples, file, log, display)
+        if figures := parts["inferencer"].figures():
+            display.note("  ".join(f"{name} {number(value)}" for name, value in figures.items()))
+
+
+def answer(
+    model: LanguageModel,
+    parts: dict[str, Any],
+    samples: Sequence[Sample],
+    file: CompletionFile | None,
+    log: RunLog,
+    display: Display,
+) -> None:
+    """Sample the completions and show or write them."""
     using = parts["inferencer"], parts["sampling"]
     if file is not None:
         started = time.monotonic()

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-KINDS = "tuner, aligner, inferencer, model, data-format or reward."
+KINDS = (
+    "tuner, aligner, inferencer, model, data-format, reward, evaluator, tracker, context, attention, optimizer, "
+    "schedule, exporter or command."
+)
 
 
 def command(

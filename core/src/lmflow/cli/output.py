@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 
-
-@contextmanager
-def stdout_for_results() -> Iterator[None]:
-    """Within the context what libraries print goes to standard error: standard output is for what was asked for."""
-    with redirect_stdout(sys.stderr):
-        yield
+from lmflow.api.quiet import stdout_for_results as stdout_for_results
 
 
 def print_error(line: str, label: str = "error: ") -> None:

@@ -36,6 +36,7 @@ PARTS = {
     "optimizer": "optimizer",
     "activations": "activations",
     "logits": "logits",
+    "models": "other models the aligner uses",
     "libraries": "Python and libraries",
 }
 """What each part of a footprint is called."""

@@ -43,7 +43,7 @@ def command(
     if corpus is not None:
         samples = read_samples(Auto(path=corpus), plugins.classes("data"))
         texts = [turn.content for sample in samples for turn in sample.messages]
-    loaded = model_from_reference(plugins, model).load(LoadRequest())
+    loaded = model_from_reference(plugins, model).load(LoadRequest(plugins=plugins))
     before = sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts)
     made = add_tokens(loaded, add, special=special) if add else learn_pieces(loaded, texts, pieces)
     made.model.save(output)

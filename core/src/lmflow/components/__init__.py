@@ -14,9 +14,11 @@ from lmflow.components.contexts import (
     GenerateRequest,
     LoadRequest,
     PlanContext,
+    Quantization,
     RunContext,
 )
 from lmflow.components.data import DataFormat
+from lmflow.components.engine import Engine, Update
 from lmflow.components.evaluator import Evaluation, Evaluator
 from lmflow.components.exporter import ExportContext, Exporter
 from lmflow.components.inferencer import Inferencer
@@ -35,6 +37,7 @@ __all__ = [
     "Conflict",
     "Context",
     "DataFormat",
+    "Engine",
     "EvaluateContext",
     "Evaluation",
     "Evaluator",
@@ -49,11 +52,13 @@ __all__ = [
     "Optimizer",
     "ParameterGroup",
     "PlanContext",
+    "Quantization",
     "Requirement",
     "Reward",
     "RunContext",
     "Schedule",
     "Tracker",
     "Tuner",
+    "Update",
     "Workload",
 ]

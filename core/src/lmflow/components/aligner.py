@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +12,8 @@ from pydantic import Field
 from lmflow.components.base import Component
 
 if TYPE_CHECKING:
-    from lmflow.components.contexts import AlignContext, PlanContext
+    from lmflow.components.contexts import AlignContext, PlanContext, RunContext
+    from lmflow.components.model import Model
     from lmflow.data.sample import Dataset, Item, Sample
     from lmflow.models.language_model import LanguageModel
     from lmflow.training.objective import Objective
@@ -26,6 +27,8 @@ class Workload:
     """What `Trainer.fit` will be given; what is yet to be sampled stands here at its longest."""
     steps: int | None
     """Optimizer steps of the whole run; None where that is not known."""
+    heldout: Sequence[Item] = ()
+    """Held-out items, which passes without gradients go through; `lmflow plan` fills them in."""
 
 
 class Aligner(Component):
@@ -49,21 +52,41 @@ class Aligner(Component):
         `trainer.fit` with the same items, and what each makes a part of comes from `context.processes.map_sharded`.
         """
 
-    def objective(self) -> Objective | None:
-        """What is minimised, in training, in the self-test and on held-out items; None for the next-token loss."""
-        return None
+    def objective(self, context: RunContext) -> Objective | None:
+        """What is minimised, in training, in the self-test and on held-out items; None for the next-token loss.
 
-    def items(self, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item] | None:
-        """Items of samples as the objective reads them, for the self-test and for the held-out loss.
-
-        None, the default, stands for the token sequences of those that end with an answer. An aligner whose objective
-        compares sequences returns tuples of them. `data` has the options; samples that give no item are left out.
+        `context.models` are those that `models` names.
         """
         return None
+
+    def models(self) -> Mapping[str, str | Model]:
+        """Further models that it uses (a reference, a teacher), by name: what `--model` takes, or a component.
+
+        A run opens each once in every process, on its device and in its dtype, frozen and in eval mode, and puts it
+        into `context.models` under that name; `lmflow plan` counts its weights. Two names of one model share it.
+        """
+        return {}
+
+    def items(self, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item] | None:
+        """Items of samples as the objective reads them: for the self-test, the held-out loss, and `lmflow plan`.
+
+        None, the default, stands for the token sequences of those that end with an answer. An aligner whose objective
+        compares sequences returns tuples of them (`encode_pairs`). `data` has the options; samples that give no item
+        are left out. The weights of `model` may have no values: what takes a forward pass belongs into `annotate`.
+        """
+        return None
+
+    def annotate(self, context: AlignContext, items: Sequence[Item]) -> Sequence[Item]:
+        """Items with what the objective needs of other weights in `objective_inputs`, such as a reference's logprobs.
+
+        The default returns them as they are. A run calls it with held-out items and probes before the first step, when
+        nothing is restored yet; `align` calls it with what it trains on.
+        """
+        return items
 
     def workload(self, context: PlanContext) -> Workload | None:
         """What `align` will train on, told before anything is trained.
 
-        The default tells nothing: `lmflow plan` then goes by the samples themselves, and names no number of steps.
+        The default tells nothing: `lmflow plan` then goes by the `items` of all samples, and names no number of steps.
         """
         return None

@@ -35,6 +35,11 @@ class Requirement:
     module: str
     install: str
 
+    @property
+    def installed(self) -> bool:
+        """Whether there is such a module; nothing is imported to find out."""
+        return find_spec(self.module.partition(".")[0]) is not None
+
 
 class Component(BaseModel):
     """A named part that fills a slot. Instances are immutable and fully validated."""
@@ -57,7 +62,11 @@ class Component(BaseModel):
     """Other defaults that a tuner, optimizer or aligner prefers, by dotted path ("training.learning_rate",
     "schedule.name", "schedule.warmup"); what the user writes wins."""
 
+    def required(self) -> tuple[Requirement, ...]:
+        """Packages that its options ask for, beside those of `requires`."""
+        return ()
+
     @classmethod
     def missing(cls) -> list[Requirement]:
         """Those of its requirements that are not installed; nothing is imported to find out."""
-        return [each for each in cls.requires if find_spec(each.module.partition(".")[0]) is None]
+        return [each for each in cls.requires if not each.installed]

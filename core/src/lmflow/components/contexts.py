@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """Weights of linear layers in fewer bits, as bitsandbytes stores them; embeddings and output head keep theirs.
+
+    nf4 and fp4 have 4 bits and a scale for every 64 weights (Dettmers et al., 2023, arXiv 2305.14314), int8 has 8 bits
+    and a scale for every row (Dettmers et al., 2022, arXiv 2208.07339).
+    """
+
+    kind: Literal["nf4", "fp4", "int8"]
+    double_quantization: bool = True
+    """Whether the scales of 4-bit weights are themselves stored in 8 bits; int8 has no such choice."""
+    compute_dtype: str | None = None
+    """What 4-bit weights are multiplied in: "float32" or "bfloat16"; None for the dtype of the request. int8 computes
+    as bitsandbytes does, in 8 bits and float16."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadRequest:
     """How a model is to be loaded."""
 
@@ -34,6 +50,10 @@ class LoadRequest:
     """Changes the configuration before the model is built with it."""
     attention: Attention | None = None
     """How attention is computed; None leaves it to the model."""
+    quantization: Quantization | None = None
+    """How the weights of linear layers are stored; None for `dtype`."""
+    device_map: Literal["auto"] | None = None
+    """auto spreads the layers over all devices, and main memory where those are full; None puts all on `device`."""
     plugins: Plugins | None = None
     """What is installed, for models that are made of other models; None where nothing but this model is known."""
 
@@ -47,6 +67,8 @@ class RunContext:
     log: Log
     """Where metrics, progress and notes go."""
     model: LanguageModel
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
+    """Those that the aligner names in `Aligner.models`, frozen and in eval mode."""
 
     @property
     def processes(self) -> Processes:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from lmflow.components.base import Component
+from lmflow.components.engine import PROMPTS_AT_A_TIME, Engine, GenerateEngine
 
 if TYPE_CHECKING:
     from lmflow.components.contexts import GenerateRequest, RunContext
     from lmflow.inference.types import Completion
-
-PROMPTS_AT_A_TIME = 16
-"""Prompts that `Inferencer.generate_each` gives to `generate` together: few, so that little is lost by stopping."""
+    from lmflow.models.language_model import LanguageModel
 
 
 class Inferencer(Component):
@@ -32,7 +32,9 @@ class Inferencer(Component):
     def generate(self, request: GenerateRequest) -> list[list[Completion]]:
         """Sample `n` completions for each prompt, in the order of the prompts.
 
-        A prompt's completions depend on the prompt, the options and the seed, never on its neighbours.
+        Each prompt has its own sampling (`request.samplings`), `n` too. Its completions depend on the prompt, its
+        sampling and the weights, never on its neighbours. Raises DataError for a prompt that is empty or leaves no
+        room in the model's context. The model is left in the mode it was in, also where something is raised.
         """
 
     def generate_each(self, request: GenerateRequest) -> Iterator[tuple[int, list[Completion]]]:
@@ -53,15 +55,32 @@ class Inferencer(Component):
         [[completion]] = self.generate(replace(request, sampling=sampling.model_copy(update={"n": 1})))
         yield completion.text
 
+    def engine(self, model: LanguageModel) -> Engine:
+        """A new engine, to which requests may be submitted while others run; close it after use.
+
+        The default answers what waits by `generate`, some prompts to their end at each step; an inferencer that works
+        token by token does better.
+        """
+        return GenerateEngine(self, model)
+
     def open(self, context: RunContext) -> None:
         """Called once before the first request, with the model that will be sampled from; the default does nothing.
 
         An inferencer with a server or an engine of its own starts it here. Weights that change later have another
-        `model.version`.
+        `model.version`: what was computed with others, a copy of them or a cache, must not be used then.
         """
 
     def close(self) -> None:
-        """Called once after the last request, also where a run fails; the default does nothing."""
+        """Called once after the last request, also where `open` or a request failed; the default does nothing."""
+
+    @contextmanager
+    def opened(self, context: RunContext) -> Iterator[Self]:
+        """Open for the time of the context: what everything that uses an inferencer goes through."""
+        try:
+            self.open(context)
+            yield self
+        finally:
+            self.close()
 
     def figures(self) -> Mapping[str, float]:
         """What it counted in all calls so far, by name, to stand among a run's metrics; the default counts nothing."""

@@ -36,6 +36,8 @@ class Tuner(Component):
     trains_few: ClassVar[bool] = False
     """Whether it trains few parameters with its default options, so that `lmflow plan` proposes it where memory is
     short."""
+    supports_quantization: ClassVar[bool] = False
+    """Whether it leaves the weights of linear layers as they are, and so can train a model that has them quantised."""
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:

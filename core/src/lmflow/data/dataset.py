@@ -101,10 +101,16 @@ def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) 
     return Dataset(whole, heldout, sources[0].format, train_key(sources, data, seed)), summary
 
 
-def train_key(sources: Sequence[Source], data: DataFormat, seed: int) -> str:
-    """A digest of everything the samples that are trained on depend on: files, options, formats and their code."""
+def train_key(sources: Sequence[Source], data: DataFormat, seed: int) -> str | None:
+    """A digest of everything the samples that are trained on depend on: files, options, formats and their code.
+
+    None for a format whose code lies in no file, such as a notebook's.
+    """
     formats = dict.fromkeys(type(source.format) for source in sources)
-    code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in formats]
+    try:
+        code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in formats]
+    except (OSError, TypeError):
+        return None
     return key_of(*(source.digest for source in sources), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
 
 

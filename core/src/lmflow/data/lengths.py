@@ -123,25 +123,57 @@ class LengthFitter:
 
         Raises DataError for one that is too long under the policy "error".
         """
-        self.longest = max(self.longest, len(sequence))
         rule, fitted = self._fitted(sequence)
         useful = [each for each in fitted if each.num_targets]
         if fitted and not useful:
             rule = "untrained"
-            self.untrained += [sequence.source] if len(self.untrained) < NAMED else []
-        self.sequences[rule] += 1
-        self.lost_tokens[rule] += _lost(sequence, fitted, useful)
-        self.kept += len(useful)
-        self.tokens += sum(len(each) for each in useful)
-        self.num_targets += sum(each.num_targets for each in useful)
+            self._name(sequence)
+        self._count(rule, sequence, fitted, useful)
         return useful
 
-    def _fitted(self, sequence: TokenSequence) -> tuple[str, list[TokenSequence]]:
+    def fit_pair(self, pair: tuple[TokenSequence, TokenSequence]) -> tuple[TokenSequence, TokenSequence] | None:
+        """The two sequences within the limit; None where they cannot be compared any more, which leaves out both.
+
+        That is where one of them is skipped or keeps no target, and where they have become equal.
+        Raises DataError for one that is too long under the policies "error" and "split".
+        """
+        if self.policy == "split" and self.limit is not None and max(map(len, pair)) > self.limit:
+            raise DataError(
+                f"{pair[0].source}: {max(map(len, pair))} tokens, more than {self.limit}, and an answer cannot be "
+                "compared in pieces. Raise --data.max_length, or set --data.too_long truncate or skip."
+            )
+        # Of a pair with a rejected answer of plain text, too, each side is cut rather than split.
+        rules, fitted = zip(*(self._fitted(each, "truncate") for each in pair), strict=True)
+        if "skipped" in rules:
+            rules = ("skipped", "skipped")
+        elif not all(each.num_targets for [each] in fitted) or fitted[0][0].ids == fitted[1][0].ids:
+            rules = ("untrained", "untrained")
+            self._name(pair[0])
+        is_kept = rules[0] not in ("skipped", "untrained")
+        for rule, each, some in zip(rules, pair, fitted, strict=True):
+            self._count(rule, each, some, some if is_kept else [])
+        return (fitted[0][0], fitted[1][0]) if is_kept else None
+
+    def _name(self, sequence: TokenSequence) -> None:
+        self.untrained += [sequence.source] if len(self.untrained) < NAMED else []
+
+    def _count(
+        self, rule: str, sequence: TokenSequence, fitted: Sequence[TokenSequence], kept: Sequence[TokenSequence]
+    ) -> None:
+        self.longest = max(self.longest, len(sequence))
+        self.sequences[rule] += 1
+        self.lost_tokens[rule] += _lost(sequence, fitted, kept)
+        self.kept += len(kept)
+        self.tokens += sum(len(each) for each in kept)
+        self.num_targets += sum(each.num_targets for each in kept)
+
+    def _fitted(self, sequence: TokenSequence, auto: str | None = None) -> tuple[str, list[TokenSequence]]:
+        """What becomes of a sequence, and what is left of it; `auto` is what the policy of that name means for it."""
         if self.limit is None or len(sequence) <= self.limit:
             return "whole", [sequence]
         policy = self.policy
         if policy == "auto":
-            policy = "split" if is_plain_text(sequence) else "truncate"
+            policy = auto or ("split" if is_plain_text(sequence) else "truncate")
         if policy == "error":
             raise DataError(
                 f"{sequence.source}: {len(sequence)} tokens, more than {self.limit}. Raise --data.max_length, or set "

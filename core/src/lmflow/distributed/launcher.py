@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -153,6 +154,9 @@ def _free_port(folder: Path) -> str:
 def handle_signals() -> Iterator[Stop]:
     """Within the context signals that end a process are kept for the processes it started."""
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # signals are the caller's business
+        yield stop
+        return
 
     def ask(number: int, _: FrameType | None) -> None:
         stop.asked.append(number)

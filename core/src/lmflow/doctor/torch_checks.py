@@ -97,7 +97,7 @@ def check_attention(answers: Answers) -> Iterator[Finding]:
             f"explains {each['tolerance']:.0e}: training and answers with it are wrong."
         )
         avoid = "eager" if name.startswith("sdpa") else "sdpa"
-        remedy = f"lmflow run --model DIRECTORY --model.attention {avoid}\n{pip('install --force-reinstall torch')}"
+        remedy = f"lmflow run --model DIRECTORY --attention {avoid}\n{pip('install --force-reinstall torch')}"
         yield Finding("attention", "error", text, remedy)
     absent = [f"{name} ({each['error']})" for name, each in tried.items() if name not in compared]
     if FLASH not in tried:

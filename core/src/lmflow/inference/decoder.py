@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,16 +44,17 @@ class Decoder:
         """Whether rows can join; not so where the model keeps sliding windows or recurrent states."""
         return is_flexible(self._cache)
 
-    def prefill(self, prompts: Sequence[Prompt], n: int = 1) -> Tensor:
-        """Read the prompts, each once, and repeat every row n times: logits of the next token, (P * n, V)."""
+    def prefill(self, prompts: Sequence[Prompt], repeats: Sequence[int] | None = None) -> Tensor:
+        """Read the prompts, each once, and repeat row i `repeats[i]` times: logits of the next token, (R, V)."""
         lengths = [len(prompt.ids) for prompt in prompts]
         width = max(lengths)
         ids = torch.tensor([[0] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts])
         self._padding = torch.tensor([width - length for length in lengths], device=self._device)
         self._padded = min(lengths) < width
         logits = self._forward(ids.to(self._device), concatenate_inputs(prompts, self._device))
-        if n > 1:
-            repeated = torch.arange(len(prompts), device=self._device).repeat_interleave(n)
+        if repeats is not None and max(repeats) > 1:
+            counts = torch.tensor(repeats, device=self._device)
+            repeated = torch.arange(len(prompts), device=self._device).repeat_interleave(counts)
             self._select(repeated)
             logits = logits[repeated]
         return logits
@@ -104,10 +105,14 @@ class Decoder:
 
 
 @contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Every part of `module` in eval mode, and afterwards each in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+def eval_mode(module: nn.Module, parts: Iterable[nn.Module] | None = None) -> Iterator[None]:
+    """Every part of `module` in eval mode, and afterwards each in the mode it was in.
+
+    `parts` are those of `module.modules()`, for callers that know them already: finding them takes time.
+    """
+    training = [part for part in parts or module.modules() if part.training]
+    if training:
+        module.eval()
     try:
         yield
     finally:

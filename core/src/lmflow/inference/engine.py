@@ -1,80 +1,67 @@
-"""Inferencers that sample by forward passes: what `generate`, `generate_each` and `stream` have in common."""
+"""Inferencers whose engine works by forward passes: `generate`, `generate_each` and `stream` are built on it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lmflow.components import GenerateRequest, Inferencer
-from lmflow.inference.types import Completion, Sampling
+from lmflow.components import Engine, GenerateRequest, Inferencer, Update
+from lmflow.inference.types import Completion
 
 if TYPE_CHECKING:
-    from lmflow.inference.generate import StepOutput
-    from lmflow.inference.text_stream import TextStream
+    from lmflow.models.language_model import LanguageModel
 
 
 class PassInferencer(Inferencer):
-    """An inferencer that says what each forward pass brought."""
+    """An inferencer that is told by its engine."""
 
     @abstractmethod
-    def passes(
-        self, request: GenerateRequest, new_text: Callable[[], TextStream] | None = None
-    ) -> Generator[StepOutput, None, None]:
-        """Sample `n` completions for each prompt; `request.sampling` is one for all of them.
-
-        Numbers and `new_text` are as in `generate_completions`. Raises DataError for a prompt that is empty or leaves
-        no room in the model's context.
-        """
+    def engine(self, model: LanguageModel) -> Engine:
+        """An engine, each of whose steps is one forward pass; see `Inferencer.engine`."""
 
     def generate(self, request: GenerateRequest) -> list[list[Completion]]:
-        """Sample completions, longest prompts first; see `Inferencer.generate`. Raises what `passes` raises."""
+        """Sample completions, longest prompts first; see `Inferencer.generate`."""
         found = dict(self.generate_each(request))
         return [found[index] for index in range(len(request.prompts))]
 
     def generate_each(self, request: GenerateRequest) -> Iterator[tuple[int, list[Completion]]]:
         """Yield each prompt's completions when the last of them is there; see `Inferencer.generate_each`.
 
-        Prompts of one sampling come together. The model is in eval mode until the last is taken or the iterator closed.
+        Raises DataError as `generate` does, and LmflowError where weights change before the last is taken.
         """
-        from lmflow.inference.generate import complete_prompts
+        from lmflow.inference.scheduler import longest_first
 
-        for sampling, indices in alike(request).items():
-            # Greedy completions of one prompt are all the same, so one is enough.
-            n = 1 if sampling.temperature == 0 else sampling.n
-            part = replace(request.part(indices), sampling=sampling.model_copy(update={"n": n}))
-            with closing(self.passes(part)) as passes:
-                for index, completions in complete_prompts(passes, n, request.progress):
-                    yield indices[index], completions * (sampling.n // n)
+        prompts, samplings = request.prompts, request.samplings
+        with self.engine(request.model) as engine:
+            for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True), 1):
+                engine.check(prompt, sampling, f"Prompt {number} of {len(prompts)}")
+            order = longest_first([len(prompt.ids) for prompt in prompts])
+            indices = {engine.submit(prompts[index], samplings[index]): index for index in order}
+            found: dict[int, dict[int, Completion]] = {}
+            for updates in steps(engine, request):
+                for update in updates:
+                    index = indices[update.ticket]
+                    assert update.completion is not None  # these requests are not followed
+                    found.setdefault(index, {})[update.sample] = update.completion
+                    if len(found[index]) == samplings[index].n:
+                        completions = found.pop(index)
+                        yield index, [completions[sample] for sample in range(len(completions))]
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Yield the text of the first completion `generate` gives, piece by piece, each as soon as it is final.
-
-        The model is in eval mode until the last piece is taken or the iterator closed.
-        """
-        from lmflow.inference.text_stream import TextStream
-
-        [sampling] = request.samplings
-        text = TextStream(request.model.decode, sampling.stop)
-        one = replace(request, sampling=sampling.model_copy(update={"n": 1}))
-        with closing(self.passes(one, lambda: text)) as passes:
-            for step in passes:
-                if request.progress is not None:
-                    request.progress(step.tokens)
-                if piece := text.take():
-                    yield piece
+        """Yield the text of the first completion `generate` gives, piece by piece, each as soon as it is final."""
+        [prompt], [sampling] = request.prompts, request.samplings
+        with self.engine(request.model) as engine:
+            engine.check(prompt, sampling, "Prompt 1 of 1")
+            engine.submit(prompt, sampling.model_copy(update={"n": 1}), follow=True)
+            for updates in steps(engine, request):
+                yield from (update.text for update in updates if update.text)
 
 
-def alike(request: GenerateRequest) -> dict[Sampling, list[int]]:
-    """Indices of the prompts by their sampling, in the order each is first asked for."""
-    found: dict[Sampling, list[int]] = {}
-    for index, sampling in enumerate(request.samplings):
-        found.setdefault(sampling, []).append(index)
-    return found
-
-
-def only_sampling(request: GenerateRequest) -> Sampling:
-    """The sampling of a request that has one for all prompts."""
-    return request.sampling if isinstance(request.sampling, Sampling) else request.samplings[0]
+def steps(engine: Engine, request: GenerateRequest) -> Iterator[list[Update]]:
+    """What each step brings until the engine is idle; the request's `progress` is told once that is taken."""
+    while not engine.idle:
+        before = engine.tokens
+        yield engine.step()
+        if request.progress is not None:
+            request.progress(engine.tokens - before)

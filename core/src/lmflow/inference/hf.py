@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lmflow.components import GenerateRequest
-from lmflow.inference.engine import PassInferencer, only_sampling
+from lmflow.components import Engine
+from lmflow.inference.engine import PassInferencer
 
 if TYPE_CHECKING:
-    from lmflow.inference.generate import StepOutput
-    from lmflow.inference.text_stream import TextStream
+    from lmflow.models.language_model import LanguageModel
 
 
 class HuggingFace(PassInferencer):
@@ -27,11 +25,8 @@ class HuggingFace(PassInferencer):
         "together even if they take more.",
     )
 
-    def passes(
-        self, request: GenerateRequest, new_text: Callable[[], TextStream] | None = None
-    ) -> Generator[StepOutput, None, None]:
-        """See `generate_completions`."""
-        from lmflow.inference.generate import generate_completions
+    def engine(self, model: LanguageModel) -> Engine:
+        """See `DecodingEngine`."""
+        from lmflow.inference.generate import DecodingEngine
 
-        sampling = only_sampling(request)
-        return generate_completions(request.model, request.prompts, sampling, self.batch_tokens, new_text)
+        return DecodingEngine(model, self.batch_tokens)

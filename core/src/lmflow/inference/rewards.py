@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmflow.errors import LmflowError, RewardError
+from lmflow.inference.types import Completion
 
 if TYPE_CHECKING:
-    from lmflow.components import Reward
+    from lmflow.components import Log, Reward
     from lmflow.data.sample import Sample
 
 
@@ -42,6 +43,25 @@ def score_completions(reward: Reward, samples: Sequence[Sample], completions: Se
                 f"Reward {reward.name} returned {score!r}, not a finite number, for {show_sample(sample, completion)}"
             )
     return [float(score) for score in scores]
+
+
+def score_on_rank0(log: Log, reward: Reward, samples: Sequence[Sample], completions: Sequence[str]) -> list[float]:
+    """`score_completions` in the phase "scoring", by rank 0 for all processes, each of which has to call it.
+
+    One process scores everything, because a reward may look at a whole batch, and must not be asked twice.
+    """
+    with log.phase("scoring", len(completions)):
+        return log.processes.on_rank0(lambda: score_completions(reward, samples, completions))
+
+
+def score_groups(
+    log: Log, reward: Reward, samples: Sequence[Sample], groups: Sequence[Sequence[Completion]]
+) -> list[list[float]]:
+    """Rewards in the shape of `groups`, those of sample i for the completions in `groups[i]`; see `score_on_rank0`."""
+    each = [sample for sample, group in zip(samples, groups, strict=True) for _ in group]
+    texts = [completion.text for group in groups for completion in group]
+    scores = iter(score_on_rank0(log, reward, each, texts))
+    return [[next(scores) for _ in group] for group in groups]
 
 
 def show_sample(sample: Sample, completion: str) -> str:

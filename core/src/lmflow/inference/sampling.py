@@ -5,34 +5,124 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from lmflow.inference.types import Sampling
 
-def filtered_logprobs(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+
+Option = TypeVar("Option", int | Tensor, float | Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What makes of logits (R, V) the distribution to sample: numbers for all rows, or tensors (R,) of one for each."""
+
+    temperature: float | Tensor
+    top_k: int | Tensor
+    top_p: float | Tensor
+    min_new_tokens: int | Tensor
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling], device: torch.device) -> Filters:
+        """Those of rows with these samplings; numbers where all are alike, which is faster."""
+        rows = [(each.temperature, each.top_k, each.top_p, each.min_new_tokens) for each in samplings]
+        if len(set(rows)) == 1:
+            return cls(*rows[0])
+
+        def column(values: Iterable[float], kind: torch.dtype) -> Tensor:
+            return torch.tensor(list(values), dtype=kind).to(device)
+
+        temperature, top_k, top_p, min_new_tokens = zip(*rows, strict=True)
+        return cls(
+            column(temperature, torch.float64),  # as Python's numbers
+            column(top_k, torch.long),
+            column(top_p, torch.float64),
+            column(min_new_tokens, torch.long),
+        )
+
+    @property
+    def all_greedy(self) -> bool:
+        """Whether no row needs a random number."""
+        return not isinstance(self.temperature, Tensor) and self.temperature == 0
+
+    def repeated(self, times: int) -> Filters:
+        """Those of rows that stand `times` times each, one after the other."""
+        return Filters(
+            _repeated(self.temperature, times),
+            _repeated(self.top_k, times),
+            _repeated(self.top_p, times),
+            _repeated(self.min_new_tokens, times),
+        )
+
+
+def filtered_logprobs(
+    logits: Tensor, temperature: float | Tensor, top_k: int | Tensor = 0, top_p: float | Tensor = 1.0
+) -> Tensor:
     """Log-probabilities of the distribution that is sampled: (B, V) float32 from (B, V) logits.
 
     Temperature first, then top-k, then top-p (Holtzman et al., 2020, arXiv 1904.09751), as in Transformers; tokens
     left out have -inf. Temperature 0 is the limit: all probability on the most probable token, the first of equals.
+    Numbers hold for all rows; tensors, (B,) all three, give each row its own.
     """
     logits = logits.float()
+    if isinstance(temperature, Tensor):
+        assert isinstance(top_k, Tensor)
+        assert isinstance(top_p, Tensor)
+        return _filtered_by_row(logits, temperature, top_k, top_p)
+    assert not isinstance(top_k, Tensor)
     if temperature == 0:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
+        return _certain(logits)
     if temperature != 1:
         logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -math.inf)
-    if top_p < 1:
-        # Ascending and by the mass that is left out, as Transformers does it, so that both cut at the same token.
-        ordered, order = logits.sort(dim=-1)
-        left_out = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-        left_out[:, -1] = False
-        logits = logits.masked_fill(torch.empty_like(left_out).scatter(-1, order, left_out), -math.inf)
+    if not isinstance(top_p, Tensor) and top_p < 1:
+        logits = logits.masked_fill(_outside_nucleus(logits, 1 - top_p), -math.inf)
     return logits.log_softmax(-1)
+
+
+def _filtered_by_row(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The same with options for each row, (B,) each."""
+    greedy = (temperature == 0).unsqueeze(-1)
+    vocabulary = logits.shape[-1]
+    scaled = logits / temperature.to(logits.dtype).unsqueeze(-1).masked_fill(greedy, 1.0)
+    if top_k.any():
+        k = torch.where(top_k > 0, top_k, vocabulary).clamp_max(vocabulary).unsqueeze(-1)
+        ranked = scaled.topk(int(top_k.max().clamp_max(vocabulary)), dim=-1).values
+        threshold = ranked.gather(-1, (k - 1).clamp_max(ranked.shape[-1] - 1))
+        scaled = scaled.masked_fill((scaled < threshold) & (k < vocabulary), -math.inf)
+    if (top_p < 1).any():
+        # 1 - top_p in double precision, as for numbers, so that both cut at the same token.
+        left_out = (1 - top_p).to(logits.dtype).unsqueeze(-1)
+        scaled = scaled.masked_fill(_outside_nucleus(scaled, left_out) & (top_p < 1).unsqueeze(-1), -math.inf)
+    return torch.where(greedy, _certain(logits), scaled.log_softmax(-1))
+
+
+def _outside_nucleus(logits: Tensor, left_out: float | Tensor) -> Tensor:
+    """Which of the tokens (B, V) are not in the smallest set with all but the mass `left_out`.
+
+    Ascending and by the mass that is left out, as Transformers does it, so that both cut at the same token.
+    """
+    ordered, order = logits.sort(dim=-1)
+    outside = ordered.softmax(-1).cumsum(-1) <= left_out
+    outside[:, -1] = False
+    return torch.empty_like(outside).scatter(-1, order, outside)
+
+
+def _repeated(option: Option, times: int) -> Option:
+    return option.repeat_interleave(times) if isinstance(option, Tensor) else option
+
+
+def _certain(logits: Tensor) -> Tensor:
+    """Log-probability 0 for the most probable token of each row, the first of equals."""
+    return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
 
 
 def sample(logprobs: Tensor, uniforms: Tensor) -> Tensor:
@@ -50,15 +140,30 @@ def sample(logprobs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def sample_scored(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float
+    logits: Tensor,
+    uniforms: Tensor,
+    temperature: float | Tensor,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens drawn from logits (B, V), and their log-probabilities as `Completion` defines them, (B,) each."""
-    if temperature == 0:
+    """Tokens sampled from logits (B, V), and their log-probabilities as `Completion` defines them, (B,) each.
+
+    Options as in `filtered_logprobs`.
+    """
+    if not isinstance(temperature, Tensor) and temperature == 0:
         tokens, logprobs = logits.argmax(-1), logits.float().log_softmax(-1)
     else:
         logprobs = filtered_logprobs(logits, temperature, top_k, top_p)
         tokens = sample(logprobs, uniforms)
+        logprobs = scored(logits, logprobs, temperature)
     return tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def scored(logits: Tensor, logprobs: Tensor, temperature: float | Tensor) -> Tensor:
+    """Log-probabilities (B, V) to report: those sampled from, but of greedy rows the log-softmax of their logits."""
+    if not isinstance(temperature, Tensor):
+        return logits.float().log_softmax(-1) if temperature == 0 else logprobs
+    return torch.where((temperature == 0).unsqueeze(-1), logits.float().log_softmax(-1), logprobs)
 
 
 def stream_key(ids: Sequence[int], sample: int, seed: int, purpose: str = "draw") -> int:

@@ -17,9 +17,11 @@ from lmflow.data.cache.key import key_of
 from lmflow.data.cache.tokens import cached
 from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
 from lmflow.data.prefetch import prefetch
-from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
+from lmflow.data.sample import Dataset, Item, Message, Sample, TokenSequence
+from lmflow.errors import DataError
 
 if TYPE_CHECKING:
+    from lmflow.components import Aligner, Log
     from lmflow.models.language_model import LanguageModel
 
 CHUNK = 1024
@@ -103,6 +105,40 @@ def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: Da
     """Like `encode`, for those samples that end with an answer; empty when none does."""
     answered = [sample for sample in samples if _answered(sample)]
     return encode(model, answered, options)[0] if answered else []
+
+
+def prompts_with_room(
+    model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, options: DataFormat, log: Log, what: str
+) -> list[Sample]:
+    """Samples whose prompt leaves room for a completion within `length_limit`.
+
+    The others are counted and named in a note, and in the metric `prompts_too_long_WHAT`; `what` says which prompts
+    these are ("training", "held-out").
+    Raises DataError, naming some, when there are samples and none has room.
+    """
+    limit = length_limit(model, options)
+    if limit is None or not samples:
+        return list(samples)
+    lengths = [len(model.encode_prompt(sample).ids) for sample in samples]
+    kept = [sample for sample, length in zip(samples, lengths, strict=True) if length + max_new_tokens <= limit]
+    if len(kept) < len(samples):
+        others = [sample for sample, length in zip(samples, lengths, strict=True) if length + max_new_tokens > limit]
+        names = ", ".join(sample.source for sample in others[:3])
+        text = (
+            f"{len(others)} of {len(samples)} {what} prompts leave no room for {max_new_tokens} new tokens within "
+            f"{limit} (longest {max(lengths)}): {names}{', …' if len(others) > 3 else ''}"
+        )
+        if not kept:
+            raise DataError(f"{text}. Lower --aligner.max_new_tokens or shorten the prompts.")
+        log.note(f"{text}; they are left out")
+        log.metrics[f"prompts_too_long_{what.replace('-', '')}"] = len(others)
+    return kept
+
+
+def items_of(aligner: Aligner, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item]:
+    """Items of samples as the aligner's objective reads them; by default those that end with an answer, tokenised."""
+    found = aligner.items(model, samples, data)
+    return encode_answered(model, samples, data.options) if found is None else found
 
 
 def probe_samples(data: Dataset, count: int = 8) -> list[Sample]:

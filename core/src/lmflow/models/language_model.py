@@ -16,7 +16,7 @@ from lmflow.data.tokenize import encode_prompt, encode_samples
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
-    from lmflow.components import Tuner
+    from lmflow.components import Attention, Tuner
 
 
 Kind = Literal["causal", "scorer", "vision-language"]
@@ -49,6 +49,8 @@ class LanguageModel:
     kind: Kind = field(default="causal", kw_only=True)
     """causal gives logits for the next token; scorer gives numbers for a whole sequence and none for tokens;
     vision-language is a causal model that sees images too."""
+    attention: Attention | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """What was asked for at loading, for models that are loaded to work beside it; None left it to the model."""
     weights: WeightCounter = field(default_factory=lambda: WeightCounter(), kw_only=True, repr=False, compare=False)
     """Counts changes of the weights; wrapped modules share it."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ class Pretrained(Model):
 
     name = "pretrained"
     shorthand = "path"
+    supports_quantization = True
+    supports_device_map = True
 
     path: str = Field(description="Model directory, or a name on the model hub.")
     revision: str | None = Field(
@@ -44,34 +48,34 @@ class Pretrained(Model):
 
     def skeleton(self, request: LoadRequest) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
+        request = self.completed(request)
         check_path(self.path, self.revision)
         from transformers import AutoTokenizer, GenerationConfig
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._settings)
             config = configuration(self.path, request, **self._settings)
-            module = skeleton(config, trust_remote_code=self.trust_remote_code)
+            module = skeleton(config, request, trust_remote_code=self.trust_remote_code)
             with suppress(OSError):  # not every model has one
                 module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
         except (OSError, ValueError, ImportError) as error:
             raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
-        return assemble(module, tokenizer, self.path)
+        return assemble(module, tokenizer, self.path, request)
 
     def load(self, request: LoadRequest) -> LanguageModel:
         """Load configuration, weights and tokenizer with the same revision and trust."""
+        request = self.completed(request)
         check_path(self.path, self.revision)
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         settings = self._settings
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)
             config = configuration(self.path, request, **settings)
-            module = AutoModelForCausalLM.from_pretrained(
-                self.path, config=config, dtype=request.dtype, **settings, **attention_settings(config, request)
-            )
+            module = place(load_weights(self.path, config, request, **settings), request)
         except (OSError, ValueError, ImportError) as error:
             raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
-        return assemble(module.to(request.device), tokenizer, self.path)
+        return assemble(module, tokenizer, self.path, request)
 
 
 def configuration(source: str | Path, request: LoadRequest, **settings: Any) -> Any:
@@ -84,24 +88,90 @@ def configuration(source: str | Path, request: LoadRequest, **settings: Any) -> 
     return config
 
 
-def attention_settings(config: Any, request: LoadRequest) -> dict[str, str]:
-    """What Transformers is told of the request's attention, if it has one."""
-    if request.attention is None:
-        return {}
-    return {"attn_implementation": request.attention.implementation(config, request.device)}
+def load_weights(source: str | Path, config: Any, request: LoadRequest, **settings: Any) -> Any:
+    """The causal language model at `source`, with the request's attention, quantization and placement.
+
+    Without the last two it is in main memory, and `place` brings it where it is to be. Raises LmflowError naming the
+    model type where it has no such attention, and what Transformers raises where weights cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from lmflow.models.quantization import keep_as_stored, placement_settings
+
+    trust = settings.get("trust_remote_code", False)
+    plain = replace(request, quantization=None)
+    placement = placement_settings(config, request, lambda: skeleton(config, plain, trust_remote_code=trust))
+    with explained_attention(config, request) as attention:
+        module = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=request.dtype, **settings, **attention, **placement
+        )
+    check_attention(module, attention, request)
+    if request.quantization is not None:
+        keep_as_stored(module)
+    return module
 
 
-def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """A causal language model of this configuration whose weights take no memory."""
+def place(module: Any, request: LoadRequest) -> Any:
+    """The module on the request's device; quantised weights and those under a device map are where they are to be."""
+    placed = request.quantization is not None or request.device_map is not None
+    return module if placed else module.to(request.device)
+
+
+def skeleton(config: Any, request: LoadRequest, *, trust_remote_code: bool = False) -> Any:
+    """A causal language model of this configuration whose weights take no memory, quantised as the request says.
+
+    Raises LmflowError naming the model type where it has no such attention.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    from lmflow.models.quantization import with_quantized_shapes
+
+    with explained_attention(config, request) as attention, torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **attention)
+    check_attention(module, attention, request)
+    return module if request.quantization is None else with_quantized_shapes(module, request.quantization)
 
 
-def assemble(module: Any, tokenizer: Any, source: str) -> LanguageModel:
-    """Weights and tokenizer as a LanguageModel in eval mode, with a chat template.
+@contextmanager
+def explained_attention(config: Any, request: LoadRequest) -> Iterator[dict[str, str]]:
+    """Within the context the model is built, with these settings; what it says of its attention is put in one message.
+
+    Transformers raises ValueError and ImportError for this as it does for much else, so what speaks of attention
+    counts.
+    """
+    if request.attention is None:
+        yield {}
+        return
+    try:
+        yield {"attn_implementation": request.attention.implementation(config, request.device)}
+    except (ValueError, ImportError) as error:
+        if "attention" not in str(error).lower():
+            raise
+        raise unsupported_attention(config, request, _first_lines(error, 1)) from error
+
+
+def check_attention(module: Any, attention: Mapping[str, str], request: LoadRequest) -> None:
+    """Raise LmflowError where a model was built with another attention than it was asked for."""
+    if not attention:
+        return
+    asked = attention["attn_implementation"]
+    found = getattr(module.config.get_text_config(), "_attn_implementation", None)
+    if found != asked:
+        raise unsupported_attention(module.config, request, f"Transformers built it with {found} instead of {asked}")
+
+
+def unsupported_attention(config: Any, request: LoadRequest, why: str) -> LmflowError:
+    """That a type of model has not the attention that the request asks for."""
+    assert request.attention is not None
+    return LmflowError(
+        f"--attention {request.attention.name}: a model of type {config.model_type} cannot be built with it: {why} "
+        "Leave the option out, or choose another."
+    )
+
+
+def assemble(module: Any, tokenizer: Any, source: str, request: LoadRequest) -> LanguageModel:
+    """Weights and tokenizer, loaded as `request` says, as a LanguageModel in eval mode, with a chat template.
 
     Raises LmflowError when there is no token that could end an answer.
     """
@@ -109,7 +179,7 @@ def assemble(module: Any, tokenizer: Any, source: str) -> LanguageModel:
     from lmflow.models.language_model import LanguageModel
 
     ensure_chat_template(tokenizer)
-    model = LanguageModel(module.eval(), tokenizer, source)
+    model = LanguageModel(module.eval(), tokenizer, source, attention=request.attention)
     if not model.end_ids:
         raise LmflowError(f"{source}: neither tokenizer nor generation configuration names an end-of-text token.")
     return model

@@ -39,6 +39,8 @@ class Footprint:
     optimizer: int
     activations: int
     logits: int
+    models: int = 0
+    """Weights of further models that the aligner uses."""
     libraries: int = 0
     """Python, torch and what else lies in the main memory; not counted on a GPU."""
 
@@ -100,6 +102,25 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) ->
     return max(
         (split_over(each, setting, module) for each in (passing, stepping)), key=lambda footprint: footprint.total
     )
+
+
+def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -> Footprint:
+    """The peak of a pass without gradients over `batch`, between steps of training: weights and optimizer state stay.
+
+    Raises what the model does where its forward pass depends on values.
+    """
+    moving = MASTER * sum(each.numel() for each in trainable_parameters(module).values())
+    targets = batch.num_targets
+    ledger = Ledger()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = without_values(module).eval()
+        with ledger, torch.no_grad():
+            ledger.watch(fake)
+            with autocast(setting.precision):
+                fake_loss(fake, batch, targets, ledger)
+    weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
+    state = round(moving / MASTER * setting.optimizer_bytes)
+    return split_over(Footprint(weights, 0, state, ledger.at["activations"], ledger.at["logits"]), setting, module)
 
 
 def split_over(footprint: Footprint, setting: StepSettings, module: nn.Module) -> Footprint:

@@ -8,15 +8,16 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import LoadRequest, PlanContext, Tuner, Workload
+from lmflow.components import Aligner, LoadRequest, Model, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
+from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from lmflow.data.collate import Batch
-    from lmflow.data.sample import Dataset
+    from lmflow.data.sample import Dataset, Item
     from lmflow.models.language_model import LanguageModel
     from lmflow.planning.footprint import Footprint
     from lmflow.plugins import Plugins
@@ -111,14 +112,17 @@ class Plan:
 def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
     """The plan of a recipe whose data is read; `model` is its skeleton, which the tuner changes.
 
-    Raises EstimateError where the tuner cannot do with an outline.
+    Raises EstimateError where the tuner cannot do with a skeleton.
     """
+    from lmflow.models.encoding import items_of
+    from lmflow.models.quantization import count_parameters
+
     device, precision = computing(recipe)
-    workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training)) or told_by_data(
-        model, data
-    )
+    told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
+    workload = told or told_by_data(recipe.aligner, model, data)
+    others = other_weights(recipe, plugins)
     model = prepared(model, recipe.tuner)
-    parameters = list(model.module.parameters())
+    workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
     steps, memory, not_estimated = estimate(recipe, model, workload)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
@@ -127,10 +131,10 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         device=device,
         precision=precision,
         processes=recipe.launch.total,
-        parameters=sum(p.numel() for p in parameters),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=count_parameters(model.module),
+        trainable_parameters=count_parameters(model.module, trainable_only=True),
         steps=steps,
-        memory=memory and replace(memory, libraries=libraries),
+        memory=memory and replace(memory, libraries=libraries, models=others),
         not_estimated=not_estimated,
         available=available_memory(device, recipe.launch.processes),
     )
@@ -175,16 +179,33 @@ def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
         ) from error
 
 
-def told_by_data(model: LanguageModel, data: Dataset) -> Workload:
-    """What is trained on where the aligner does not say: the samples, for a number of steps that is not known."""
-    from lmflow.models.encoding import encode_answered
+def told_by_data(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
+    """What is trained on where the aligner does not say: all samples, for a number of steps that is not known."""
+    from lmflow.models.encoding import items_of
 
-    return Workload(encode_answered(model, data.train, data.options), None)
+    return Workload(items_of(aligner, model, data.train, data), None)
+
+
+def other_weights(recipe: Recipe, plugins: Plugins) -> int:
+    """Bytes of the weights of the models that the aligner uses beside the one it trains; equal ones once.
+
+    They compute without a gradient, so that their activations are few beside those of training, and are not counted.
+    """
+    import torch
+
+    from lmflow.models.device import DTYPES
+
+    width = getattr(torch, DTYPES[computing(recipe)[1]]).itemsize
+    components: list[Model] = []
+    for each in other_models(recipe.aligner, plugins).values():
+        components += [] if each in components else [each]
+    modules = [each.skeleton(LoadRequest(plugins=plugins)).module for each in components]
+    return sum(width * sum(p.numel() for p in module.parameters()) for module in modules)
 
 
 def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
     """The steps of a prepared model, the memory they take, or else why that cannot be said."""
-    from lmflow.planning.footprint import StepSettings, predict_footprint
+    from lmflow.planning.footprint import StepSettings, predict_footprint, predict_validation
 
     steps, batch = lay_out_steps(recipe, model, workload)
     device, precision = computing(recipe)
@@ -199,7 +220,11 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
         optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
     )
     try:
-        return steps, predict_footprint(model.module, batch, setting), ""
+        memory = predict_footprint(model.module, batch, setting)
+        if workload.heldout:
+            passing = predict_validation(model.module, largest_validation(recipe, model, workload.heldout), setting)
+            memory = max(memory, passing, key=lambda footprint: footprint.total)
+        return steps, memory, ""
     except Exception as error:  # of whatever kind: it is the model's own code, on tensors that it was not written for
         return steps, None, f"{type(error).__name__}: {error}".partition("\n")[0]
 
@@ -234,6 +259,14 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     return steps, largest
 
 
+def largest_validation(recipe: Recipe, model: LanguageModel, items: Sequence[Item]) -> Batch:
+    """The largest batch of held-out items, which the trainer goes through without gradients."""
+    from lmflow.training.batches import bounded_batches
+
+    batches = bounded_batches(items, model.pad_id, recipe.training.micro_batch_size)
+    return max((batch for _, batch in batches), key=weight_of)
+
+
 def weight_of(batch: Batch) -> tuple[int, int]:
     """What decides how much memory a batch takes: its tokens with padding, then its targets."""
     return batch.input_ids.numel(), batch.num_targets
@@ -258,8 +291,8 @@ def remedies(
 ) -> Iterator[Remedy]:
     """Options that lower the peak, each together with those before it, up to the first that is enough."""
     assert plan.memory is not None
-    libraries = plan.memory.libraries
-    least, options = plan.memory.total - libraries, ""
+    constant = plan.memory.libraries + plan.memory.models
+    least, options = plan.memory.total - constant, ""
     for option, change in changes(plan, plugins):
         changed = change(recipe)
         if changed == recipe:
@@ -270,8 +303,8 @@ def remedies(
         if memory is None or memory.total > NOTABLE * least:
             continue
         recipe, least, options = changed, memory.total, f"{options} {option}".strip()
-        yield Remedy(options, least + libraries)
-        if plan.available is not None and least + libraries <= plan.available:
+        yield Remedy(options, least + constant)
+        if plan.available is not None and least + constant <= plan.available:
             return
 
 

@@ -21,7 +21,23 @@ from lmflow.plugins import SLOTS, Plugins, normal_name
 
 LONGEST_NAME, LONGEST_DESCRIPTION = 60, 500
 """What package indexes and file names bear, in characters."""
-KINDS = ("tuner", "aligner", "inferencer", "model", "data-format", "reward")
+KINDS = (
+    "tuner",
+    "aligner",
+    "inferencer",
+    "model",
+    "data-format",
+    "reward",
+    "evaluator",
+    "tracker",
+    "context",
+    "attention",
+    "optimizer",
+    "schedule",
+    "exporter",
+    "command",
+)
+"""What there are templates for: every slot, and commands."""
 WORDS = ("none", "null", "true", "false", "yes", "no", "on", "off", "lmflow", "src", "test", "tests")
 """Names that YAML, an empty slot, lmflow itself or the layout of a project have a meaning for."""
 SPELLINGS = {"data": "data-format"}
@@ -106,6 +122,8 @@ def suggestion(name: str, kind: str) -> str:
 def owner_of(name: str, slot: str, plugins: Plugins) -> str | None:
     """The installed distribution with that name, with a package of that name, or with such a component in `slot`."""
     owners = [offer.distribution for offer in plugins.offers(slot).get(component_name(name), ())]
+    if slot == "command":
+        owners += [home for command, home in plugins.commands if command.name == component_name(name)]
     package = name.replace("-", "_")
     owners += packages_distributions().get(package, [])
     with contextlib.suppress(PackageNotFoundError):
@@ -151,10 +169,17 @@ def component_name(name: str) -> str:
 
 
 def next_commands(directory: Path, kind: str) -> Sequence[str]:
-    """What to type next, where `lmflow new` was typed: install, run, test."""
-    option = "data" if kind == "data-format" else kind
+    """What to type next, where `lmflow new` was typed: install, try, test."""
+    name = component_name(directory.name)
+    tried = {
+        "data-format": f"lmflow run --data {name}",
+        "tracker": f"lmflow run --trackers {name}",
+        "evaluator": f"lmflow eval --model demo --evaluator {name}",
+        "exporter": f"lmflow export {name} RUN --output DIR",
+        "command": f"lmflow {name} --help",
+    }
     return [
         f"pip install -e {shlex.quote(f'{directory}[test]')}",
-        f"lmflow run --{option} {component_name(directory.name)}",
+        tried.get(kind, f"lmflow run --{kind} {name}"),
         f"pytest {shlex.quote(str(directory))}",
     ]

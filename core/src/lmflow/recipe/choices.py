@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lmflow.components import Model, Requirement
 from lmflow.errors import LmflowError, PluginError
 from lmflow.plugins import Plugins
 from lmflow.plugins.faults import blaming
@@ -144,7 +145,7 @@ def result_of_run(directory: Path) -> str | None:
 
 def default_name(slot: str, settings: Mapping[str, Setting]) -> str | None:
     """What fills a slot that nothing names; None leaves it empty."""
-    given = any(path.startswith(f"{slot}.") for path in settings)
+    given = any(path.removeprefix(f"{slot}.") not in Model.model_fields for path, _ in of_section(settings, slot))
     defaults = {
         "model": "pretrained" if given else "demo",
         "data": "auto" if {"data.path", "data.mix"} & settings.keys() else "demo",
@@ -159,7 +160,12 @@ def default_name(slot: str, settings: Mapping[str, Setting]) -> str | None:
 
 def missing_packages(choice: Choice) -> list[str]:
     """What to say of each package the chosen component needs and that is not installed."""
-    return [
-        f"{choice.slot} {choice.component.name} needs {each.module}, which is not installed: pip install {each.install}"
-        for each in choice.component.missing()
-    ]
+    return [not_installed(choice, each) for each in choice.component.missing()]
+
+
+def not_installed(choice: Choice, package: Requirement) -> str:
+    """What to say of a package that the chosen component needs and that is not installed."""
+    return (
+        f"{choice.slot} {choice.component.name} needs {package.module}, which is not installed: "
+        f"pip install {package.install}"
+    )

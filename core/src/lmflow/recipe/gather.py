@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lmflow.recipe.settings import SOURCES, TRACKERS, Scope, Setting
@@ -20,15 +21,15 @@ def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems
         names_component = option.path in scope.slots or (scope.trackers and option.path == TRACKERS)
         path = f"{option.path}.name" if names_component else option.path
         if path in seen:
-            problems.append(f"{option.origin.place}: given twice ({seen[path].value!r} and {option.value!r})")
+            problems.append(f"{option.place}: given twice ({seen[path].value!r} and {option.value!r})")
         seen[path] = Setting(path, option.value, option.origin)
     if "model.name" in seen:  # another model: the file's options of the one it names no longer apply
         settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
     for path, setting in [*settings.items(), *seen.items()]:
         section = path.partition(".")[0]
-        if section not in scope.names and not (section == SOURCES and setting.origin.kind == "file"):
+        if section not in scope.names and not (section == SOURCES and setting.origin.kind in ("file", "argument")):
             near = difflib.get_close_matches(section, scope.names, n=1)
-            where = setting.origin.place if setting.origin.kind == "option" else f"{setting.origin.place}: {section}"
+            where = replace(setting, path=section).place
             hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
             line = f"{where}: unknown section; {hint}"
             problems += [] if line in problems else [line]

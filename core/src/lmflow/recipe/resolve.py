@@ -18,8 +18,9 @@ from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.plugins.faults import blaming, failing_options
 from lmflow.recipe.choice import Choice
-from lmflow.recipe.choices import choose, choose_trackers, find_choice, missing_packages
+from lmflow.recipe.choices import choose, choose_trackers, find_choice, missing_packages, not_installed
 from lmflow.recipe.gather import gather
+from lmflow.recipe.placement import placement_problems
 from lmflow.recipe.preferences import faulty_preferences
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe
 from lmflow.recipe.sections.launch import LaunchOptions
@@ -67,6 +68,8 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
     problems += faulty_preferences(chosen, PREFERRING, CHOOSING_ORDER, plugins)
     problems += _incompatibilities(chosen, trackers)
+    problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
+    problems += placement_problems(parts["model"], parts["tuner"], parts[LAUNCH], settings, plugins.classes("tuner"))
     if problems:
         raise RecipeError(problems)
     names = {section: choice.written for section, choice in chosen.items() if choice}
@@ -96,6 +99,7 @@ def resolve_parts(plugins: Plugins, scope: Scope, options: Sequence[Setting]) ->
         given = _known_settings(settings, section, owner, plugins, problems)
         parts[section] = _build(section, owner, preferred | given, origins, problems)
     problems += _incompatibilities(chosen)
+    problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
     if problems:
         raise RecipeError(problems)
     return parts
@@ -113,12 +117,12 @@ def chosen_components(
     return {section: choice.component for section, choice in chosen.items() if choice}
 
 
-def model_from_reference(plugins: Plugins, reference: str) -> Model:
+def model_from_reference(plugins: Plugins, reference: str, place: str = "--model") -> Model:
     """The model that `--model REFERENCE` means: a component, a run, an adapter or model directory, a hub name.
 
-    Raises RecipeError when it means nothing.
+    Raises RecipeError, naming the `place` where the reference stands, when it means nothing.
     """
-    setting = Setting("model.name", reference, Origin("option", "--model"))
+    setting = Setting("model.name", reference, Origin("option", place))
     try:
         choice = find_choice(plugins, "model", setting)
     except LmflowError as error:
@@ -319,6 +323,13 @@ def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[st
             if other is not None and (not conflict.names or other.component.name in conflict.names):
                 problems.append(f"{who} does not go with {conflict.slot} {other.component.name}: {conflict.because}")
     return problems
+
+
+def _required(choice: Choice, component: Component | None) -> Iterator[str]:
+    """What to say of each package that the component's options ask for and that is not installed."""
+    for each in component.required() if component else ():
+        if not each.installed:
+            yield not_installed(choice, each)
 
 
 def single_process_reasons(components: Iterable[type[Component] | Component]) -> Iterator[str]:

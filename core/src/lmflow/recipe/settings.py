@@ -25,7 +25,7 @@ SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from: `kind` is default, file, option or plugin; `place` is a file:line or an option."""
+    """Where a value came from: `kind` is default, file, option, argument or plugin; `place`, a file:line or option."""
 
     kind: str
     place: str = ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lmflow.errors import PluginError
 from lmflow.plugins import CORE, SLOTS, Plugins, same_name
+from lmflow.plugins.in_process import IN_PROCESS
 from lmflow.recipe.settings import SOURCES, Setting, of_section
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def explain_gone(plugins: Plugins, slot: str, name: str, source: Source) -> str:
     """What to say of a component that its distribution does not bring now."""
     home = source.distribution
     state = f"which is not installed; install it with: lmflow plugins install {home}"
+    if home == IN_PROCESS:
+        state = "the Python program that ran it, and is found nowhere else; give it to lmflow.run again, as components"
     for broken in plugins.broken:
         if same_name(broken.distribution, home):
             state = f"which is broken ({broken.reason}); see lmflow plugins show {home}"
@@ -93,7 +96,7 @@ def explain_gone(plugins: Plugins, slot: str, name: str, source: Source) -> str:
     for plugin in plugins.loaded:
         if same_name(plugin.distribution, home):
             state = f"and {home} {plugin.version}, which is installed, has none"
-    text = f"{slot} {name} came from {source}, {state}"
+    text = f"{slot} {name} came from {state if home == IN_PROCESS else f'{source}, {state}'}"
     option = "trackers" if slot == "tracker" else slot
     others = [f"--{option} {offer.distribution}:{name}" for offer in plugins.offers(slot).get(name, ())]
     return f"{text}. Others of that name: {', '.join(others)}" if others else text

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmflow.components import AlignContext, Aligner, GenerateRequest
 from lmflow.data.sample import Message, Prompt, Sample, TokenSequence
-from lmflow.inference.rewards import score_completions
+from lmflow.inference.rewards import score_on_rank0
 from lmflow.inference.shard import generate_sharded
 from lmflow.inference.types import Completion, Sampling
 from lmflow.models.language_model import LanguageModel
@@ -94,7 +94,7 @@ def answer(context: AlignContext, samples: Sequence[Sample], sampling: Sampling)
     rewards = None
     if reward is not None:
         texts = [completion.text for completion in completions]
-        rewards = log.processes.on_rank0(lambda: score_completions(reward, samples, texts))
+        rewards = score_on_rank0(log, reward, samples, texts)
     return Answers(samples, prompts, completions, rewards)
 
 

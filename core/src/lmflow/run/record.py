@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lmflow.plugins.installed import versions
 from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
+from lmflow.run_files import REPORT
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,28 @@ class RunResult:
     """Where a run's directory is, and what its run.json holds."""
 
     directory: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
 
     @property
     def status(self) -> str:
         """completed, interrupted or failed."""
         return str(self.record["status"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What the run measured, by name: `eval_loss_before`, `eval_loss_after`, `tokens_per_second`, …"""
+        metrics: Mapping[str, Any] = self.record["metrics"]
+        return metrics
+
+    @property
+    def result(self) -> Path:
+        """The adapter or model it ended with."""
+        return self.directory / str(self.record["result"])
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it."""
+        return self.directory / REPORT
 
 
 class RunRecord:

@@ -8,7 +8,14 @@ from typing import Any
 from lmflow.errors import RunDirectoryError
 from lmflow.recipe.recipe import Recipe, dump
 from lmflow.recipe.settings import LAUNCH, SOURCES
-from lmflow.run.directory import RunDirectory
+from lmflow.run.directory import RunDirectory, check_usable
+from lmflow.run_files import RECIPE
+
+
+def recipe_to_resume(output: Path) -> Path:
+    """The recipe of the run at `output`. Raises RunDirectoryError where there is no run that could go on."""
+    check_usable(output, resume=True, overwrite=False)
+    return output / RECIPE
 
 
 def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> None:

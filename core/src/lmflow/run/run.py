@@ -13,6 +13,7 @@ from lmflow.distributed.processes import Processes
 from lmflow.distributed.worker import is_lost_contact
 from lmflow.errors import Interrupted, LmflowError, LostContact, is_disk_full
 from lmflow.plugins import Plugins
+from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.run import stages
 from lmflow.run.directory import FollowedDirectory, RunDirectory
@@ -43,26 +44,20 @@ def run(
     recipe = resolved.recipe
     with opened(recipe, plugins, output, resume, overwrite, display) as work, recorded(work):
         log = work.log
+        other_models(recipe.aligner, plugins)  # what is misspelt is told before anything is read
         data = stages.read_data(work)
         if estimate:
             stages.estimate(work, data)
         log.sync_and_check_stop()
         model = stages.load_model(work)
         log.sync_and_check_stop()
+        models = stages.open_models(work)
         stages.compare_context(work, model, data)
         model = stages.prepare(work, model)
-        trainer = stages.make_trainer(work, model, data)
-        stages.self_test(work, trainer, data)
-        stages.open_inferencer(work, model)
-        context = AlignContext(
-            plugins=plugins,
-            log=log,
-            model=model,
-            data=data,
-            trainer=trainer,
-            inferencer=recipe.inferencer,
-            reward=recipe.reward,
-        )
+        context = stages.make_context(work, model, data, models)
+        trainer = context.trainer
+        stages.self_test(context, recipe.aligner)
+        stages.open_inferencer(work, context)
         before = measure("before", context, recipe.aligner)
         if resume:
             trainer.restore()
@@ -87,13 +82,11 @@ def opened(
     directory = open_directory(recipe, processes, output, resume, overwrite)
     rank0 = processes.is_rank0
     log = RunLog(directory if rank0 else None, plugins.emit if rank0 else silent, display if rank0 else None, processes)
+    work = stages.Work(recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=resume))
     try:
-        with plugins.with_trackers(recipe.trackers if rank0 else ()), log.handle_signals():
-            yield stages.Work(
-                recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=resume)
-            )
+        with plugins.with_trackers(recipe.trackers if rank0 else ()), log.handle_signals(), work.closing:
+            yield work
     finally:
-        recipe.inferencer.close()
         directory.close()
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmflow.components import LoadRequest, Model, RunContext, Tuner
+from lmflow.components import AlignContext, Aligner, LoadRequest, Model, RunContext, Tuner
 from lmflow.errors import EstimateError, TrainingError
 from lmflow.planning.machine_memory import give_back_freed_memory
 from lmflow.plugins import Plugins
+from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord
 
 if TYPE_CHECKING:
-    from lmflow.data.sample import Dataset, Item, Sample
+    from lmflow.data.sample import Dataset
     from lmflow.models.language_model import LanguageModel
     from lmflow.training.trainer import Trainer
 
@@ -31,6 +33,8 @@ class Work:
     directory: RunDirectory
     log: RunLog
     record: RunRecord
+    closing: ExitStack = field(default_factory=ExitStack)
+    """What has to be closed when the run ends, however it does."""
 
 
 def read_data(work: Work) -> Dataset:
@@ -52,7 +56,8 @@ def estimate(work: Work, data: Dataset) -> None:
     from lmflow.planning.plan import load_skeleton, make_plan
 
     recipe, log = work.recipe, work.log
-    loads_all = type(recipe.model).skeleton is Model.skeleton
+    models = [recipe.model, *other_models(recipe.aligner, work.plugins).values()]
+    loads_all = any(type(each).skeleton is Model.skeleton for each in models)
     if loads_all or not log.processes.is_rank0:
         return
     try:
@@ -71,23 +76,39 @@ def estimate(work: Work, data: Dataset) -> None:
 def load_model(work: Work) -> LanguageModel:
     """The model on its device, in the dtype of the run's precision, with the recipe's chat template."""
     from lmflow.data.chat_templates import use_template
-    from lmflow.models.device import DTYPES, choose_device, choose_precision
+    from lmflow.models.device import choose_device, choose_precision
 
     recipe = work.recipe
     device = choose_device(recipe.training.device)
-    precision = choose_precision(recipe.training.precision, device)
-    request = LoadRequest(
-        dtype=DTYPES[precision],
-        device=device,
-        context=recipe.context,
-        attention=recipe.attention,
-        plugins=work.plugins,
-    )
+    work.record.values |= {"device": device, "precision": choose_precision(recipe.training.precision, device)}
+    request = replace(load_request(work), context=recipe.context, attention=recipe.attention)
     with work.log.phase(f"loading model {recipe.model.name}"):
         model = recipe.model.load(request)
     use_template(model.tokenizer, recipe.data.template)
-    work.record.values |= {"device": device, "precision": precision}
     return model
+
+
+def load_request(work: Work) -> LoadRequest:
+    """On the run's device, in the dtype of its precision."""
+    from lmflow.models.device import DTYPES
+
+    chosen = work.record.values
+    return LoadRequest(dtype=DTYPES[chosen["precision"]], device=chosen["device"], plugins=work.plugins)
+
+
+def open_models(work: Work) -> dict[str, LanguageModel]:
+    """The models that the aligner names beside the one it trains, frozen and in eval mode; equal ones once."""
+    opened: list[tuple[Model, LanguageModel]] = []
+    found: dict[str, LanguageModel] = {}
+    for name, component in other_models(work.recipe.aligner, work.plugins).items():
+        known = next((model for each, model in opened if each == component), None)
+        if known is None:
+            with work.log.phase(f"loading the {name} model {component.name}"):
+                known = component.load(load_request(work))
+            known.module.requires_grad_(False).eval()
+            opened.append((component, known))
+        found[name] = known
+    return found
 
 
 def compare_context(work: Work, model: LanguageModel, data: Dataset) -> None:
@@ -114,59 +135,71 @@ def prepare(work: Work, model: LanguageModel) -> LanguageModel:
     """The model as the tuner made it trainable."""
     import torch
 
+    from lmflow.models.quantization import count_parameters, is_quantized
+
     recipe, metrics = work.recipe, work.log.metrics
+    if is_quantized(model.module) and not recipe.tuner.supports_quantization:
+        raise TrainingError(
+            f"{model.source} is stored quantised, and tuner {recipe.tuner.name} changes the weights of linear layers, "
+            "which cannot move so. Choose a tuner that adds weights to them, or the model they were made from."
+        )
     torch.manual_seed(recipe.training.seed)  # adapters start from random numbers
     before = parameter_names(model)
     prepared = model.prepare(recipe.tuner)
     check_savable(recipe.tuner, before, parameter_names(prepared))
-    parameters = list(prepared.module.parameters())
-    metrics["parameters"] = sum(p.numel() for p in parameters)
-    metrics["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+    metrics["parameters"] = count_parameters(prepared.module)
+    metrics["trainable_parameters"] = count_parameters(prepared.module, trainable_only=True)
     return prepared
 
 
-def make_trainer(work: Work, model: LanguageModel, data: Dataset) -> Trainer:
-    """The trainer the aligner will use, with the held-out items its objective judges."""
-    from lmflow.models.encoding import length_limit
+def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mapping[str, LanguageModel]) -> AlignContext:
+    """What the aligner works with, its trainer with the held-out items that its objective judges."""
+    from lmflow.models.encoding import items_of, length_limit
     from lmflow.training.objective import NextToken
     from lmflow.training.trainer import Setup, Trainer
 
-    recipe = work.recipe
+    recipe, log = work.recipe, work.log
+    aligner = recipe.aligner
+    begun = RunContext(plugins=work.plugins, log=log, model=model, models=models)
     setup = Setup(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
         tuner=recipe.tuner,
-        objective=recipe.aligner.objective() or NextToken(),
+        objective=aligner.objective(begun) or NextToken(),
         precision=work.record.values["precision"],
         packing=data.options.packing,
         max_length=length_limit(model, data.options),
-        heldout=items_of(work, model, data.heldout, data),
-        keep_start_weights=recipe.aligner.compares_with_start,
+        heldout=items_of(aligner, model, data.heldout, data),
+        keep_start_weights=aligner.compares_with_start,
         strategy=recipe.launch.strategy,
     )
-    return Trainer(model, recipe.training, work.log, work.directory.checkpoints, setup)
+    context = AlignContext(
+        plugins=work.plugins,
+        log=log,
+        model=model,
+        models=models,
+        data=data,
+        trainer=Trainer(model, recipe.training, log, work.directory.checkpoints, setup),
+        inferencer=recipe.inferencer,
+        reward=recipe.reward,
+    )
+    context.trainer.hold_out(aligner.annotate(context, setup.heldout))
+    return context
 
 
-def self_test(work: Work, trainer: Trainer, data: Dataset) -> None:
+def self_test(context: AlignContext, aligner: Aligner) -> None:
     """Prove on this model, data and objective that training can work; raises TrainingError."""
-    from lmflow.models.encoding import probe_samples
+    from lmflow.models.encoding import items_of, probe_samples
     from lmflow.training.selftest import check_model
 
-    with work.log.phase("self-test"):
-        check_model(trainer, items_of(work, trainer.model, probe_samples(data), data))
+    with context.log.phase("self-test"):
+        items = items_of(aligner, context.model, probe_samples(context.data), context.data)
+        check_model(context.trainer, aligner.annotate(context, items))
 
 
-def items_of(work: Work, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item]:
-    """Items of samples as the aligner's objective reads them; by default those that end with an answer, tokenised."""
-    from lmflow.models.encoding import encode_answered
-
-    found = work.recipe.aligner.items(model, samples, data)
-    return encode_answered(model, samples, data.options) if found is None else found
-
-
-def open_inferencer(work: Work, model: LanguageModel) -> None:
-    """Let the inferencer get ready."""
-    work.recipe.inferencer.open(RunContext(plugins=work.plugins, log=work.log, model=model))
+def open_inferencer(work: Work, context: AlignContext) -> None:
+    """Let the inferencer get ready; it is closed with the run."""
+    work.closing.enter_context(context.inferencer.opened(context))
 
 
 def save(work: Work, trainer: Trainer) -> Path:

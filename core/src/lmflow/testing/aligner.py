@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import pytest
 
 from lmflow.components import Aligner, Component, Need
-from lmflow.errors import LmflowError, RecipeError
+from lmflow.errors import LmflowError, RecipeError, TrainingError
 from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe.choices import OPTIONAL
 from lmflow.run.record import RunResult
-from lmflow.testing.comparing import all_tensors, different
+from lmflow.testing.comparing import all_tensors, different, some
 from lmflow.testing.runs import SMALL, Bench, RunSuite, over, resolve_settings, write_records
+from lmflow.testing.watching import check_error
 
 TOO_LONG = {"prompt": "word " * 400, "answer": "no room for it"}
 """A record whose prompt fills the context of the tiny model, so that no answer can be trained on or sampled."""
@@ -90,7 +91,7 @@ class AlignerSuite(RunSuite):
         assert None not in (before, after), (
             f"expected run.json to have the metrics {self.metric}_before and {self.metric}_after; it has those of "
             f"{', '.join(known)}. Usual cause: the suite's `metric` is misspelt, or align() does not put it into "
-            "journal.metrics."
+            "context.log.metrics."
         )
         gain = after - before if self.higher_is_better else before - after
         assert gain >= self.improvement, (
@@ -121,7 +122,7 @@ class AlignerSuite(RunSuite):
         Past its half it must leave a checkpoint behind, so that no more than half of the work is ever lost.
         """
         cause = (
-            "state that is not given to trainer.checkpoint() and read from trainer.restored, or random numbers that "
+            "state that is not given to trainer.remember() and read from trainer.restored, or random numbers that "
             "are not a function of the seed and the step"
         )
         resumed, whole = bench.run_in_pieces("whole", self._small({})), self._whole(bench)
@@ -142,8 +143,20 @@ class AlignerSuite(RunSuite):
         steps = bench.run("one-step", self._small({"training.max_steps": 1})).record["metrics"]["steps"]
         assert steps == 1, (
             f"expected a run with training.max_steps 1 to take one optimizer step; it took {steps}. Usual cause: "
-            "trainer.plan() is not called, or is not given trainer.options.max_steps where that is set."
+            "trainer.plan() is not given trainer.options.max_steps where that is set, or trainer.fit() is given more "
+            "steps than trainer.total_steps leaves."
         )
+
+    def test_every_fit_takes_a_step(self, bench: Bench) -> None:
+        """`align` calls `trainer.fit`, and each call takes at least one step: an empty budget is an error."""
+        watched = bench.watch(self._small({}))
+        told = str(watched.error) if isinstance(watched.error, TrainingError) else ""
+        assert not told.startswith("trainer.fit was"), (
+            f"expected every call of trainer.fit to take a step; {told} Usual cause: `steps` worked out from other "
+            "items than those given, no step left of trainer.total_steps, or a `start` that lies behind."
+        )
+        check_error(watched)
+        assert watched.fits, "expected align() to train through trainer.fit(); it never called it"
 
     def test_foretells_the_steps_it_takes(self, bench: Bench) -> None:
         """What `workload` tells `lmflow plan` is what a run does, where it tells anything."""
@@ -169,6 +182,42 @@ class AlignerSuite(RunSuite):
         if not any(need.slot == "reward" for need in bench.component.needs):
             bench.run("without-reward", self._small({**WITHOUT_REWARD, "training.max_steps": 1}))
 
+    # What it trains on
+
+    def test_trains_the_token_that_ends_an_answer(self, bench: Bench) -> None:
+        """Among the targets is the end-of-text token, so that the model learns to stop.
+
+        Answers sampled here end with one, as those of a trained model do; so do those of the records.
+        """
+        watched = bench.watch(self._small({}))
+        check_error(watched)
+        if watched.context.model.kind != "scorer":
+            assert watched.trains_an_end, (
+                "expected the end-of-text token after an answer to be a target; it is one nowhere in what trainer.fit "
+                "was given. Usual cause: a completion's text is tokenised anew instead of taking its `ids`, which hold "
+                "it, or a mask that leaves special tokens out."
+            )
+
+    def test_trains_on_no_held_out_record(self, bench: Bench) -> None:
+        """No sequence given to `trainer.fit` begins with the prompt of a held-out record."""
+        watched = bench.watch(self._small({}))
+        check_error(watched)
+        found = watched.heldout_sources
+        assert not found, (
+            f"expected the held-out records to stay out of training; trainer.fit was given {some(found)}. Usual cause: "
+            "data.heldout is trained on with data.train, so that what is measured on it means nothing."
+        )
+
+    def test_leaves_the_samples_as_they_are(self, bench: Bench) -> None:
+        """`data.train` and `data.heldout` are after `align` what they were: other parts of a run read them too."""
+        watched = bench.watch(self._small({}))
+        edited = watched.edited
+        assert not edited, (
+            f"expected align() to leave the samples as they are; {'; '.join(edited)}. Usual cause: a list or record "
+            "changed in place, where dataclasses.replace() or a copy belongs."
+        )
+        check_error(watched)
+
     # Bad data
 
     def test_an_error_names_the_bad_record(self, bench: Bench) -> None:
@@ -188,7 +237,7 @@ class AlignerSuite(RunSuite):
             error, notes = self._align_on(bench, "mixed.jsonl", [*self.records, record])
             noted = error is None and any(place in note for note in notes)
             assert noted or names(error, place), (
-                f"expected an LmflowError or a journal.note() that names {place} (its sample's `source`), which is "
+                f"expected an LmflowError or a context.log.note() that names {place} (its sample's `source`), which is "
                 f"{shown(record)}; found {error!r} and the notes {notes}. Usual cause: a filter that says nothing of "
                 "what it drops."
             )

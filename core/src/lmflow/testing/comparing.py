@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,29 @@ def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
     module = model.module
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def state_of(model: LanguageModel) -> dict[str, object]:
+    """What a model is beside its tensors, by what it is: modes, hooks, `requires_grad`, gradients, configuration."""
+    found: dict[str, object] = {"the configuration": repr(getattr(model.module, "config", None))}
+    for name, part in model.module.named_modules():
+        found[f"the mode of {name or 'the model'}"] = part.training
+        hooks = len(part._forward_hooks), len(part._forward_pre_hooks), len(part._backward_hooks)
+        found[f"the hooks of {name or 'the model'}"] = hooks
+    for name, parameter in model.module.named_parameters():
+        found[f"requires_grad of {name}"] = parameter.requires_grad
+        found[f"the gradient of {name}"] = parameter.grad is not None
+    return found
+
+
+def apart(found: Mapping[str, object], expected: Mapping[str, object]) -> list[str]:
+    """Names whose values are not equal, or which only one of the two has."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+def config_of(model: LanguageModel) -> Any:
+    """The model's Transformers configuration."""
+    return model.module.config
 
 
 def different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -55,11 +78,17 @@ def read_logits(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Ten
     return torch.cat(rows)
 
 
+def divergence(expected: Tensor, found: Tensor) -> float:
+    """KL divergence of softmax(`found`) from softmax(`expected`), both (T, V), in nats, the mean over positions."""
+    p, q = expected.log_softmax(-1), found.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
 def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float:
     """Loss over `sequences` in nats per trained token."""
     from lmflow.training.loss import sequence_logprobs
 
-    logprobs = sequence_logprobs(model.module, sequences, pad_id=model.pad_id, device=model.device)
+    logprobs = sequence_logprobs(model, sequences)
     return -float(logprobs.sum()) / sum(sequence.num_targets for sequence in sequences)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmflow.builtin.adamw import AdamW
@@ -43,13 +43,18 @@ def evaluate_context(
 
 
 def align_context(
-    trainer: Trainer, data: Dataset, inferencer: Inferencer | None = None, reward: Reward | None = None
+    trainer: Trainer,
+    data: Dataset,
+    inferencer: Inferencer | None = None,
+    reward: Reward | None = None,
+    models: Mapping[str, LanguageModel] | None = None,
 ) -> AlignContext:
     """What `Aligner.align` is given, around a trainer and its model."""
     return AlignContext(
         plugins=Plugins(),
         log=trainer.log,
         model=trainer.model,
+        models=models or {},
         data=data,
         trainer=trainer,
         inferencer=inferencer or HuggingFace(),

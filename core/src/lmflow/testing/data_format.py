@@ -100,7 +100,7 @@ class DataFormatSuite:
 
     @pytest.fixture
     def plugins(self, data_format: DataFormat) -> Plugins:
-        """The installed plugins, with the format among them even where it is not installed."""
+        """The core and the plugin of the format, which need not be installed."""
         return plugins_with(type(data_format))
 
     # Good records

@@ -12,7 +12,7 @@ from lmflow.data.sample import Message, Sample
 from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import model_from_reference
-from lmflow.testing.comparing import all_tensors, different, read_logits, some
+from lmflow.testing.comparing import all_tensors, apart, different, read_logits, some, state_of
 from lmflow.testing.runs import plugins_with, supply
 
 TEXTS = ("plain words", "Two sentences. And  two spaces!", "naïve café, 日本語 🙂", "tabs\tand\nlines\n")
@@ -53,7 +53,7 @@ class ModelSuite:
 
     @pytest.fixture
     def plugins(self, model_component: Model) -> Plugins:
-        """The installed plugins, with the component among them even where it is not installed."""
+        """The core and the plugin of the component, which need not be installed."""
         return plugins_with(type(model_component))
 
     @pytest.fixture
@@ -179,9 +179,9 @@ class ModelSuite:
         short, long = (loaded.encode(Sample(DIALOGUE[:count], source="d"))[0] for count in (2, 4))
         with torch.no_grad():
             together = loaded.module(**forward_inputs(collate([short, long], loaded.pad_id))).logits[0, : len(short)]
-        apart = (together.float() - read_logits(loaded, [short])).abs().max().item()
-        assert apart < 1e-3, (
-            f"expected padding to change no logit by 0.001; one differs by {apart:.3g}. Usual cause: a model that "
+        off = (together.float() - read_logits(loaded, [short])).abs().max().item()
+        assert off < 1e-3, (
+            f"expected padding to change no logit by 0.001; one differs by {off:.3g}. Usual cause: a model that "
             "ignores attention_mask."
         )
 
@@ -199,10 +199,27 @@ class ModelSuite:
         assert [s.ids for s in expected] == [s.ids for s in found_sequences], (
             "expected the same chat template; found another"
         )
-        apart = (read_logits(loaded, expected) - read_logits(again, expected)).abs().max().item()
-        assert apart <= self.tolerance, (
-            f"expected the same logits from the saved model; one differs by {apart:.3g}. Usual cause: a part of the "
+        off = (read_logits(loaded, expected) - read_logits(again, expected)).abs().max().item()
+        assert off <= self.tolerance, (
+            f"expected the same logits from the saved model; one differs by {off:.3g}. Usual cause: a part of the "
             "weights that is not in what `save` writes."
+        )
+
+    def test_saving_leaves_the_model_as_it_was(self, model_component: Model, tmp_path: Path) -> None:
+        """`save` changes nothing in the model it writes: tensors, answers, modes, hooks and configuration stay."""
+        model = model_component.load(LoadRequest())
+        sequences = model.encode(Sample(DIALOGUE, source="dialogue"))
+        logits, before, state = read_logits(model, sequences), all_tensors(model), state_of(model)
+        model.save(tmp_path / "saved")
+        changed = [*different(all_tensors(model), before), *apart(state_of(model), state)]
+        assert not changed, (
+            f"expected save() to leave the model as it was; it changed {some(changed)}. Usual cause: parts joined, "
+            "merged or moved for writing; do it with a copy."
+        )
+        off = float((read_logits(model, sequences) - logits).abs().max())
+        assert off == 0, (
+            f"expected the model to answer after save() as before; a logit is off by {off:.3g}. Usual cause: a scale "
+            "or a switch that is set for writing and not set back."
         )
 
     def test_only_models_are_recognised(self, model_component: Model, tmp_path: Path) -> None:

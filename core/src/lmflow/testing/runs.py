@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 from pydantic import PrivateAttr
 
-from lmflow.components import AlignContext, Component, LoadRequest, Model, PlanContext, Tracker, Workload
-from lmflow.errors import Interrupted, RecipeError
+from lmflow.components import AlignContext, Aligner, Component, LoadRequest, Model, PlanContext, Tracker, Workload
+from lmflow.errors import Interrupted, PluginError, RecipeError
 from lmflow.hookspecs import hookimpl
-from lmflow.plugins import GROUP, SLOTS, Plugins, Slot, load_plugins
+from lmflow.plugins import CORE, GROUP, Plugins
+from lmflow.plugins.in_process import load_plugins_with, slot_of
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.run import stages
+from lmflow.run.before_after import generic_sequences
 from lmflow.run.directory import RunDirectory
 from lmflow.run.record import RunRecord, RunResult
 from lmflow.run.run import run
 from lmflow.run_files import CHECKPOINTS, METRICS, RECIPE
-from lmflow.testing.comparing import all_tensors, different, file_hashes, heldout_loss, some
+from lmflow.testing.comparing import all_tensors, different, file_hashes, heldout_loss, mean_loss, some
+from lmflow.testing.watching import Watched, watch
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset, TokenSequence
@@ -76,41 +79,23 @@ def supply(suite: object, fixture: str) -> NoReturn:
 # Plugins
 
 
-class InProcess(EntryPoint):
-    """An entry point whose module is at hand: what `importlib.metadata` would find, had the plugin been installed."""
+def plugins_with(*components: type[Component], companions: Collection[str] = ()) -> Plugins:
+    """The core, the installed plugins that `components` come from, and the distributions `companions`: nothing else.
 
-    def __init__(self, module: ModuleType) -> None:
-        super().__init__(name="plugin", value=module.__name__, group="under-examination")
-        vars(self)["module"] = module
-
-    def load(self) -> Any:
-        """The module itself."""
-        return vars(self)["module"]
-
-
-def plugins_with(*components: type[Component]) -> Plugins:
-    """The installed plugins, and one more that offers those of `components` that none of them offers.
-
-    Fails with the reason where a component breaks a rule for which its plugin would be left out.
+    What else is installed cannot matter then, broken or slow as it may be. Components that no plugin offers are offered
+    by one more. Fails with the reason where a component breaks a rule for which its plugin would be left out.
     """
-    installed = load_plugins()
-    missing = [each for each in components if each not in installed.classes(slot_of(each).name)]
-    if not missing:
-        return installed
-    module = ModuleType("under_examination")
-    for slot in dict.fromkeys(slot_of(each) for each in missing):
-        offered = [each for each in missing if slot_of(each) is slot]
-        setattr(module, slot.hook, hookimpl(lambda offered=offered: offered))
-    loaded = load_plugins([*entry_points(group=GROUP), InProcess(module)])
-    for broken in loaded.broken:
-        if broken.entry_point == "plugin" and broken.distribution == "under-examination":
-            pytest.fail(f"lmflow would leave the plugin out: {broken.reason}", pytrace=False)
-    return loaded
-
-
-def slot_of(component: type[Component]) -> Slot:
-    """The slot a component class fills."""
-    return next(slot for slot in SLOTS.values() if issubclass(component, slot.base))
+    packages = {component.__module__.partition(".")[0] for component in components}
+    wanted = {CORE, *companions}
+    points = [
+        point
+        for point in entry_points(group=GROUP)
+        if point.module.partition(".")[0] in packages or (point.dist is not None and point.dist.name in wanted)
+    ]
+    try:
+        return load_plugins_with(components, points)
+    except PluginError as error:
+        pytest.fail(f"lmflow would leave the plugin out: {str(error).removeprefix('components: ')}", pytrace=False)
 
 
 def component_settings(plugins: Plugins, component: Component) -> dict[str, Any]:
@@ -142,15 +127,28 @@ def resolve_settings(plugins: Plugins, settings: Mapping[str, Any]) -> ResolvedR
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run has at hand when its aligner begins; `model` is the one its tuner made trainable."""
+    """What a run has at hand when its aligner begins; `context` is what the aligner is given."""
 
     recipe: Recipe
-    model: LanguageModel
-    data: Dataset
-    trainer: Trainer
+    context: AlignContext
     log: RunLog
     directory: Path
     plugins: Plugins
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that the recipe's tuner made trainable."""
+        return self.context.model
+
+    @property
+    def data(self) -> Dataset:
+        """The samples."""
+        return self.context.data
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer."""
+        return self.context.trainer
 
     def sequences(self) -> list[TokenSequence]:
         """The training samples, tokenised."""
@@ -165,20 +163,7 @@ class Prepared:
 
     def align(self) -> None:
         """Let the recipe's aligner do its work."""
-        self.recipe.aligner.align(self.context())
-
-    def context(self) -> AlignContext:
-        """What the recipe's aligner is given."""
-        recipe = self.recipe
-        return AlignContext(
-            plugins=self.plugins,
-            log=self.log,
-            model=self.model,
-            data=self.data,
-            trainer=self.trainer,
-            inferencer=recipe.inferencer,
-            reward=recipe.reward,
-        )
+        self.recipe.aligner.align(self.context)
 
     def take_steps(self, sequences: Sequence[TokenSequence], steps: int) -> None:
         """Train for so many steps with the trainer of the run; the model is in eval mode afterwards."""
@@ -190,8 +175,8 @@ class Prepared:
         return {name for name, parameter in self.model.module.named_parameters() if parameter.requires_grad}
 
 
-def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepared:
-    """Begin a run as `lmflow run` does, up to where the aligner takes over."""
+def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path, closing: ExitStack) -> Prepared:
+    """Begin a run as `lmflow run` does, up to where the aligner takes over; `closing` gets what is to be closed."""
     from lmflow.run.log import RunLog
 
     recipe, directory = resolved.recipe, RunDirectory(output)
@@ -199,11 +184,15 @@ def prepare(resolved: ResolvedRecipe, plugins: Plugins, output: Path) -> Prepare
     work = stages.Work(recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=False))
     try:
         model = stages.load_model(work)
+        models = stages.open_models(work)
         data = stages.read_data(work)
         model = stages.prepare(work, model)
-        stages.open_inferencer(work, model)
-        return Prepared(recipe, model, data, stages.make_trainer(work, model, data), log, output, plugins)
+        context = stages.make_context(work, model, data, models)
+        stages.open_inferencer(work, context)
+        closing.push(work.closing.pop_all())
+        return Prepared(recipe, context, log, output, plugins)
     finally:
+        work.closing.close()
         directory.close()
 
 
@@ -277,7 +266,10 @@ class Bench:
         self.model = model
         self.base_directory = Path(model.load(LoadRequest()).source)
         self.base_files = file_hashes(self.base_directory)
+        self.closing = ExitStack()
+        """What has to be closed after the last test."""
         self._done: dict[str, RunResult | BaseException] = {}
+        self._watched: Watched | None = None
 
     @property
     def slot(self) -> str:
@@ -342,7 +334,14 @@ class Bench:
     def prepare(self, changes: Mapping[str, Any]) -> Prepared:
         """What a run has at hand when its aligner begins, made anew at each call."""
         output = self.folder / f"prepared-{len(list(self.folder.glob('prepared-*')))}"
-        return prepare(self.recipe(changes), self.plugins, output)
+        return prepare(self.recipe(changes), self.plugins, output, self.closing)
+
+    def watch(self, changes: Mapping[str, Any]) -> Watched:
+        """What the aligner does when it is called by itself; done at the first call."""
+        if self._watched is None:
+            prepared = self.prepare(changes)
+            self._watched = watch(prepared.context, prepared.recipe.aligner)
+        return self._watched
 
     def load(self, reference: Path) -> LanguageModel:
         """The model that `--model REFERENCE` means, on the CPU in float32."""
@@ -352,13 +351,17 @@ class Bench:
         """Fail unless the run took steps, changed the model, and `--model RUN` gives the model it ended with."""
         metrics, name = result.record["metrics"], result.directory.name
         assert metrics["steps"] > 0, f"expected the run {name} to take optimizer steps; it took none"
-        assert "eval_loss_after" in metrics, "the suite's `records` need answers, by which a run is measured"
-        before, after = metrics["eval_loss_before"], metrics["eval_loss_after"]
-        assert before != after, f"expected the run {name} to change the held-out loss; it stayed at {before}"
         recipe = stored_recipe(self.plugins, result.directory).recipe
-        found = heldout_loss(self.plugins, self.load(result.directory), recipe)
+        # Of an objective of its own (a preference's, which compares with the start) a model alone cannot tell the loss.
+        loss = "eval_loss" if has_default_objective(recipe.aligner) else "generic_loss"
+        assert f"{loss}_after" in metrics, "the suite's `records` need answers, by which a run is measured"
+        before, after = metrics[f"{loss}_before"], metrics[f"{loss}_after"]
+        assert before != after, f"expected the run {name} to change its {loss}; it stayed at {before}"
+        model = self.load(result.directory)
+        sequences = generic_sequences(model)
+        found = heldout_loss(self.plugins, model, recipe) if loss == "eval_loss" else mean_loss(model, sequences)
         assert abs(found - after) <= tolerance, (
-            f"expected `--model {result.directory}` to give the model the run ended with, whose eval_loss_after was "
+            f"expected `--model {result.directory}` to give the model the run ended with, whose {loss}_after was "
             f"{after:.6f} nats; its loss is {found:.6f}. Usual cause: training changed something that is not saved."
         )
 
@@ -379,6 +382,12 @@ class Bench:
         )
 
 
+def has_default_objective(aligner: Aligner) -> bool:
+    """Whether an aligner's held-out loss is the next-token loss of the answers."""
+    kind = type(aligner)
+    return kind.objective is Aligner.objective and kind.items is Aligner.items
+
+
 BENCHES = pytest.StashKey[dict[str, Bench]]()
 
 
@@ -397,10 +406,13 @@ class RunSuite:
         """The component under examination, whatever its kind."""
         raise NotImplementedError
 
+    companions: ClassVar[Collection[str]] = ("lmflow-demo", "lmflow-lora", "lmflow-raft")
+    """Distributions whose components the tests combine it with, where they are installed."""
+
     @pytest.fixture
     def plugins(self, component: Component) -> Plugins:
-        """The installed plugins, with the component among them even where it is not installed."""
-        return plugins_with(type(component))
+        """The core, the plugin of the component, installed or not, and the suite's companions; see `plugins_with`."""
+        return plugins_with(type(component), companions=self.companions)
 
     @pytest.fixture
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
@@ -422,7 +434,8 @@ class RunSuite:
         if repr(component) not in benches:
             plugins, model = request.getfixturevalue("plugins"), request.getfixturevalue("model")
             folder = tmp_path_factory.mktemp("bench")
-            benches[repr(component)] = Bench(folder, plugins, component, model, self.records)
+            bench = benches[repr(component)] = Bench(folder, plugins, component, model, self.records)
+            of_class.addfinalizer(bench.closing.close)
         return benches[repr(component)]
 
     def test_options_survive_the_recipe_file(self, bench: Bench, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,17 @@ from lmflow.builtin.merge import Merge
 from lmflow.components import Component, LoadRequest, Tuner
 from lmflow.errors import LmflowError
 from lmflow.run.export import export
-from lmflow.testing.comparing import all_tensors, changed_files, different, file_hashes, mean_loss, read_logits, some
+from lmflow.testing.comparing import (
+    all_tensors,
+    apart,
+    changed_files,
+    different,
+    file_hashes,
+    mean_loss,
+    read_logits,
+    some,
+    state_of,
+)
 from lmflow.testing.runs import SMALL, Bench, Prepared, RunSuite, over
 
 if TYPE_CHECKING:
@@ -67,6 +78,8 @@ class TunerSuite(RunSuite):
     """A rate at which a few steps on the tiny model reduce the loss."""
     tolerance: ClassVar[float] = 1e-4
     """Largest difference of a logit, and of a loss in nats, that rounding explains when weights are saved or merged."""
+    rotation: ClassVar[int] = 50
+    """Most steps that a tuner with `active` may need to train each of its parameters once, on two layers."""
     merges: ClassVar[bool] = True
     """Whether what the tuner saves can be merged into one plain model; if not, `lmflow export merge` must refuse."""
 
@@ -123,11 +136,14 @@ class TunerSuite(RunSuite):
         )
 
     def test_every_declared_parameter_moves(self, bench: Bench) -> None:
-        """Training changes every parameter with `requires_grad`: what is declared trainable is trained."""
+        """Training changes every parameter with `requires_grad`: what is declared trainable is trained.
+
+        Where `active` names some at a time, as many steps are taken as it needs to name each once, up to `rotation`.
+        """
         prepared, before, after = self._train(bench)
         still = sorted(prepared.trainable() - set(different(after, before)))
         assert not still, (
-            f"expected every parameter with requires_grad to change in {STEPS} steps; {some(still)} did not. Usual "
+            f"expected every parameter with requires_grad to change in training; {some(still)} did not. Usual "
             "cause: the forward pass does not use it, or a detach() or no_grad() keeps its gradient away."
         )
 
@@ -144,17 +160,66 @@ class TunerSuite(RunSuite):
             "scale, or a rate that does not suit the tuner (set the suite's `learning_rate`)."
         )
 
+    # What trains when
+
+    def test_active_depends_on_its_arguments_alone(self, bench: Bench) -> None:
+        """`active` names the same parameters for a step whenever it is asked, and of a fresh copy: runs are resumed.
+
+        They are among those that `prepare` declared, and at least one.
+        """
+        prepared = bench.prepare(self._small({}))
+        names = [name for name, each in prepared.model.module.named_parameters() if each.requires_grad]
+        tuner, steps, given = prepared.recipe.tuner, range(20), list(names)
+        forwards = [self._active(tuner, step, given) for step in steps]
+        again = type(tuner).model_validate(tuner.model_dump())
+        backwards = [self._active(again, step, given) for step in reversed(steps)][::-1]
+        assert given == names, "expected active() to leave the list of names alone; it changed it. Copy it first."
+        differing = [step for step in steps if forwards[step] != backwards[step]]
+        assert not differing, (
+            f"expected active() to name the same parameters for a step however it is asked; it did not for steps "
+            f"{differing[:3]}. Usual cause: a counter or generator kept on the tuner; seed one from (seed, step)."
+        )
+        for step, chosen in enumerate(forwards):
+            unknown = sorted(chosen - set(names))
+            assert not unknown, (
+                f"expected active() to name parameters that prepare() declared; at step {step} it named {some(unknown)}"
+            )
+            assert chosen, f"expected active() to name at least one parameter; at step {step} it named none"
+
+    def test_parameter_groups_name_trainable_parameters(self, bench: Bench) -> None:
+        """`parameter_groups` names parameters that `prepare` declared, none twice, with rates and decays from 0 on."""
+        prepared = bench.prepare(self._small({}))
+        names, tuner = prepared.trainable(), prepared.recipe.tuner
+        groups = tuner.parameter_groups(sorted(names))
+        named = [name for group in groups for name in group.names]
+        unknown = sorted(set(named) - names)
+        assert not unknown, (
+            f"expected parameter_groups() to name trainable parameters; it named {some(unknown)}. Usual cause: names "
+            "of before prepare() wrapped the model; go by the names it is given."
+        )
+        twice = sorted({name for name in named if named.count(name) > 1})
+        assert not twice, f"expected each parameter in one group at most; found {some(twice)} in several"
+        numbers = [each for group in groups for each in (group.learning_rate, group.weight_decay) if each is not None]
+        wrong = [each for each in numbers if not 0 <= each < math.inf]
+        assert not wrong, f"expected rates and decays that are finite and not negative, or None; found {wrong}"
+
     # What is saved
 
     def test_saving_leaves_the_model_as_it_was(self, bench: Bench) -> None:
-        """`save` changes nothing in the model it writes: a run measures the model after it was saved."""
+        """`save` changes nothing in the model it writes, nor what it answers: a run measures it after it was saved."""
         prepared = self._moved(bench)
-        before = all_tensors(prepared.model)
+        sequences, model = prepared.sequences(), prepared.model
+        logits, before, state = read_logits(model, sequences), all_tensors(model), state_of(model)
         self._save(prepared)
-        changed = different(all_tensors(prepared.model), before)
+        changed = [*different(all_tensors(model), before), *apart(state_of(model), state)]
         assert not changed, (
             f"expected save() to leave the model as it was; it changed {some(changed)}. Usual cause: adapters merged "
             "in place before writing; merge a copy."
+        )
+        off = float((read_logits(model, sequences) - logits).abs().max())
+        assert off == 0, (
+            f"expected the model to answer after save() as before; a logit is off by {off:.3g}. Usual cause: a scale "
+            "or a switch of the wrapped modules that is set for writing and not set back."
         )
 
     def test_a_saved_result_gives_the_same_logits(self, bench: Bench) -> None:
@@ -229,8 +294,23 @@ class TunerSuite(RunSuite):
         """A prepared model that has taken a few steps, and all its tensors before and after."""
         prepared = bench.prepare(self._small({}))
         before = all_tensors(prepared.model)
-        prepared.take_steps(prepared.sequences()[:3], STEPS)
+        prepared.take_steps(prepared.sequences()[:3], self._steps_of_a_round(prepared))
         return prepared, before, all_tensors(prepared.model)
+
+    def _steps_of_a_round(self, prepared: Prepared) -> int:
+        """Steps until every trainable parameter has been active, `rotation` at most; at least a few."""
+        names = [name for name, each in prepared.model.module.named_parameters() if each.requires_grad]
+        resting = set(names)
+        for step in range(self.rotation):
+            resting -= self._active(prepared.recipe.tuner, step, names, prepared.trainer.options.seed)
+            if not resting:
+                return max(step + 1, STEPS)
+        return self.rotation
+
+    def _active(self, tuner: Tuner, step: int, names: list[str], seed: int = 0) -> set[str]:
+        """The names that train at a step."""
+        chosen = tuner.active(step, names, seed)
+        return set(names if chosen is None else chosen)
 
     def _moved(self, bench: Bench) -> Prepared:
         """A prepared model whose trainable parameters have all moved, further than a few steps would move them."""

@@ -97,6 +97,32 @@ def checkpointed_logprobs(
     return torch.cat([checkpoint(some, part, wanted, use_reentrant=False) for part, wanted in parts])
 
 
+def chunked_map(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    function: Callable[..., Tensor],
+    *rows: Tensor,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """`function(head(hidden), *rows)` a chunk of rows at a time: its results (N, …) from hidden states (N, H).
+
+    `head` makes logits (n, V) of (n, H); `function` gets them and the same rows of each further tensor (N, …), and
+    returns n rows of its own. Differentiable in all of them: what a chunk needs for its gradient is computed once more
+    in the backward pass and thrown away, so that logits of `chunk_bytes` in float32, and what `function` makes of
+    them, are all there is at a time. `function` must not be random.
+    """
+    if not len(hidden):
+        return function(head(hidden), *rows)
+    with torch.no_grad():
+        vocabulary = head(hidden[:1]).shape[-1]
+    parts = _chunks(hidden, vocabulary, chunk_bytes)
+
+    def some(part: Tensor, *others: Tensor) -> Tensor:
+        return function(head(part), *others)
+
+    return torch.cat([checkpoint(some, hidden[at], *(each[at] for each in rows), use_reentrant=False) for at in parts])
+
+
 def _in_one_format(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The inputs as autocast would give them to the head: what happens in a custom function it does not see."""
     kind = hidden.device.type

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.collate import Batch, collate
+from lmflow.components import Log
+from lmflow.data.collate import Batch
 from lmflow.data.sample import TokenSequence
-from lmflow.training.chunked_loss import IDENTITY, checkpointed_logprobs, chunked_logprobs, chunked_nll
+from lmflow.distributed.processes import Processes
+from lmflow.errors import TrainingError
+from lmflow.inference.shard import holds_part
+from lmflow.training.batches import bounded_batches
+from lmflow.training.chunked_loss import (
+    IDENTITY,
+    checkpointed_logprobs,
+    chunked_logprobs,
+    chunked_map,
+    chunked_nll,
+)
 from lmflow.training.output_head import in_place_of_logits, output_head
+
+if TYPE_CHECKING:
+    from lmflow.models.language_model import LanguageModel
+
+LOGPROB_ROWS = 64
+"""Sequences of a pass without gradient at most; the bound of tokens is reached first by all but short ones."""
 
 
 def target_mask(trained: Tensor) -> Tensor:
@@ -84,6 +101,29 @@ def sums_by_sequence(values: Tensor, mask: Tensor, batch: Batch) -> Tensor:
     return values.new_zeros(len(batch.sequences)).index_add(0, batch.segment_ids[mask], values)
 
 
+def target_inputs(batch: Batch, name: str) -> Tensor:
+    """`objective_inputs[name]` of each sequence, a number for each of its targets: (N,) as `target_logprobs` has them.
+
+    Sequences without targets give none: those of a process that only takes part in what all do.
+    """
+    parts = [torch.as_tensor(each.objective_inputs[name]) for each in batch.sequences if each.num_targets]
+    found = torch.cat(parts) if parts else torch.zeros(0)
+    if len(found) != batch.num_targets:
+        raise TrainingError(f"objective_inputs[{name!r}]: {len(found)} numbers for {batch.num_targets} targets")
+    return found.to(batch.input_ids.device)
+
+
+def sequence_inputs(batch: Batch, name: str, default: float | None = None) -> Tensor:
+    """`objective_inputs[name]` of each sequence, a number: (S,) float32 in the order of `batch.sequences`.
+
+    `default` stands for those that have none. Raises TrainingError, naming the record, without it.
+    """
+    values = [each.objective_inputs.get(name, default) for each in batch.sequences]
+    if None in values:
+        raise TrainingError(f"{batch.sequences[values.index(None)].source}: its objective_inputs have no {name!r}")
+    return torch.tensor(values, dtype=torch.float32, device=batch.input_ids.device)
+
+
 def negative_log_likelihood(forward: nn.Module, unwrapped: nn.Module, batch: Batch) -> Tensor:
     """Sum over the batch's targets of -log p(target | tokens before it): a scalar in nats, in bounded memory."""
     scores, _ = _score(forward, unwrapped, batch, chunked_nll)
@@ -115,22 +155,90 @@ def _score(
     return results[0], target_mask(batch.loss_mask)
 
 
-@torch.no_grad()
-def sequence_logprobs(
-    module: nn.Module, sequences: Sequence[TokenSequence], *, pad_id: int, device: torch.device, batch_size: int = 16
+def target_map(
+    forward: nn.Module,
+    unwrapped: nn.Module,
+    batch: Batch,
+    function: Callable[..., Tensor],
+    *rows: Tensor,
 ) -> Tensor:
-    """Sum of each sequence's target log-probabilities, (len(sequences),) float32, at temperature 1.
+    """`function(logits (n, V) float32, *parts)` over the batch's N targets in chunks: its results, (N, …).
 
-    The module is put in eval mode, so dropout does not blur the result, and back again.
+    The logits are those that predict the targets, in row-major order; `rows` are further tensors of N rows, of which
+    each call gets those of its chunk. Differentiable, in bounded memory: see `chunked_map`. For what needs every logit,
+    such as an entropy or a divergence from another model.
     """
-    training = module.training
+    head = output_head(unwrapped)
+    if head.transform is None:
+        logits, _, _ = target_logits(forward, unwrapped, batch)
+        return function(logits.float(), *rows)
+    transform = head.transform
+
+    def compute(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+        wanted = hidden.flatten(0, 1).index_select(0, batch.target_positions)
+        return chunked_map(wanted, lambda part: transform.apply(own(part).float()), function, *rows)
+
+    with in_place_of_logits(head.module, compute) as results:
+        forward(**forward_inputs(batch))
+    return results[0]
+
+
+@torch.no_grad()
+def target_states(module: nn.Module, batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What a frozen model knows of the batch's N targets: hidden states (N, H), and what makes logits (n, V) of them.
+
+    The states are given to `target_map` as further rows, so that the logits of both models exist a chunk at a time.
+    Where the model does something unknown to its logits, the states are the logits themselves.
+    """
+    head = output_head(module)
+    if head.transform is None:
+        return target_logits(module, module, batch)[0].float(), lambda states: states
+    transform, layer = head.transform, head.module
+
+    def select(hidden: Tensor, _: Callable[[Tensor], Tensor]) -> Tensor:
+        return hidden.flatten(0, 1).index_select(0, batch.target_positions)
+
+    with in_place_of_logits(layer, select) as results:
+        module(**forward_inputs(batch))
+    return results[0], lambda states: transform.apply(layer(states).float())
+
+
+@torch.no_grad()
+def token_logprobs(model: LanguageModel, sequences: Sequence[TokenSequence], log: Log | None = None) -> list[Tensor]:
+    """Log-probabilities of each sequence's targets, (num_targets,) float32 on the CPU, at temperature 1.
+
+    They are those of the weights as they are now: within `trainer.start_weights()` of the model that training started
+    from, with an adapter switched off of the model below it. Call it in `trainer.autocast()` to compute in the run's
+    precision. Each pass holds at most MICRO_BATCH_TOKENS padded tokens, or a single longer sequence; the module is in
+    eval mode meanwhile, so that dropout does not blur the result.
+
+    With `log` the passes are divided among the processes of the run, which all have to call it and all get the whole
+    result, the same as in one process; they advance the current phase by sequences, and stop where the run is asked to.
+    """
+    module, training = model.module, model.module.training
+    processes = Processes() if log is None or holds_part(module) else log.processes
+
+    def score(some: Sequence[tuple[list[int], Batch]]) -> list[list[Tensor]]:
+        found = []
+        for chosen, batch in some:
+            values, mask = target_logprobs(module, module, batch.to(model.device))
+            counts = torch.bincount(batch.segment_ids.to(mask.device)[mask], minlength=len(chosen))
+            found.append(list(torch.split(values.float().cpu(), counts.tolist())))
+            if log is not None:
+                log.advance_or_stop(len(chosen))
+        return found
+
+    batches = bounded_batches(sequences, model.pad_id, LOGPROB_ROWS)
     module.eval()
-    totals = torch.zeros(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([sequences[i] for i in chosen], pad_id).to(device)
-        logprobs, mask = target_logprobs(module, module, batch)
-        totals[chosen] = sums_by_sequence(logprobs, mask, batch).cpu()
-    module.train(training)
-    return totals
+    try:
+        parts = processes.map_sharded(score, batches)
+    finally:
+        module.train(training)
+    by_index = {i: part for (chosen, _), some in zip(batches, parts, strict=True) for i, part in zip(chosen, some)}
+    return [by_index[index] for index in range(len(sequences))]
+
+
+def sequence_logprobs(model: LanguageModel, sequences: Sequence[TokenSequence], log: Log | None = None) -> Tensor:
+    """Sum of each sequence's target log-probabilities, (len(sequences),) float32; see `token_logprobs`."""
+    found = token_logprobs(model, sequences, log)
+    return torch.stack([each.sum() for each in found]) if found else torch.zeros(0)

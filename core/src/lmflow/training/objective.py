@@ -10,7 +10,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lmflow.data.collate import Batch
+from lmflow.errors import TrainingError
 from lmflow.training.loss import negative_log_likelihood
+
+RESERVED = frozenset(
+    {"loss", "step", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds", "iteration"}
+)
+"""What a step's line of metrics holds already."""
 
 Unit = Literal["token", "item"]
 """What a sum is divided by: a step's targets, or its items."""
@@ -23,7 +29,14 @@ class Loss:
     total: Tensor
     """What is minimised, a scalar with a gradient."""
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Further sums over the same targets or items, by name, such as an accuracy; no gradient is taken."""
+    """Further sums over the same targets or items, by name, such as an accuracy; no gradient is taken.
+
+    The log has their means beside the loss, evaluations as `eval_NAME`. None of RESERVED names one.
+    """
+
+    def __post_init__(self) -> None:
+        if taken := RESERVED & self.metrics.keys():
+            raise TrainingError(f"an objective's metric is called {min(taken)}, as the trainer's own is; rename it")
 
 
 class Objective(ABC):

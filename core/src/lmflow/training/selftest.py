@@ -14,6 +14,7 @@ from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
+from lmflow.models.quantization import computes_in_float32
 from lmflow.training.batches import flat, sequences_of
 from lmflow.training.loss import (
     forward_inputs,
@@ -109,9 +110,7 @@ def scores(module: nn.Module, batch: Batch) -> Tensor:
 
 def is_low_precision(model: LanguageModel) -> bool:
     """Whether anything is computed in fewer bits than float32."""
-    return any(p.dtype != torch.float32 for p in model.module.parameters()) or torch.is_autocast_enabled(
-        model.device.type
-    )
+    return not computes_in_float32(model.module) or torch.is_autocast_enabled(model.device.type)
 
 
 @torch.no_grad()

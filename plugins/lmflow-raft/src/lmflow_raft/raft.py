@@ -15,7 +15,7 @@ from pydantic import Field
 
 from lmflow.components import Aligner, GenerateRequest, Inferencer, Need, Reward, Workload
 from lmflow.data.sample import Prompt, Sample, TokenSequence
-from lmflow.errors import DataError
+from lmflow.inference.rollouts import completion_sequence
 from lmflow.inference.types import Completion, Sampling
 from lmflow_raft.selection import distinct_n, draw_prompts, keep_best_of_all, keep_best_of_each
 
@@ -55,12 +55,14 @@ class Raft(Aligner):
 
     def align(self, context: AlignContext) -> None:
         """Run the iterations left to do; each ends with a checkpoint, so a resumed run repeats at most one."""
+        from lmflow.models.encoding import prompts_with_room
+
         model, data, trainer, log = context.model, context.data, context.trainer, context.log
         reward = context.reward
         assert reward is not None  # declared in `needs`
         work = Work(model, trainer, context.inferencer, reward, log)
-        pool = with_room(model, data.train, self.max_new_tokens, data.options.max_length, log, "training")
-        fixed = with_room(model, data.heldout, self.max_new_tokens, data.options.max_length, log, "held-out")
+        pool = prompts_with_room(model, data.train, self.max_new_tokens, data.options, log, "training")
+        fixed = prompts_with_room(model, data.heldout, self.max_new_tokens, data.options, log, "held-out")
         fixed = fixed[: self.heldout_prompts]
         trainer.plan(trainer.options.max_steps or self.iterations * self._steps(trainer, len(pool)))
         done = int(trainer.restored.get("iteration", 0))
@@ -125,6 +127,7 @@ class Raft(Aligner):
         Of several processes each samples for a share of the prompts, and the main one scores, as a reward that looks at
         a whole batch has to.
         """
+        from lmflow.inference.rewards import score_groups
         from lmflow.inference.shard import generate_sharded
 
         log = work.log
@@ -142,8 +145,7 @@ class Raft(Aligner):
         with work.trainer.autocast():
             request = GenerateRequest(work.model, prompts, sampling)
             completions = generate_sharded(work.inferencer, request, log, "sampling")
-        with log.phase("scoring", len(prompts) * n):
-            rewards = log.processes.on_rank0(lambda: work.score(samples, completions))
+        rewards = score_groups(log, work.reward, samples, completions)
         spent = {name: log.seconds[name] - seconds.get(name, 0.0) for name in ("sampling", "scoring")}
         return Rollout(samples, prompts, completions, rewards, spent["sampling"], spent["scoring"])
 
@@ -174,14 +176,6 @@ class Work:
     reward: Reward
     log: Log
 
-    def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[float]]:
-        """Rewards in the shape of `completions`; raises RewardError if the reward misbehaves."""
-        from lmflow.inference.rewards import score_completions
-
-        pairs = [(sample, each.text) for sample, row in zip(samples, completions) for each in row]
-        scores = iter(score_completions(self.reward, [s for s, _ in pairs], [text for _, text in pairs]))
-        return [[next(scores) for _ in row] for row in completions]
-
     def kl_to_start(self, rollout: Rollout) -> float:
         """Estimate of KL(policy || start model) per completion, in nats: the mean of log p(y|x) - log p0(y|x).
 
@@ -192,11 +186,10 @@ class Work:
         sequences = [
             training_sequence(rollout, (i, j)) for i, row in enumerate(rollout.completions) for j in range(len(row))
         ]
-        settings: dict[str, Any] = {"pad_id": self.model.pad_id, "device": self.model.device}
-        with self.log.phase("comparing with the start model"), self.trainer.autocast():
-            now = sequence_logprobs(self.model.module, sequences, **settings)
+        with self.log.phase("comparing with the start model", 2 * len(sequences)), self.trainer.autocast():
+            now = sequence_logprobs(self.model, sequences, self.log)
             with self.trainer.start_weights():
-                start = sequence_logprobs(self.model.module, sequences, **settings)
+                start = sequence_logprobs(self.model, sequences, self.log)
         return float((now - start).mean())
 
 
@@ -215,39 +208,7 @@ class Rollout:
 def training_sequence(rollout: Rollout, at: tuple[int, int]) -> TokenSequence:
     """Prompt and completion as rollout, the loss on the completion's tokens and its end-of-text token only."""
     prompt, completion = rollout.prompts[at[0]], rollout.completions[at[0]][at[1]]
-    trained = [False] * len(prompt.ids) + [True] * len(completion.ids)
-    return TokenSequence([*prompt.ids, *completion.ids], trained, rollout.samples[at[0]].source, prompt.model_inputs)
-
-
-def with_room(
-    model: LanguageModel,
-    samples: Sequence[Sample],
-    max_new_tokens: int,
-    max_length: int | None,
-    log: Log,
-    what: str,
-) -> list[Sample]:
-    """Samples whose prompt leaves room for a completion; the others are counted and named, never dropped in silence.
-
-    Raises DataError when there are samples and none has room.
-    """
-    limits = [limit for limit in (max_length, model.context_length) if limit is not None]
-    room = min(limits, default=None)
-    if room is None or not samples:
-        return list(samples)
-    lengths = [len(model.encode_prompt(sample).ids) for sample in samples]
-    too_long = [sample for sample, length in zip(samples, lengths) if length + max_new_tokens > room]
-    if too_long:
-        names = ", ".join(sample.source for sample in too_long[:3])
-        text = (
-            f"{len(too_long)} of {len(samples)} {what} prompts leave no room for {max_new_tokens} new tokens within "
-            f"{room} (longest {max(lengths)}): {names}{', …' if len(too_long) > 3 else ''}"
-        )
-        if len(too_long) == len(samples):
-            raise DataError(f"{text}. Lower --aligner.max_new_tokens or shorten the prompts.")
-        log.note(f"{text}; they are left out")
-        log.metrics[f"prompts_too_long_{what.replace('-', '')}"] = len(too_long)
-    return [sample for sample, length in zip(samples, lengths) if length + max_new_tokens <= room]
+    return completion_sequence(prompt, completion, rollout.samples[at[0]].source)
 
 
 def describe(rollout: Rollout, kept: Sequence[tuple[int, int]], loss: float | None) -> dict[str, Any]:

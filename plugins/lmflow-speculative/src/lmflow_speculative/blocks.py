@@ -49,8 +49,8 @@ class BlockDecoder:
         self.width = 0
         self.lengths: list[int] = []
 
-    def prefill(self, prompts: Sequence[Prompt], n: int = 1) -> Tensor:
-        """Read prompts, each once, and repeat every row n times: logits after the last token, (P * n, V)."""
+    def prefill(self, prompts: Sequence[Prompt], repeats: Sequence[int] | None = None) -> Tensor:
+        """Read prompts, each once, and repeat row i `repeats[i]` times: logits after the last token, (R, V)."""
         width = max(len(prompt.ids) for prompt in prompts)
         ids = torch.tensor([[0] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts])
         lengths = [len(prompt.ids) for prompt in prompts]
@@ -59,8 +59,8 @@ class BlockDecoder:
         if min(lengths) < width:
             real = torch.arange(width) >= width - torch.tensor(lengths).unsqueeze(-1)
         logits = self._forward(ids, lengths, real, 1, concatenate_inputs(prompts, self._device))[:, -1]
-        if n > 1:
-            rows = [row for row in range(len(prompts)) for _ in range(n)]
+        if repeats is not None and max(repeats) > 1:
+            rows = [row for row, times in enumerate(repeats) for _ in range(times)]
             self._select(rows)
             logits = logits[rows]
         return logits

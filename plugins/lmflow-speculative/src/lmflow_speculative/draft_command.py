@@ -18,7 +18,7 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import TRAINING_ONLY, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
-from lmflow.components import GenerateRequest, LoadRequest
+from lmflow.components import GenerateRequest, LoadRequest, RunContext
 from lmflow.data.dataset import load_dataset
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.prompts import Framing, frame, read_prompts
@@ -142,7 +142,8 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], request: DraftRequest, 
     prompts = usable_prompts(target, draft, samples, sampling, log)
     count = min(parts["draft"].heldout_prompts, max(1, len(prompts) // 10))
     heldout, prompts = prompts[:count], prompts[count:]
-    drawn = answer(target, prompts, parts["inferencer"], sampling, log)
+    with parts["inferencer"].opened(RunContext(plugins=plugins, log=log, model=target)) as inferencer:
+        drawn = answer(target, prompts, inferencer, sampling, log)
     sequences = as_sequences(prompts, drawn)
     setup = Setup(
         optimizer=parts["optimizer"],
@@ -156,7 +157,8 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], request: DraftRequest, 
     loss = trainer.fit(sequences, steps=steps, checkpoints=False)
     draft.module.eval()
     measured = Speculative().using(draft)
-    with log.phase("measuring", len(heldout)):
+    context = RunContext(plugins=plugins, log=log, model=target)
+    with log.phase("measuring", len(heldout)), measured.opened(context):
         one = sampling.model_copy(update={"n": 1})
         measured.generate(GenerateRequest(target, heldout, one, lambda _: log.check_stop()))
     record = {

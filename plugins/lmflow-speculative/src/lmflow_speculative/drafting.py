@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmflow.components import LoadRequest
@@ -11,6 +10,7 @@ from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.models.language_model import dynamic_factor
 
 if TYPE_CHECKING:
+    from lmflow.components import Attention
     from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
 
@@ -18,12 +18,15 @@ LOOK = 0.05
 """What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
 
 
-def load_draft(plugins: Plugins, reference: str, dtype: str, device: str) -> LanguageModel:
+def load_draft(
+    plugins: Plugins, reference: str, dtype: str, device: str, attention: Attention | None = None
+) -> LanguageModel:
     """The model `reference` means, its weights in `dtype` on `device`; raises LmflowError when there is none."""
     from lmflow.recipe.resolve import model_from_reference
 
     try:
-        draft = model_from_reference(plugins, reference).load(LoadRequest(dtype=dtype, device=device, plugins=plugins))
+        request = LoadRequest(dtype=dtype, device=device, attention=attention, plugins=plugins)
+        draft = model_from_reference(plugins, reference).load(request)
     except RecipeError as error:
         reasons = "; ".join(problem.removeprefix("--model: ") for problem in error.problems)
         raise RecipeError([f"inferencer.draft: {reasons}"]) from None
@@ -59,20 +62,19 @@ def check_positions(target: LanguageModel) -> None:
         )
 
 
-def check_prompts(draft: LanguageModel, prompts: Sequence[Prompt]) -> None:
+def check_prompt(draft: LanguageModel, prompt: Prompt, which: str) -> None:
     """Raise DataError for a prompt the draft cannot read: one with images, or longer than its context."""
     reach = draft.context_length
-    for number, prompt in enumerate(prompts, 1):
-        if prompt.model_inputs:
-            raise DataError(
-                f"Prompt {number} of {len(prompts)} holds more than text ({', '.join(prompt.model_inputs)}), which the "
-                "draft cannot read. Leave --inferencer.draft out: proposals are then looked up in the text."
-            )
-        if reach is not None and len(prompt.ids) > reach:
-            raise DataError(
-                f"Prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the draft's context is {reach}. "
-                "Shorten it, use a draft with a longer context, or leave --inferencer.draft out."
-            )
+    if prompt.model_inputs:
+        raise DataError(
+            f"{which} holds more than text ({', '.join(prompt.model_inputs)}), which the draft cannot read. Leave "
+            "--inferencer.draft out: proposals are then looked up in the text."
+        )
+    if reach is not None and len(prompt.ids) > reach:
+        raise DataError(
+            f"{which} has {len(prompt.ids)} tokens; the draft's context is {reach}. Shorten it, use a draft with a "
+            "longer context, or leave --inferencer.draft out."
+        )
 
 
 def relative_cost(target: LanguageModel, draft: LanguageModel | None) -> float:

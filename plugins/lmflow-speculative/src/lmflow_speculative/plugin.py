@@ -12,7 +12,7 @@ from lmflow_speculative.speculative import Speculative
 if TYPE_CHECKING:
     from lmflow.plugins import Plugins
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

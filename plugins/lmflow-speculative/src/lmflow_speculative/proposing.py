@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lmflow.data.sample import Prompt
 from lmflow.inference.generate import SamplingRules
-from lmflow.inference.sampling import filtered_logprobs, sample, uniforms
-from lmflow.inference.types import Sampling
+from lmflow.inference.sampling import Filters, filtered_logprobs, sample, scored, uniforms
 from lmflow_speculative.blocks import BlockDecoder
 from lmflow_speculative.lengths import PRIOR
 from lmflow_speculative.rows import Row
@@ -54,19 +53,16 @@ class Proposer(Protocol):
 class DraftProposer:
     """Proposes what a smaller model draws, from the distribution the target is sampled with: Leviathan et al."""
 
-    def __init__(
-        self, draft: LanguageModel, vocabulary: int, rules: SamplingRules, sampling: Sampling, statistics: Statistics
-    ) -> None:
+    def __init__(self, draft: LanguageModel, vocabulary: int, rules: SamplingRules, statistics: Statistics) -> None:
         self._decoder = BlockDecoder(draft.module, statistics.draft)
         self._reach = draft.context_length
         self._rules = rules
-        self._sampling = sampling
         self._device = draft.device
         self._vocabulary = vocabulary  # of the target's logits: those of the draft may have more or fewer to spare
 
-    def prefill(self, prompts: Sequence[Prompt], n: int) -> None:
-        """Read prompts, and repeat every row n times."""
-        self._decoder.prefill(prompts, n)
+    def prefill(self, prompts: Sequence[Prompt], repeats: Sequence[int]) -> None:
+        """Read prompts, and repeat row i `repeats[i]` times."""
+        self._decoder.prefill(prompts, repeats)
 
     def propose(self, rows: Sequence[Row], limits: Sequence[int]) -> Proposal:
         """Draw from the draft token by token; a row whose history reaches the end of its context gets none."""
@@ -75,13 +71,14 @@ class DraftProposer:
         confidences: list[list[float]] = [[] for _ in rows]
         kept: list[list[float]] = [[] for _ in rows]
         logprobs: list[Tensor] = []
+        filters = Filters.of([row.sampling for row in rows], self._device)
         going = {index for index, limit in enumerate(limits) if limit > 0}
         held = self._decoder.lengths
         blocks = [row.history[held[index] :] if index in going else [] for index, row in enumerate(rows)]
         while going:
             places = torch.tensor([max(len(block) - 1, 0) for block in blocks], device=self._device)
             logits = self._decoder.read(blocks)[torch.arange(len(rows), device=self._device), places]
-            drawn, confidence = self._draw(rows, logits, len(logprobs), logprobs)
+            drawn, confidence = self._draw(rows, logits, filters, logprobs)
             for index in going:
                 tokens[index].append(drawn[index])
                 confidences[index].append(confidence[index])
@@ -89,7 +86,7 @@ class DraftProposer:
                 kept[index].append(chance * (kept[index][-1] if kept[index] else 1.0))
             going = {i for i in going if len(tokens[i]) < limits[i] and rows[i].length.goes_on(kept[i])}
             blocks = [tokens[index][-1:] if index in going else [] for index in range(len(rows))]
-        sampled = bool(logprobs) and self._sampling.temperature > 0
+        sampled = bool(logprobs) and not filters.all_greedy
         return Proposal(tokens, confidences, torch.stack(logprobs, dim=1) if sampled else None)
 
     def crop(self, lengths: Sequence[int]) -> None:
@@ -110,20 +107,24 @@ class DraftProposer:
         return limit if self._reach is None else min(limit, self._reach - len(row.history) + 1)
 
     def _draw(
-        self, rows: Sequence[Row], logits: Tensor, ahead: int, logprobs: list[Tensor]
+        self, rows: Sequence[Row], logits: Tensor, filters: Filters, logprobs: list[Tensor]
     ) -> tuple[list[int], list[float]]:
-        """A token for every row from logits (R, V), and the probability of the most probable, (R,) each."""
-        sampling = self._sampling
+        """A token for every row from logits (R, V), and the probability of the most probable, (R,) each.
+
+        What they are sampled from is added to `logprobs`, which has what the tokens before were sampled from.
+        """
+        ahead = len(logprobs)
         counts = torch.tensor([row.drawn + ahead for row in rows], device=self._device)
-        logits = self._rules.allowed(_resized(logits, self._vocabulary), counts)
-        if sampling.temperature == 0:
+        logits = self._rules.allowed(_resized(logits, self._vocabulary), counts, filters.min_new_tokens)
+        if filters.all_greedy:
             best = logits.max(-1)
             logprobs.append(best.values)
             return best.indices.tolist(), (best.values - logits.logsumexp(-1)).exp().tolist()
-        logprobs.append(filtered_logprobs(logits, sampling.temperature, sampling.top_k, sampling.top_p))
+        logprobs.append(filtered_logprobs(logits, filters.temperature, filters.top_k, filters.top_p))
         keys = torch.tensor([row.keys.propose for row in rows], device=self._device)
         drawn = sample(logprobs[-1], uniforms(keys, counts))
-        return drawn.tolist(), logprobs[-1].amax(-1).exp().tolist()
+        confidences = scored(logits, logprobs[-1], filters.temperature).amax(-1).exp()
+        return drawn.tolist(), confidences.tolist()
 
 
 class LookupProposer:

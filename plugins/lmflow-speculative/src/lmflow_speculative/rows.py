@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
+from lmflow.inference.batching import Owner
 from lmflow.inference.sampling import stream_key
-from lmflow.inference.text_stream import TextStream
+from lmflow.inference.types import Sampling
 from lmflow_speculative.lengths import DraftLength
 
 
@@ -32,27 +33,41 @@ class Keys:
 
 @dataclass(slots=True)
 class Row:
-    """A completion being drawn: `history` is the prompt and what was drawn after it."""
+    """A completion being sampled: `history` is the prompt and what was sampled after it."""
 
-    number: int
+    owner: Owner
     history: list[int]
-    prompt_length: int
-    room: int
     keys: Keys
     length: DraftLength
-    text: TextStream | None
     logprobs: list[float] = field(default_factory=list)
     done: bool = False
 
+    @classmethod
+    def begin(cls, owner: Owner, length: DraftLength) -> Row:
+        """A completion without a token."""
+        request = owner.request
+        keys = Keys.of(request.prompt, owner.sample, request.sampling.seed)
+        return cls(owner, list(request.prompt.ids), keys, length)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it is sampled."""
+        return self.owner.request.sampling
+
     @property
     def drawn(self) -> int:
-        """Tokens drawn so far."""
-        return len(self.history) - self.prompt_length
+        """Tokens sampled so far."""
+        return len(self.history) - len(self.owner.request.prompt.ids)
+
+    @property
+    def to_come(self) -> int:
+        """Most tokens that are still to come."""
+        return self.owner.request.token_budget - self.drawn
 
     @property
     def ids(self) -> list[int]:
-        """What was drawn."""
-        return self.history[self.prompt_length :]
+        """What was sampled."""
+        return self.history[len(self.owner.request.prompt.ids) :]
 
     def extend(self, tokens: Sequence[int], logprobs: Sequence[float], end_ids: Sequence[int]) -> int:
         """Add tokens up to where one ends the completion; how many were added.
@@ -67,10 +82,10 @@ class Row:
             self.history.append(token)
             self.logprobs.append(logprob)
             ends = token in end_ids
-            if self.text is not None and not ends:
-                self.text.add(token)
-                ends = self.text.stopped
-            self.done = ends or self.drawn >= self.room
+            if self.owner.text is not None and not ends:
+                self.owner.text.add(token)
+                ends = self.owner.text.stopped
+            self.done = ends or not self.to_come
             if self.done:
                 return count
         return len(tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -15,10 +15,7 @@ from lmflow.inference.engine import PassInferencer
 from lmflow_speculative.statistics import Statistics
 
 if TYPE_CHECKING:
-    from lmflow.components import GenerateRequest, RunContext
-    from lmflow.data.sample import Prompt
-    from lmflow.inference.generate import StepOutput
-    from lmflow.inference.text_stream import TextStream
+    from lmflow.components import Engine, RunContext
     from lmflow.models.language_model import LanguageModel
     from lmflow.plugins import Plugins
     from lmflow_speculative.speculation import Plan
@@ -73,18 +70,20 @@ class Speculative(PassInferencer):
         """Keep what finds the draft, which is loaded at the first request."""
         self._plugins = context.plugins
 
+    def close(self) -> None:
+        """Free the draft."""
+        self._plugins = None
+        self._drafts.clear()
+
     def figures(self) -> Mapping[str, float]:
         """Acceptance and passes of all calls so far."""
         return self._statistics.figures() if self._statistics.tokens else {}
 
-    def passes(
-        self, request: GenerateRequest, new_text: Callable[[], TextStream] | None = None
-    ) -> Generator[StepOutput, None, None]:
-        """See `speculate`. Raises LmflowError where the draft cannot serve the model."""
-        from lmflow_speculative.speculation import speculate
+    def engine(self, model: LanguageModel) -> Engine:
+        """See `SpeculativeEngine`. Raises LmflowError where the draft cannot serve the model."""
+        from lmflow_speculative.speculation import SpeculativeEngine
 
-        plan = self._plan(request.model, request.prompts)
-        return speculate(request, self.batch_tokens, plan, self._statistics, new_text)
+        return SpeculativeEngine(model, self.batch_tokens, self._plan(model), self._statistics)
 
     def using(self, draft: LanguageModel) -> Speculative:
         """The same inferencer with a draft that is loaded already, and statistics of its own."""
@@ -92,19 +91,17 @@ class Speculative(PassInferencer):
         other._given = draft
         return other
 
-    def _plan(self, model: LanguageModel, prompts: Sequence[Prompt]) -> Plan:
-        """How to propose for these prompts."""
-        from lmflow_speculative.drafting import check_positions, check_prompts, check_vocabularies, relative_cost
+    def _plan(self, model: LanguageModel) -> Plan:
+        """How to propose tokens of this model."""
+        from lmflow_speculative.drafting import check_positions, check_vocabularies, relative_cost
         from lmflow_speculative.lengths import AdaptedLength, FixedLength
         from lmflow_speculative.speculation import Plan
 
         check_positions(model)
         draft = self._given if self.draft is None else self._load(self.draft, model)
-        if draft is not None:
-            if model.tokenizer not in self._agreeing:
-                check_vocabularies(draft, model)
-                self._agreeing.add(model.tokenizer)
-            check_prompts(draft, prompts)
+        if draft is not None and model.tokenizer not in self._agreeing:
+            check_vocabularies(draft, model)
+            self._agreeing.add(model.tokenizer)
         cost = relative_cost(model, draft)
         return Plan(draft, self.lookup, self.draft_length, (lambda: AdaptedLength(cost)) if self.adapt else FixedLength)
 
@@ -118,5 +115,5 @@ class Speculative(PassInferencer):
         dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
         key = (reference, dtype, str(model.device))
         if key not in self._drafts:
-            self._drafts[key] = load_draft(self._plugins, *key)
+            self._drafts[key] = load_draft(self._plugins, *key, model.attention)
         return self._drafts[key]

@@ -7,7 +7,7 @@ from lmflow.hookspecs import hookimpl
 from lmflow_trackers.mlflow import MLflow
 from lmflow_trackers.tensorboard import TensorBoard
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl

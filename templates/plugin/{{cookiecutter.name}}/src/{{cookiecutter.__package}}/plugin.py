@@ -1,14 +1,39 @@
 """What this distribution adds to lmflow: {{ cookiecutter.__words }} `{{ cookiecutter.__component }}`."""
 
-from lmflow.components import {{ cookiecutter.__base }}
-from lmflow.hookspecs import hookimpl
+{% if cookiecutter.kind == "command" -%}
+from collections.abc import Callable, Sequence
 
-from {{ cookiecutter.__package }}.{{ cookiecutter.__module }} import {{ cookiecutter.__class }}
+from lmflow.components import Command
+from lmflow.hookspecs import hookimpl
+from lmflow.plugins import Plugins
 
 LMFLOW_INTERFACE = 1
 
 
 @hookimpl
+def lmflow_commands() -> list[Command]:
+    """Offer what `lmflow {{ cookiecutter.__component }}` calls."""
+    return [Command("{{ cookiecutter.__component }}", "Count the tokens of text files.", make)]
+
+
+def make(
+    plugins: Plugins, arguments: Sequence[str]
+) -> tuple[Callable[..., None], list[str]] | None:
+    """Load the command when it is called, not when plugins are listed."""
+    from {{ cookiecutter.__package }}.command import make_command
+
+    return make_command(plugins, arguments)
+{% else -%}
+from lmflow.components import {{ cookiecutter.__base }}
+from lmflow.hookspecs import hookimpl
+
+from {{ cookiecutter.__package }}.{{ cookiecutter.__module }} import {{ cookiecutter.__class }}
+
+LMFLOW_INTERFACE = 2
+
+
+@hookimpl
 def lmflow_{{ cookiecutter.__module }}s() -> list[type[{{ cookiecutter.__base }}]]:
-    """Offer what `--{{ cookiecutter.__slot }} {{ cookiecutter.__component }}` chooses."""
+    """Offer what `{{ cookiecutter.__chosen }}` chooses."""
     return [{{ cookiecutter.__class }}]
+{% endif -%}

@@ -1,0 +1,102 @@
+"""`lmflow.run`: one run, from a recipe in Python or in a file to the directory that holds everything about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from lmflow.api.components import RewardFunction, plugins_for
+from lmflow.api.quiet import quiet_libraries
+from lmflow.components import Component
+from lmflow.errors import Interrupted, LmflowError, RecipeError, RunDirectoryError
+from lmflow.plugins import Plugins
+from lmflow.plugins.in_process import IN_PROCESS
+from lmflow.plugins.isolation import preserve_process_state
+from lmflow.recipe.mapping import read_mapping
+from lmflow.recipe.recipe import Recipe, ResolvedRecipe
+from lmflow.recipe.resolve import resolve
+from lmflow.run.record import RunResult
+from lmflow.run.resume import recipe_to_resume
+from lmflow.run_files import read_record
+
+
+def run(
+    recipe: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    /,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    display: bool = False,
+    components: Iterable[type[Component] | RewardFunction] = (),
+    **sections: Any,
+) -> RunResult:
+    """Carry out a recipe, as `lmflow run` does; returns where its directory is and what run.json holds.
+
+    `recipe` is a mapping like the YAML, `{"tuner": {"name": "lora", "rank": 16}, "training.learning_rate": 1e-4}`, or
+    the path of a recipe file; sections given by keyword come on top: `run(tuner="lora", data={"path": "x.jsonl"})`. In
+    the place of a component's name may stand its class, an instance with options, or for `reward` a function of
+    (prompts, completions, records). `components` are classes and reward functions that may be named in this call.
+
+    `output` is the run's directory, by default a new one in `runs/`. With `resume` the run in it goes on, by its own
+    recipe if none is given; with `overwrite` it is replaced. Nothing is printed unless `display` asks for progress,
+    which goes to standard error. Random numbers and torch's modes are afterwards as they were.
+
+    Raises RecipeError with every mistake at once, RunDirectoryError for an output that cannot be used, Interrupted
+    after Ctrl-C, and other LmflowErrors for what fails; what was finished stays, and `resume=True` goes on from it.
+    """
+    directory = None if output is None else Path(output)
+    given = {**(recipe if isinstance(recipe, Mapping) else {})}
+    file = None if recipe is None or isinstance(recipe, Mapping) else Path(recipe)
+    if twice := given.keys() & sections.keys():
+        raise RecipeError([f"{section}: given twice, in the recipe and by keyword" for section in sorted(twice)])
+    if resume and directory is None:
+        raise RunDirectoryError("resume needs output, the directory of the run to continue")
+    if resume and directory is not None and recipe is None and not sections:
+        file = recipe_to_resume(directory)
+    named, plugins = plugins_for({**given, **sections}, components)
+    resolved = resolve_named(plugins, file, named)
+    from lmflow.run.run import run as carry_out
+    from lmflow.run.terminal import make_run_display
+    from lmflow.run.workers import needs_workers
+
+    if needs_workers(resolved.recipe):
+        return run_elsewhere(resolved.recipe, plugins, directory, resume=resume, overwrite=overwrite)
+    with closing(make_run_display(silent=not display)) as shown, quiet_libraries(), preserve_process_state():
+        return carry_out(resolved, plugins, output=directory, resume=resume, overwrite=overwrite, display=shown)
+
+
+def resolve_named(plugins: Plugins, file: Path | None, sections: Mapping[str, Any]) -> ResolvedRecipe:
+    """The recipe of a file and sections; raises RecipeError with everything wrong in it."""
+    problems: list[str] = []
+    settings = list(read_mapping(sections, problems))
+    try:
+        resolved = resolve(plugins, file, settings)
+    except RecipeError as error:
+        raise RecipeError([*problems, *error.problems]) from None
+    if problems:
+        raise RecipeError(problems)
+    return resolved
+
+
+def run_elsewhere(recipe: Recipe, plugins: Plugins, output: Path | None, *, resume: bool, overwrite: bool) -> RunResult:
+    """The run in processes of its own, which import what they are told to: all of it must be installed."""
+    here_alone = [each.entry_point for each in plugins.loaded if each.distribution == IN_PROCESS]
+    if here_alone:
+        raise RecipeError(
+            "launch.processes: components and functions given as Python objects exist in this process alone; run in "
+            "one, or put them into a plugin (lmflow new)"
+        )
+    from lmflow.run.workers import run_in_workers
+
+    flags = ["--quiet", *(["--resume"] if resume else []), *(["--overwrite"] if overwrite else [])]
+    directory, outcome = run_in_workers(recipe, output, flags)
+    text = "\n".join(line.removeprefix("error: ") for line in outcome.lines)
+    if outcome.code > 128:
+        raise Interrupted(outcome.code - 128, text)
+    if outcome.code:
+        raise LmflowError(text or f"the processes of the run ended with exit code {outcome.code}")
+    return RunResult(directory, read_record(directory))

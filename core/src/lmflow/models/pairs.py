@@ -1,0 +1,104 @@
+"""Preference samples as pairs of token sequences, chosen and rejected, that follow the run's rules of length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from lmflow.components import DataFormat
+from lmflow.data.lengths import LengthFitter, LengthReport
+from lmflow.data.prefetch import prefetch
+from lmflow.data.sample import Sample, TokenSequence
+from lmflow.errors import DataError
+from lmflow.models.encoding import CHUNK, length_limit
+
+if TYPE_CHECKING:
+    from lmflow.models.language_model import LanguageModel
+
+Pair = tuple[TokenSequence, TokenSequence]
+"""The chosen and the rejected answer to one prompt, each with the prompt before it."""
+
+
+def encode_pairs(
+    model: LanguageModel, samples: Sequence[Sample], options: DataFormat
+) -> tuple[list[Pair], LengthReport]:
+    """Tokenise preferences (`messages` preferred to `rejected`) and fit both sides to the run's rules of length.
+
+    The targets are the tokens of the answers in which the two dialogues differ: what comes before is their common
+    prompt, found by comparing tokens, and has no loss. An answer counts from its first token, also where both begin
+    with the same words. `objective_inputs` of both have the record's "margin", where it has one.
+
+    `options.too_long` acts on a pair as a whole: "error" names it, "skip" leaves it out, "truncate" and "auto" cut each
+    side at its end, and a pair of which a side keeps no target, or both sides are then equal, is left out and named.
+    The report counts sequences, two for each pair.
+    Raises DataError, naming the record, for a sample without a rejected dialogue, a margin that is no number, a pair
+    too long under "error" or "split" (an answer cannot be compared in pieces), and when no pair is left.
+    """
+    if options.train_on == "all":
+        raise DataError("data.train_on all: a comparison has its loss on the answers; use assistant or last")
+    fitter = LengthFitter(length_limit(model, options), options.too_long)
+    pairs = [fitted for pair in _encoded(model, samples, options.train_on) if (fitted := fitter.fit_pair(pair))]
+    return pairs, fitter.report()
+
+
+def encode_answered_pairs(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> list[Pair]:
+    """Like `encode_pairs`, for those samples that have a rejected dialogue; empty when none has."""
+    preferences = [sample for sample in samples if sample.rejected]
+    return encode_pairs(model, preferences, options)[0] if preferences else []
+
+
+def _encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[Pair]:
+    """The pairs of all samples, whatever their length; a chunk is tokenised while the last one is used."""
+    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
+
+    def sides(some: Sequence[Sample]) -> list[tuple[Sample, list[TokenSequence], list[TokenSequence]]]:
+        for sample in some:
+            _check_preference(sample)
+        both = [*some, *(replace(sample, messages=sample.rejected, rejected=()) for sample in some)]
+        found = model.encode_all(both, train_on)
+        return list(zip(some, found[: len(some)], found[len(some) :], strict=True))
+
+    for chunk in prefetch(sides, chunks):
+        for sample, chosen, rejected in chunk:
+            # A template that rewrites earlier turns gives several sequences; the last one has the last answer.
+            yield _compared(chosen[-1], rejected[-1], sample)
+
+
+def _compared(chosen: TokenSequence, rejected: TokenSequence, sample: Sample) -> Pair:
+    """The two sequences, with their targets behind the common prompt."""
+    begin = common_prompt(chosen, rejected)
+    inputs = {"margin": _margin(sample)} if sample.record.get("margin") is not None else {}
+    first, second = (_without_targets(each, begin, inputs) for each in (chosen, rejected))
+    return first, second
+
+
+def common_prompt(chosen: TokenSequence, rejected: TokenSequence) -> int:
+    """Number of tokens that are the prompt of both: those before the answers in which the first difference lies."""
+    same = sum(
+        1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen.ids, rejected.ids, strict=False))
+    )  # two answers with the same first words differ within a run of targets, which begins earlier
+    same = min(same, len(chosen) - 1, len(rejected) - 1)
+    while same > 0 and chosen.loss_mask[same] and chosen.loss_mask[same - 1]:
+        same -= 1
+    return same
+
+
+def _without_targets(sequence: TokenSequence, until: int, inputs: dict[str, Any]) -> TokenSequence:
+    mask = [index >= until and is_target for index, is_target in enumerate(sequence.loss_mask)]
+    return replace(sequence, loss_mask=mask, objective_inputs={**sequence.objective_inputs, **inputs})
+
+
+def _check_preference(sample: Sample) -> None:
+    if not sample.rejected:
+        raise DataError(f"{sample.source}: it has no rejected answer, which a comparison needs")
+    if sample.messages[-1].role != "assistant" or sample.rejected[-1].role != "assistant":
+        raise DataError(f"{sample.source}: both dialogues must end with an answer of the assistant to be compared")
+
+
+def _margin(sample: Sample) -> float:
+    try:
+        return float(sample.record["margin"])
+    except (TypeError, ValueError):
+        raise DataError(f"{sample.source}: margin: expected a number, found {sample.record['margin']!r}") from None
