@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from lmflow.components import Context
+from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
     from torch import Tensor
