@@ -12,6 +12,7 @@ import torch
 from lmflow.cli.app import run_app
 from lmflow.components import GenerateRequest
 from lmflow.data.collate import collate
+from lmflow.data.dataset import load_dataset
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.types import Completion, Sampling
@@ -247,9 +248,11 @@ def test_prompts_are_shuffled_by_the_seed(prompt_file):
 
 def test_embedded_data_gives_its_training_part():
     plugins = load_plugins()
-    found = read_samples(plugins.find("data", "demo")(), plugins, raw=False, seed=0)
-    assert len(found) > 100
-    assert all(each.messages[-1].role == "user" for each in found)
+    data = plugins.find("data", "demo")()
+    whole, _ = load_dataset(data, plugins.classes("data"), 0)
+    found = [each.prompt_text for each in read_samples(data, plugins, raw=False, seed=0)]
+    assert sorted(found) == sorted(each.prompt_text for each in whole.train)
+    assert found != [each.prompt_text for each in whole.train], "in another order"
 
 
 def test_a_draft_begins_anew_or_from_what_is_named(make_model, model_directory):
