@@ -70,7 +70,7 @@ OBJECTS = (
     "lmflow.data.sample:TokenSequence",
     "lmflow.models.language_model:LanguageModel",
     "lmflow.training.trainer:Trainer",
-    "lmflow.training.trainer:Setup",
+    "lmflow.training.setup:Setup",
     "lmflow.training.objective:Objective",
     "lmflow.training.objective:Loss",
     "lmflow.training.objective:NextToken",

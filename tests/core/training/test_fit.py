@@ -11,7 +11,7 @@ import pytest
 
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import Interrupted, TrainingError
-from lmflow.training.trainer import check_budget
+from lmflow.training.setup import check_budget
 
 Make = Callable[..., Any]
 

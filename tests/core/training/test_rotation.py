@@ -22,7 +22,8 @@ from lmflow.testing.contexts import trainer_setup
 from lmflow.training.loss import negative_log_likelihood
 from lmflow.training.objective import FunctionObjective
 from lmflow.training.rotation import Rotation, rotates
-from lmflow.training.trainer import Trainer, check_setup
+from lmflow.training.setup import check_setup
+from lmflow.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
 NORM = "model.norm.weight"

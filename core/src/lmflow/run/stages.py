@@ -156,7 +156,8 @@ def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mappin
     """What the aligner works with, its trainer with the held-out items that its objective judges."""
     from lmflow.models.encoding import items_of, length_limit
     from lmflow.training.objective import NextToken
-    from lmflow.training.trainer import Setup, Trainer
+    from lmflow.training.setup import Setup
+    from lmflow.training.trainer import Trainer
 
     recipe, log = work.recipe, work.log
     aligner = recipe.aligner

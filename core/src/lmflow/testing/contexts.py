@@ -15,7 +15,8 @@ from lmflow.run.log import RunLog
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset, Sample
     from lmflow.models.language_model import LanguageModel
-    from lmflow.training.trainer import Setup, Trainer
+    from lmflow.training.setup import Setup
+    from lmflow.training.trainer import Trainer
 
 SCHEDULES = {each.name: each for each in (Cosine, Linear, Constant)}
 
@@ -64,6 +65,6 @@ def align_context(
 
 def trainer_setup(schedule: str = "cosine", warmup: float = 0.03, weight_decay: float = 0.0, **setup: Any) -> Setup:
     """How a trainer works: AdamW and a schedule of the core, and what else `Setup` takes."""
-    from lmflow.training.trainer import Setup
+    from lmflow.training.setup import Setup
 
     return Setup(optimizer=AdamW(weight_decay=weight_decay), schedule=SCHEDULES[schedule](warmup=warmup), **setup)

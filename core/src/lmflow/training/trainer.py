@@ -6,14 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmflow.components import Optimizer, Schedule, Tuner
 from lmflow.components.log import RunnerLog
 from lmflow.data.collate import Batch
 from lmflow.data.packing import plan_epoch
@@ -23,7 +22,7 @@ from lmflow.distributed.processes import current_processes
 from lmflow.distributed.strategies import make_strategy
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.distributed.strategies.ddp import DDP
-from lmflow.errors import Interrupted, RecipeError, TrainingError
+from lmflow.errors import Interrupted, TrainingError
 from lmflow.models.language_model import LanguageModel, WeightCounter
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.training.accumulate import Passes, Sequences
@@ -31,29 +30,12 @@ from lmflow.training.batches import micro_batches, sequences_of
 from lmflow.training.checkpoint import SCORE
 from lmflow.training.checkpoints import Checkpoints
 from lmflow.training.compiling import CompiledLayers
-from lmflow.training.objective import NextToken, Objective
+from lmflow.training.objective import Objective
 from lmflow.training.optimizer import build_optimizer
 from lmflow.training.precision import replaced_weights
-from lmflow.training.rotation import Rotation, rotates
+from lmflow.training.rotation import Rotation
+from lmflow.training.setup import Setup, check_budget, check_setup
 from lmflow.training.validate import validate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """How a trainer works, beside the options of the recipe's `training` section."""
-
-    optimizer: Optimizer
-    schedule: Schedule
-    tuner: Tuner | None = None
-    """What says which parameters train at which step, and their groups; None where all do alike."""
-    objective: Objective = field(default_factory=NextToken)
-    """What is minimised, and how held-out items are judged."""
-    precision: str = "fp32"
-    packing: bool = False
-    max_length: int | None = None
-    heldout: Sequence[Item] = ()
-    keep_start_weights: bool = False
-    strategy: str = "ddp"
 
 
 class Trainer:
@@ -356,38 +338,6 @@ class Trainer:
     def full_model(self) -> LanguageModel:
         """The model with all of its weights in this process, to be saved; every process has to ask for it."""
         return self.model.with_module(self._strategy.full_module())
-
-
-def check_setup(options: TrainingOptions, setup: Setup, processes: int) -> None:
-    """Raise RecipeError where the best step is wanted and nothing would find it, or the strategy cannot do its part."""
-    if options.result == "best" and not (options.evaluate_every and setup.heldout):
-        raise RecipeError(
-            "training.result: best is chosen by the loss on held-out samples; set --training.evaluate_every, "
-            "and --data.validation where nothing is held out"
-        )
-    if processes == 1 or setup.strategy == "ddp":
-        return
-    if rotates(setup.tuner):
-        raise RecipeError(
-            f"launch.strategy: the tuner trains other parameters at other steps, which {setup.strategy} cannot switch; "
-            "use ddp"
-        )
-    if setup.keep_start_weights:
-        raise RecipeError(
-            f"launch.strategy: this aligner compares with the weights training started from, which {setup.strategy} "
-            "splits over the processes; use ddp"
-        )
-
-
-def check_budget(items: int, steps: int, end: int, step: int, restored: int) -> None:
-    """Raise TrainingError for a call of `fit` that takes no step, unless they were all taken before a resume."""
-    if not items or steps < 1:
-        raise TrainingError(f"trainer.fit was given {items} items and {steps} steps, so it takes none.")
-    if end <= step and restored < end:
-        raise TrainingError(
-            f"trainer.fit was asked for the steps up to {end}, and the trainer is at step {step} already; "
-            "leave `start` out for steps that follow those taken."
-        )
 
 
 def train_mode(strategy: DDP, weights: WeightCounter) -> None:

@@ -126,7 +126,8 @@ def carry_out(plugins: Plugins, scanned: Scanned, request: DraftRequest) -> None
 def train_draft(plugins: Plugins, parts: dict[str, Any], request: DraftRequest, log: RunLog) -> dict[str, Any]:
     """Sample from the target, train the draft, measure and write it; returns what draft.json holds."""
     from lmflow.models.device import DTYPES, choose_device, choose_precision
-    from lmflow.training.trainer import Setup, Trainer
+    from lmflow.training.setup import Setup
+    from lmflow.training.trainer import Trainer
     from lmflow_speculative.distilling import as_sequences, distillation_from
     from lmflow_speculative.drafting import check_vocabularies
 
