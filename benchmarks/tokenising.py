@@ -49,10 +49,11 @@ def prepare(data: Path, place: Path) -> int:
 
     from lmflow.data.chat_templates import chat_template
     from lmflow.data.dataset import read_samples
-    from lmflow.data.formats import FORMATS, Auto
+    from lmflow.data.formats import FORMATS, Formats
     from lmflow.data.formats.dialogues import as_message
+    from lmflow.recipe.sections.data import Reading
 
-    samples = read_samples(Auto(path=str(data)), FORMATS)
+    samples = read_samples(Reading(path=str(data)), Formats(FORMATS))
     with (place / "dialogues.jsonl").open("w", encoding="utf-8") as file:
         for copy in range(TIMES):
             for sample in samples:

@@ -106,18 +106,12 @@ def write_tokens(model: Path, dialogues: Path, tokens: Path) -> None:
     """What all sides train on: token ids, and which of them are targets."""
     from lmflow.components import LoadRequest
     from lmflow.data.dataset import read_samples
-    from lmflow.data.formats import FORMATS, Auto
+    from lmflow.data.formats import FORMATS, Formats
     from lmflow.models.pretrained import Pretrained
+    from lmflow.recipe.sections.data import Reading
 
     skeleton = Pretrained(path=str(model)).skeleton(LoadRequest())
-    samples = list(
-        read_samples(
-            Auto(
-                path=str(dialogues),
-            ),
-            FORMATS,
-        )
-    )
+    samples = list(read_samples(Reading(path=str(dialogues)), Formats(FORMATS)))
     with tokens.open("w", encoding="utf-8") as file:
         for sequences in skeleton.encode_all(samples):
             for each in sequences:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lmflow.data.dataset import read_samples
-from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.packing import group_rows, pack_rows
 from lmflow.models.encoding import encode
 from lmflow.models.language_model import LanguageModel
+from lmflow.recipe.sections.data import DataOptions
 
 FILES = {
     "alpaca_en_demo.json": ("alpaca", 999, "messages"),
@@ -39,7 +40,9 @@ def test_a_file_is_read_shown_checked_converted_and_trained_on(
     assert "«" in done.out
     done = lmflow("data", "convert", path, "--to", other, "--output", "other.jsonl")
     assert done.code == 0, done.err
-    before, after = (read_samples(Auto(path=each), FORMATS) for each in (path, str(tmp_path / "other.jsonl")))
+    before, after = (
+        read_samples(DataOptions(path=each), Formats(FORMATS)) for each in (path, str(tmp_path / "other.jsonl"))
+    )
     assert [(s.messages, s.rejected) for s in after] == [(s.messages, s.rejected) for s in before]
     short = ("--training.max_steps", "2", "--training.batch_size", "4", "--data.limit", "40", "--data.packing", "true")
     done = lmflow("run", "--model", str(model_directory), "--data.path", path, *short, "--output", "run", "--json")
@@ -49,9 +52,9 @@ def test_a_file_is_read_shown_checked_converted_and_trained_on(
 
 
 def test_packed_rows_of_alpaca_are_at_least_97_percent_tokens(shared_data: Path, tiny_model: LanguageModel):
-    data = Auto(path=str(shared_data / "alpaca_en_demo.json"), max_length=2048)
+    data = DataOptions(path=str(shared_data / "alpaca_en_demo.json"), max_length=2048)
     limit = tiny_model.context_length
-    samples = read_samples(data, FORMATS)
+    samples = read_samples(data, Formats(FORMATS))
     lengths = [min(len(each), limit or 2048) for each in encode(tiny_model, samples, data)[0]]
     lengths = [length * 4 for length in lengths]  # as long as a larger vocabulary leaves them in a context of 2,048
     rows = [sum(lengths[i] for i in row) for row in pack_rows(lengths, 2048)]

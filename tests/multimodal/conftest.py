@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lmflow.components import LoadRequest
+from lmflow.plugins import load_plugins
 
 pytest.importorskip("open_clip", reason="open_clip is an extra of lmflow-multimodal")
 
@@ -37,6 +38,6 @@ def vision(model_directory: Path, tower_file: Path) -> Callable[..., Any]:
             "checkpoint": "random",
             **options,
         }
-        return VisionLanguage(**settings).load(LoadRequest())
+        return VisionLanguage(**settings).load(LoadRequest(plugins=load_plugins()))
 
     return load

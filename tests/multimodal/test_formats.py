@@ -9,9 +9,10 @@ import pytest
 
 from lmflow.components import DataFormat
 from lmflow.data.dataset import load_dataset
-from lmflow.data.formats import FORMATS, Auto, resolve_format
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.record import Record
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions
 from lmflow_multimodal.formats import ImageMessages, ImageText, Llava
 
 ALL: list[type[DataFormat]] = [*FORMATS, Llava, ImageMessages, ImageText]
@@ -135,12 +136,12 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
     ],
 )
 def test_recognised(records: list[dict[str, Any]], name: str):
-    assert resolve_format(Auto(), ALL, [Record(each, "a:1") for each in records]).name == name
+    assert Formats(ALL).resolve([Record(each, "a:1") for each in records]).name == name
 
 
 def test_two_formats_mixed_are_not_guessed():
     with pytest.raises(DataError, match="a:2: looks like messages, and a:1 like sharegpt"):
-        resolve_format(Auto(), ALL, [Record(TALK, "a:1"), Record(CHAT, "a:2")])
+        Formats(ALL).resolve([Record(TALK, "a:1"), Record(CHAT, "a:2")])
 
 
 def test_paths_begin_at_their_own_file(tmp_path: Path, images: dict[str, str]):
@@ -151,15 +152,17 @@ def test_paths_begin_at_their_own_file(tmp_path: Path, images: dict[str, str]):
         Image.new("RGB", (8, 8), colour).save(tmp_path / part / "it.png")
         record = {"image": "it.png", "conversations": turns(("human", "<image>"), ("gpt", colour))}
         (tmp_path / part / "data.json").write_text(json.dumps([record]))
-    data = Auto(path=str(tmp_path / "train" / "data.json"), validation=str(tmp_path / "held" / "data.json"))
-    found, summary = load_dataset(data, ALL, seed=0)
+    data = DataOptions(path=str(tmp_path / "train" / "data.json"), validation=str(tmp_path / "held" / "data.json"))
+    found, summary = load_dataset(data, Formats(ALL), seed=0)
     assert summary.format == "llava"
     assert found.train[0].images == (str(tmp_path / "train" / "it.png"),)
     assert found.heldout[0].images == (str(tmp_path / "held" / "it.png"),)
 
 
 def test_real_photographs(shared_data: Path):
-    found, summary = load_dataset(Auto(path=str(shared_data / "mllm_demo.json"), validation=0.0), ALL, seed=0)
+    found, summary = load_dataset(
+        DataOptions(path=str(shared_data / "mllm_demo.json"), validation=0.0), Formats(ALL), seed=0
+    )
     assert summary.format == "image_messages"
     assert all(Path(image).is_file() for sample in found.train for image in sample.images)
     assert len(found.train[0].images) == 2

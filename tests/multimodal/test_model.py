@@ -18,6 +18,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
+from lmflow.plugins import load_plugins
 from lmflow.training.loss import forward_inputs, negative_log_likelihood
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.model import spread
@@ -28,7 +29,7 @@ Load = Callable[..., Any]
 
 @pytest.fixture
 def plain(model_directory: Path) -> LanguageModel:
-    return Pretrained(path=str(model_directory)).load(LoadRequest())
+    return Pretrained(path=str(model_directory)).load(LoadRequest(plugins=load_plugins()))
 
 
 def talk(asked: str, answer: str, *images: str) -> Sample:
@@ -231,16 +232,13 @@ def test_gradient_only_where_it_should_be(vision: Load, images: dict[str, str]):
 
 def test_a_learning_rate_for_the_projector(vision: Load):
     from lmflow.distributed.strategies.base import trainable_parameters
-    from lmflow.recipe.sections.training import TrainingOptions
-    from lmflow.training.trainer import parameter_groups
+    from lmflow.training.optimizer import parameter_groups
 
     model = vision(projector_learning_rate=0.5).prepare(Full())
-    groups = parameter_groups(
-        trainable_parameters(model.module), model.learning_rate, TrainingOptions(learning_rate=0.1)
-    )
+    groups = parameter_groups(trainable_parameters(model.module), 0.1, 0.0, model.learning_rate)
     projector = {id(p) for p in model.network.projector.parameters()}
-    rates = {each["initial_lr"] for each in groups for p in each["params"] if id(p) in projector}
-    others = {each["initial_lr"] for each in groups for p in each["params"] if id(p) not in projector}
+    rates = {each["lr"] for each in groups for p in each["params"] if id(p) in projector}
+    others = {each["lr"] for each in groups for p in each["params"] if id(p) not in projector}
     assert (rates, others) == ({0.5}, {0.1})
 
 
@@ -275,7 +273,7 @@ def test_one_directory_saves_and_loads_the_whole(vision: Load, images: dict[str,
     (tmp_path / "saved").rename(moved)
     assert VisionLanguage.recognises(str(moved))
     assert not Pretrained.recognises(str(moved))
-    again = VisionLanguage(path=str(moved)).load(LoadRequest())
+    again = VisionLanguage(path=str(moved)).load(LoadRequest(plugins=load_plugins()))
     sample = talk("<image> fox", "jumps", images["red"])
     assert torch.equal(logits(again, *again.encode(sample)), logits(model, *model.encode(sample)))
     assert len(again.tokenizer) == len(model.tokenizer)
@@ -297,7 +295,7 @@ def test_what_a_tuner_trained_comes_back(vision: Load, images: dict[str, str], t
     saved = model.save_tuned(chosen, tmp_path)
     assert saved.name == ("adapter" if tuner == "lora" else "model")
     assert (saved / "language_model" / "adapter_config.json").exists() == (tuner == "lora")
-    again = VisionLanguage(path=str(saved)).load(LoadRequest())
+    again = VisionLanguage(path=str(saved)).load(LoadRequest(plugins=load_plugins()))
     sample = talk("<image> fox", "jumps", images["red"])
     expected = logits(model, *model.encode(sample))
     torch.testing.assert_close(logits(again, *again.encode(sample)), expected, atol=1e-5, rtol=1e-4)
@@ -305,21 +303,21 @@ def test_what_a_tuner_trained_comes_back(vision: Load, images: dict[str, str], t
         second = again.prepare(Lora(rank=2))
         whole = second.save_tuned(Lora(rank=2), tmp_path)
         assert whole.name == "model"
-        third = VisionLanguage(path=str(whole)).load(LoadRequest())
+        third = VisionLanguage(path=str(whole)).load(LoadRequest(plugins=load_plugins()))
         torch.testing.assert_close(logits(third, *third.encode(sample)), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_refusals(vision: Load, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"model\.language_model: missing"):
-        VisionLanguage(tower="ViT-B-32").load(LoadRequest())
+        VisionLanguage(tower="ViT-B-32").load(LoadRequest(plugins=load_plugins()))
     with pytest.raises(LmflowError, match="is no vision-language model"):
-        VisionLanguage(path=str(tmp_path)).load(LoadRequest())
+        VisionLanguage(path=str(tmp_path)).load(LoadRequest(plugins=load_plugins()))
     vision().save(tmp_path / "saved")
     with pytest.raises(RecipeError, match=r"model\.tower: comes with the saved model"):
-        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load(LoadRequest())
+        VisionLanguage(path=str(tmp_path / "saved"), tower="ViT-B-32").load(LoadRequest(plugins=load_plugins()))
     (tmp_path / "saved" / "projector.safetensors").unlink()
     with pytest.raises(LmflowError, match="is damaged"):
-        VisionLanguage(path=str(tmp_path / "saved")).load(LoadRequest())
+        VisionLanguage(path=str(tmp_path / "saved")).load(LoadRequest(plugins=load_plugins()))
 
 
 def test_without_open_clip_the_command_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -346,3 +344,29 @@ def test_a_prompt_of_marks_alone(vision: Load, images: dict[str, str]):
     prompt = model.encode_prompt(Sample((Message("user", "<image>", (images["red"],)),), templated=False))
     assert isinstance(prompt, Prompt)
     assert list(prompt.ids) == [model.network.image_id] * 4
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_that_of_the_language_model(attention, model_directory: Path, tower_file: Path) -> None:
+    from lmflow.builtin.attention import Eager, Sdpa
+
+    asked = {"eager": Eager(), "sdpa": Sdpa()}[attention]
+    component = VisionLanguage(language_model=str(model_directory), tower=str(tower_file), checkpoint="random")
+    model = component.load(LoadRequest(attention=asked, plugins=load_plugins()))
+    assert model.language.module.config._attn_implementation == attention
+    assert model.attention is asked
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_language_model_is_quantised_and_no_other_part(kind, model_directory: Path, tower_file: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is the extra `quantization`")
+    component = VisionLanguage(
+        language_model=str(model_directory), tower=str(tower_file), checkpoint="random", quantization=kind
+    )
+    model = component.load(LoadRequest(plugins=load_plugins()))
+    layers = bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt
+    quantised = [name for name, layer in model.module.named_modules() if isinstance(layer, layers)]
+    assert quantised
+    assert all(name.startswith("language_model.") for name in quantised)
+    with pytest.raises(ValueError, match="model vision-language does not support it"):
+        VisionLanguage(language_model=str(model_directory), tower=str(tower_file), device_map="auto")

@@ -20,6 +20,7 @@ from lmflow.inference.types import Sampling
 from lmflow.models.encoding import encode
 from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
@@ -77,14 +78,14 @@ def test_two_stages(place: Path, capsys: pytest.CaptureFixture[str]):
     assert first["metrics"]["trainable_parameters"] < second["metrics"]["trainable_parameters"]
     # The second stage begins with what the first one learnt.
     assert second["metrics"]["eval_loss_before"] == pytest.approx(first["metrics"]["eval_loss_after"], rel=1e-5)
-    before = model_from_reference(load_plugins(), "sight").load(LoadRequest())
+    before = model_from_reference(load_plugins(), "sight").load(LoadRequest(plugins=load_plugins()))
     assert torch.equal(
         before.network.language_model.lm_head.weight,  # type: ignore[attr-defined]
-        model_from_reference(load_plugins(), "DIR").load(LoadRequest()).module.lm_head.weight,
+        model_from_reference(load_plugins(), "DIR").load(LoadRequest(plugins=load_plugins())).module.lm_head.weight,
     )
     call("export", "merge", "answers", "--output", "whole")
     shutil.rmtree("sight")
-    merged = model_from_reference(load_plugins(), "whole").load(LoadRequest())
+    merged = model_from_reference(load_plugins(), "whole").load(LoadRequest(plugins=load_plugins()))
     assert (place / "whole" / "language_model" / "model.safetensors").exists()
     assert merged.encode_prompt(Sample((Message("user", "<image>", ("red.png",)),))).model_inputs
 
@@ -129,12 +130,12 @@ class SeesRed(Reward):
         return [pixel[0] / 255 for pixel in first if isinstance(pixel, tuple)]
 
 
-def trainer_for(model: Any, directory: Path, precision: str = "fp32", **options: Any) -> Trainer:
+def trainer_for(model: Any, directory: Path, precision: str = "fp32", packing: bool = False, **options: Any) -> Trainer:
     opened = RunDirectory(directory)
     opened.write_record({"status": "running"})
     log = RunLog(opened, lambda *_, **__: None)
     settings = TrainingOptions(**options)
-    setup = trainer_setup(precision=precision, keep_start_weights=True)
+    setup = trainer_setup(precision=precision, packing=packing, keep_start_weights=True)
     return Trainer(model, settings, log, opened.checkpoints, setup)
 
 
@@ -148,7 +149,7 @@ def test_raft_draws_from_images_and_its_reward_looks(
         Sample((Message("user", "<image> which?", (images[colour],)),), source=colour) for colour in ("red", "blue")
     ]
     trainer = trainer_for(model, tmp_path / "run", batch_size=2, learning_rate=1e-3)
-    data = Dataset(samples, samples, Llava())
+    data = Dataset(samples, samples, DataOptions(), Llava())
     raft = Raft(iterations=1, prompts=2, samples=2, max_new_tokens=3)
     raft.align(align_context(trainer, data, reward=SeesRed()))
     rows = [
@@ -170,7 +171,7 @@ def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], ima
         model = vision().prepare(Projector())
         trainer = trainer_for(model, tmp_path / str(size), batch_size=5, micro_batch_size=size, learning_rate=0.1)
         sequences = encode(model, samples, Llava())[0]
-        check_model(trainer, sequences, packing=True)
+        check_model(trainer_for(model, tmp_path / f"packed-{size}", packing=True), sequences)
         trainer.plan(2)
         trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 2), start=0)
         weights.append(model.network.projector[0].weight.detach().clone())
@@ -188,7 +189,7 @@ def test_bf16_and_recomputed_activations(
         model = vision().prepare(tuner)
         trainer = trainer_for(model, tmp_path / str(len(options)), precision="bf16", learning_rate=1e-2, **options)
         sequences = encode(model, samples, Llava())[0]
-        check_model(trainer, sequences, packing=False)
+        check_model(trainer, sequences)
         trainer.plan(3)
         losses.append(
             trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 3), start=0)

@@ -16,6 +16,7 @@ from lmflow.data.sample import Dataset, Message, Prompt, Sample
 from lmflow.errors import Interrupted
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
@@ -39,7 +40,7 @@ def ask(text: str) -> Sample:
 
 def data(train: int = 12, heldout: int = 4) -> Dataset:
     samples = [ask(f"question {i}") for i in range(train + heldout)]
-    return Dataset(samples[:train], samples[train:], Prompts())
+    return Dataset(samples[:train], samples[train:], DataOptions(), Prompts())
 
 
 class Setting:

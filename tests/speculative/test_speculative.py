@@ -247,7 +247,7 @@ def test_a_draft_is_found_by_reference_and_loaded_once(model_directory, tiny_mod
     with inferencer.opened(evaluate_context(tiny_model, [], plugins=load_plugins())):
         for seed in (1, 2):
             inferencer.generate(GenerateRequest(tiny_model, prompts[:2], Sampling(max_new_tokens=4, seed=seed)))
-    assert [load[1:] for load in loads] == [(str(model_directory), "float32", "cpu")]
+    assert [load[1:] for load in loads] == [(str(model_directory), "float32", "cpu", None)]
     with pytest.raises(LmflowError, match=r"open\(\) gives the plugins"):
         inferencer.generate(GenerateRequest(tiny_model, prompts[:1], Sampling()))
     assert inferencer.statistics.acceptance_rate > 0.99  # the tiny model's own weights

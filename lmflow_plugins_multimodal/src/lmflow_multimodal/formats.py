@@ -22,6 +22,10 @@ class ImageFormat(DataFormat):
         None, description="Folder that paths of images begin at; that of the data file if unset."
     )
 
+    def in_folder(self, folder: Path) -> ImageFormat:
+        """Paths begin at `folder` where no option says otherwise."""
+        return self if self.image_folder is not None else self.model_copy(update={"image_folder": str(folder)})
+
     def _images(self, references: Any, source: str, place: str) -> list[str]:
         """The images a field names, each opened once to see that it can be. Raises DataError naming the record."""
         listed = [references] if isinstance(references, str) else references
@@ -38,12 +42,7 @@ class ImageFormat(DataFormat):
         return found
 
     def _folder(self) -> Path | None:
-        if self.image_folder is not None:
-            return Path(self.image_folder).expanduser()
-        if self.path is None:
-            return None
-        place = Path(self.path)
-        return place if place.is_dir() else place.parent
+        return None if self.image_folder is None else Path(self.image_folder).expanduser()
 
 
 class Llava(ImageFormat):

@@ -205,7 +205,9 @@ class Twice(lmflow.Aligner):
 
     def align(self, context: lmflow.AlignContext) -> None:
         """Train on everything, `passes` times."""
-        items = self.items(context.model, context.data.train, context.data)
+        from lmflow.models.encoding import encode_answered
+
+        items = encode_answered(context.model, context.data.train, context.data.options)
         context.log.metrics["passes"] = self.passes
         context.trainer.plan(self.passes)
         context.trainer.fit(items, steps=self.passes)
@@ -220,6 +222,30 @@ def test_a_class_given_is_registered_for_the_call_alone(small, tmp_path):
     lmflow.run({**small, "aligner": Twice}, output=tmp_path / "out")
     with pytest.raises(lmflow.RecipeError, match="no aligner is called twice"):
         lmflow.run({"aligner": "twice"})
+    recipe = tmp_path / "out" / "recipe.yaml"
+    with pytest.raises(lmflow.RecipeError, match="aligner twice came from the Python program that ran it"):
+        lmflow.run(recipe, output=tmp_path / "again")
+    assert lmflow.run(recipe, output=tmp_path / "again", components=[Twice]).metrics["passes"] == 2
+
+
+class Cell(lmflow.DataFormat):
+    """A question and an answer, as a notebook defines it."""
+
+    name = "cell"
+
+    def sample(self, record, source):
+        """The two turns."""
+        from lmflow.data.sample import Message, Sample
+
+        turns = Message("user", record["prompt"]), Message("assistant", record["answer"])
+        return Sample(turns, True, record, source)
+
+
+def test_a_data_format_whose_code_lies_in_no_file(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cell, "__module__", "a_cell_of_a_notebook")
+    data = {"name": "cell", **small["data"]}
+    result = lmflow.run({**small, "data": data}, output=tmp_path / "out", components=[Cell])
+    assert result.record["data"]["format"] == "cell"
 
 
 @pytest.mark.parametrize(

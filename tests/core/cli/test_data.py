@@ -12,13 +12,14 @@ import pytest
 
 from lmflow.cli.data import coloured
 from lmflow.data.dataset import read_samples
-from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.sample import Message, Sample
 from lmflow.data.tokenize import encode_sample
 from lmflow.data.tools.check import Checker, end_faults
 from lmflow.data.tools.convert import convert
 from lmflow.data.tools.show import packed_layout, pieces_of, plain
 from lmflow.models.language_model import LanguageModel
+from lmflow.recipe.sections.data import DataOptions
 
 Call = Callable[..., Any]
 BY_NAME = {each.name: each for each in FORMATS}
@@ -82,7 +83,7 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
     assert [place["source"] for row in shown["rows"] for place in row] != []
     for each in shown["sequences"]:
         assert sum(len(piece["ids"]) for piece in each["pieces"]) == each["tokens"]
-        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["trained"]) == each["num_targets"]
+        assert sum(len(piece["ids"]) for piece in each["pieces"] if piece["is_target"]) == each["num_targets"]
     done = lmflow("data", "show", path, "--model", model_directory, "--table", "--data.template", "chatml")
     assert "trained" in done.out
     assert "'<|im_end|>'" in done.out
@@ -94,9 +95,9 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
 def findings(
     rows: list[Any], tmp_path: Path, model: LanguageModel | None = None, **options: Any
 ) -> dict[str, list[str]]:
-    data = Auto(path=str(write(tmp_path / "a.jsonl", *rows)), **options)
+    data = DataOptions(path=str(write(tmp_path / "a.jsonl", *rows)), **options)
     checker = Checker(model, data)
-    for sample in read_samples(data, FORMATS):
+    for sample in read_samples(data, Formats(FORMATS)):
         checker.train(sample)
     found: dict[str, list[str]] = {}
     for finding in checker.finish().findings:
@@ -168,7 +169,7 @@ def test_answers_that_would_not_end(ends: str, earlier: list[str], tmp_path: Pat
 def test_an_end_that_the_model_does_not_know(tmp_path: Path, tiny_model: LanguageModel):
     row = {"prompt": "the fox", "completion": "the lazy dog"}
     assert findings([row], tmp_path, tiny_model, train_on="all") == {}
-    [sample] = read_samples(Auto(path=str(write(tmp_path / "b.jsonl", row))), FORMATS)
+    [sample] = read_samples(DataOptions(path=str(write(tmp_path / "b.jsonl", row))), Formats(FORMATS))
     [sequence] = tiny_model.encode(sample)
     cut = sequence.cut(0, max(i for i, on in enumerate(sequence.loss_mask) if on))
     assert [kind for kind, _ in end_faults(tiny_model, sample, [cut])] == ["end_not_trained"]
@@ -395,7 +396,7 @@ def test_files_are_converted(lmflow: Call, tmp_path: Path):
     assert "lost: the rejected answer in 3 (a.jsonl:1, a.jsonl:2, a.jsonl:3)" in done.err
     done = lmflow("data", "convert", path, "--to", "paired_conversation", "--lmflow", "--output", tmp_path / "l.json")
     assert json.loads((tmp_path / "l.json").read_text())["type"] == "paired_conversation"
-    assert len(read_samples(Auto(path=str(tmp_path / "l.json")), FORMATS)) == 3
+    assert len(read_samples(DataOptions(path=str(tmp_path / "l.json")), Formats(FORMATS))) == 3
     done = lmflow("data", "convert", path, "--to", "hh", "--output", out)
     assert (done.code, "exists already" in done.err) == (2, True)
     done = lmflow("data", "convert", path, "--to", "mesages", "--output", tmp_path / "x")
@@ -439,4 +440,4 @@ def test_nothing_stays_of_a_conversion_that_fails(lmflow_container: tuple[str, .
     assert lmflow("data", "convert", path, *to).code == 2
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
     assert lmflow("data", "convert", path, *to, "--allow-loss", "--data.limit", 3).code == 0
-    assert len(read_samples(Auto(path=str(tmp_path / "o.json")), FORMATS)) == 3
+    assert len(read_samples(DataOptions(path=str(tmp_path / "o.json")), Formats(FORMATS))) == 3

@@ -134,7 +134,7 @@ def test_plots_and_numbers_that_are_not_finite(
             ["--evaluator", "perplexty", "--data.packing", "--jsn", "--device", "x"],
             [
                 "no evaluator is called perplexty; did you mean perplexity?",
-                "--data.packing: it means nothing to lmflow eval",
+                "--data.packing: unknown option; data.packing is one of training runs (lmflow run)",
                 "--jsn: unknown option; did you mean --json?",
                 "--device: must be one of 'auto', 'cpu' or 'cuda'",
             ],

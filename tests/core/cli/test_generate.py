@@ -237,7 +237,7 @@ def test_all_mistakes_at_once(lmflow: Call) -> None:
         "--modl: unknown option; did you mean --model?",
         "--sampling.temprature: unknown option; did you mean sampling.temperature?",
         "--sampling.top_p: must be at most 1.0, got '2'",
-        "--data.packing: it means nothing to lmflow generate",
+        "--data.packing: unknown option; data.packing is one of training runs (lmflow run)",
         "--resume: needs --output FILE",
         "--tuner.rank: unknown section; lmflow generate has model, context, attention, inferencer, data, sampling, compute",
         "--device: must be one of 'auto', 'cpu' or 'cuda', got 'tpu'",

@@ -66,7 +66,7 @@ def test_a_resolved_recipe_ends_with_the_distributions(recipe, lmflow):
 
 
 def test_a_recipe_of_the_core_alone_has_no_such_section(lmflow, tmp_path):
-    arguments = ["--model", "pretrained", "--model.path", "x", "--data", "auto", "--data.path", "y", "--reward", "none"]
+    arguments = ["--model", "pretrained", "--model.path", "x", "--data.path", "y", "--reward", "none"]
     shown = lmflow("recipe", "show", *arguments)
     assert shown.code == 0
     assert "plugins" not in yaml.safe_load(shown.out)

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from lmflow.components import DataFormat
 from lmflow.data.containers import iterate_records, read_records
 from lmflow.data.dataset import load_dataset, read_samples
-from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.json_array import iterate_array
 from lmflow.data.tools.check import check_data
 from lmflow.data.tools.convert import convert
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions
 
 ROWS = [{"instruction": f"Say {i}, 数据", "input": None, "output": f'"{i}"\nyes\u2028no'} for i in range(7)]
 BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
@@ -88,7 +89,7 @@ def test_every_container_gives_the_same_samples(name: str, tmp_path: Path):
     WRITERS[name](tmp_path / name)
     assert [dict(record.fields) for record in read_records(tmp_path / name)] == ROWS
     for streaming in (False, True):
-        found = read_samples(Auto(path=str(tmp_path / name), streaming=streaming), FORMATS)
+        found = read_samples(DataOptions(path=str(tmp_path / name), streaming=streaming), Formats(FORMATS))
         assert [sample.messages[-1].content for sample in found] == [row["output"] for row in ROWS]
         assert found[-1] == list(found)[-1]
         assert len({sample.source for sample in found}) == len(ROWS)
@@ -96,9 +97,9 @@ def test_every_container_gives_the_same_samples(name: str, tmp_path: Path):
 
 def test_records_on_disk_are_split_as_those_in_memory(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(as_lines([{"prompt": str(i)} for i in range(50)]))
-    data = Auto(path=str(tmp_path / "a.jsonl"), validation=0.2)
-    memory, _ = load_dataset(data, FORMATS, 3)
-    disk, _ = load_dataset(data.model_copy(update={"streaming": True}), FORMATS, 3)
+    data = DataOptions(path=str(tmp_path / "a.jsonl"), validation=0.2)
+    memory, _ = load_dataset(data, Formats(FORMATS), 3)
+    disk, _ = load_dataset(data.model_copy(update={"streaming": True}), Formats(FORMATS), 3)
     assert list(disk.train) == list(memory.train)
     assert list(disk.heldout) == list(memory.heldout)
     assert disk.fingerprint == memory.fingerprint
@@ -111,11 +112,11 @@ def test_fields_by_other_names(tmp_path: Path):
     rows = [{"question": "q", "response_j": "good", "response_k": "bad", "prompt": "not this"}]
     (tmp_path / "a.jsonl").write_bytes(as_lines(rows))
     columns = {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}
-    [sample] = read_samples(Auto(path=str(tmp_path / "a.jsonl"), columns=columns), FORMATS)
+    [sample] = read_samples(DataOptions(path=str(tmp_path / "a.jsonl"), columns=columns), Formats(FORMATS))
     assert [turn.content for turn in sample.messages] == ["q", "good"]
     assert [turn.content for turn in sample.rejected] == ["q", "bad"]
     with pytest.raises(DataError, match=r"a\.jsonl:1: answer: data\.columns names it; the record has question, resp"):
-        read_samples(Auto(path=str(tmp_path / "a.jsonl"), columns={"output": "answer"}), FORMATS)
+        read_samples(DataOptions(path=str(tmp_path / "a.jsonl"), columns={"output": "answer"}), Formats(FORMATS))
 
 
 def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
@@ -123,14 +124,14 @@ def test_bad_records_are_skipped_where_that_is_asked_for(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     path = str(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"4 of 6 records do not fit format prompt:\na\.jsonl:2: prompt: expected text"):
-        load_dataset(Auto(path=path, validation=0), FORMATS, 0)
-    found, summary = load_dataset(Auto(path=path, validation=0, on_bad_record="skip"), FORMATS, 0)
+        load_dataset(DataOptions(path=path, validation=0), Formats(FORMATS), 0)
+    found, summary = load_dataset(DataOptions(path=path, validation=0, on_bad_record="skip"), Formats(FORMATS), 0)
     assert [sample.messages[0].content for sample in found.train] == ["a", "b"]
     assert (summary.records, summary.skipped, len(summary.problems)) == (6, 4, 4)
     assert "4 that cannot be used skipped, such as a.jsonl:2: prompt" in summary.describe()
     (tmp_path / "b.jsonl").write_bytes(b'{"prompt": 1}')
     with pytest.raises(DataError, match="1 of 1 records"):  # nothing is left
-        load_dataset(Auto(path=str(tmp_path / "b.jsonl"), on_bad_record="skip"), FORMATS, 0)
+        load_dataset(DataOptions(path=str(tmp_path / "b.jsonl"), on_bad_record="skip"), Formats(FORMATS), 0)
 
 
 def test_folders_in_a_folder_are_told_of(tmp_path: Path):
@@ -140,7 +141,7 @@ def test_folders_in_a_folder_are_told_of(tmp_path: Path):
     (tmp_path / "all" / "images" / "1.jpg").write_bytes(b"")
     for place in ("all/train.jsonl", "all/eval/eval.jsonl"):
         (tmp_path / place).write_text(write)
-    _, summary = load_dataset(Auto(path=str(tmp_path / "all"), validation=0.0), FORMATS, seed=0)
+    _, summary = load_dataset(DataOptions(path=str(tmp_path / "all"), validation=0.0), Formats(FORMATS), seed=0)
     assert (summary.records, summary.unread) == (3, ("eval",))
     assert summary.describe().endswith("not read: eval/; folders in a folder never are")
 
@@ -151,8 +152,8 @@ def test_what_is_left_out_of_a_validation_file_is_counted(tmp_path: Path):
     path, held = str(tmp_path / "a.jsonl"), str(tmp_path / "held.jsonl")
     for where in ({"path": path}, {"mix": {path: 1.0}}):
         with pytest.raises(DataError, match=r"1 of 2 records do not fit format prompt:\nheld\.jsonl:2"):
-            load_dataset(Auto(**where, validation=held), FORMATS, 0)
-        found, summary = load_dataset(Auto(**where, validation=held, on_bad_record="skip"), FORMATS, 0)
+            load_dataset(DataOptions(**where, validation=held), Formats(FORMATS), 0)
+        found, summary = load_dataset(DataOptions(**where, validation=held, on_bad_record="skip"), Formats(FORMATS), 0)
         assert (len(found.train), len(found.heldout), summary.records, summary.skipped) == (2, 1, 2, 1)
         assert "such as held.jsonl:2: prompt: expected text, found a number 3" in summary.describe()
 
@@ -164,14 +165,14 @@ def test_a_record_of_another_format_further_down_is_not_read_in_part(tmp_path: P
     with pytest.raises(
         DataError, match=r"a\.jsonl:51: has prompt, chosen, rejected, which does not look like the prompt"
     ):
-        read_samples(Auto(path=path), FORMATS)
-    assert len(read_samples(BY_NAME["prompt"](path=path), FORMATS)) == 51
+        read_samples(DataOptions(path=path), Formats(FORMATS))
+    assert len(read_samples(DataOptions(path=path), Formats(FORMATS, BY_NAME["prompt"]()))) == 51
 
 
 def test_unwanted_answers_are_not_learnt(tmp_path: Path):
     rows = [{"prompt": "q", "completion": text, "label": text == "good"} for text in ("good", "bad")]
     (tmp_path / "a.jsonl").write_bytes(as_lines(rows))
-    good, bad = read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+    good, bad = read_samples(DataOptions(path=str(tmp_path / "a.jsonl")), Formats(FORMATS))
     assert [turn.content for turn in good.messages] == ["q", "good"]
     assert [turn.content for turn in bad.messages] == ["q"]
     assert [turn.content for turn in bad.rejected] == ["q", "bad"]
@@ -181,7 +182,7 @@ def test_unwanted_answers_are_not_learnt(tmp_path: Path):
 def test_a_system_text_in_some_of_the_records(tmp_path: Path):
     turn = {"messages": [{"role": "user", "content": "q"}]}
     (tmp_path / "a.jsonl").write_bytes(as_lines([turn, {**turn, "system": "s"}]))
-    first, second = read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+    first, second = read_samples(DataOptions(path=str(tmp_path / "a.jsonl")), Formats(FORMATS))
     assert ([t.role for t in first.messages], [t.role for t in second.messages]) == (["user"], ["system", "user"])
 
 
@@ -191,22 +192,23 @@ def test_a_mix_has_each_source_as_often_as_its_weight(tmp_path: Path):
     (tmp_path / "c.csv").write_text("instruction,output\nc0,d\nc1,d\n")
     mix = {str(tmp_path / "a.jsonl"): 0.5, str(tmp_path / "b.jsonl"): 2.3, str(tmp_path / "c.csv"): 1}
     for streaming in (False, True):
-        found, summary = load_dataset(Auto(mix=mix, validation=0, streaming=streaming), FORMATS, 0)
+        found, summary = load_dataset(DataOptions(mix=mix, validation=0, streaming=streaming), Formats(FORMATS), 0)
         names = [sample.messages[0].content for sample in found.train]
         assert len([name for name in names if name[0] == "a"]) == len({n for n in names if n[0] == "a"}) == 10
         assert sorted(names.count(f"b{i}") for i in range(10)) == [2] * 7 + [3] * 3
         assert [name for name in names if name[0] == "c"] == ["c0", "c1"]
         assert names == [
-            sample.messages[0].content for sample in load_dataset(Auto(mix=mix, validation=0), FORMATS, 0)[0].train
+            sample.messages[0].content
+            for sample in load_dataset(DataOptions(mix=mix, validation=0), Formats(FORMATS), 0)[0].train
         ]
         assert (summary.records, summary.train, summary.format) == (32, 35, "prompt, alpaca")
     with pytest.raises(DataError, match="both name data"):
-        load_dataset(Auto(mix=mix, path="x"), FORMATS, 0)
+        load_dataset(DataOptions(mix=mix, path="x"), Formats(FORMATS), 0)
 
 
 def test_held_out_samples_are_never_trained_on(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(as_lines([{"prompt": str(i)} for i in range(40)]))
-    found, _ = load_dataset(Auto(mix={str(tmp_path / "a.jsonl"): 3}, validation=0.25), FORMATS, 0)
+    found, _ = load_dataset(DataOptions(mix={str(tmp_path / "a.jsonl"): 3}, validation=0.25), Formats(FORMATS), 0)
     train = {sample.messages[0].content for sample in found.train}
     heldout = {sample.messages[0].content for sample in found.heldout}
     assert (len(found.train), len(train), len(heldout)) == (90, 30, 10)
@@ -249,13 +251,13 @@ def test_what_is_broken_is_named(name: str, raw: bytes, message: str, tmp_path: 
 def test_half_a_character_is_no_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(rb'{"text": "one \ud83d two"}')
     with pytest.raises(DataError, match=r"a\.jsonl:1: text: holds half a character \(\\ud83d at 4\)"):
-        read_samples(Auto(path=str(tmp_path / "a.jsonl")), FORMATS)
+        read_samples(DataOptions(path=str(tmp_path / "a.jsonl")), Formats(FORMATS))
 
 
 def test_a_field_that_no_format_reads_may_hold_half_a_character(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(rb'{"text": "one", "id": "\ud83d"}')
     for streaming in (False, True):
-        [sample] = read_samples(Auto(path=str(tmp_path / "a.jsonl"), streaming=streaming), FORMATS)
+        [sample] = read_samples(DataOptions(path=str(tmp_path / "a.jsonl"), streaming=streaming), Formats(FORMATS))
         assert sample.record == {"text": "one", "id": "\ud83d"}
 
 
@@ -266,20 +268,20 @@ def test_a_declared_type_is_taken_at_its_word_or_refused(tmp_path: Path):
     declare("a.json", "text_only", {"text": "one"})
     declare("b.json", "text2text", {"text": "two", "input": "q", "output": "a"})
     with pytest.raises(DataError, match=r"b\.json: instance 1: is declared as text2text, which is not the text_only"):
-        read_samples(Auto(path=str(tmp_path)), FORMATS)
+        read_samples(DataOptions(path=str(tmp_path)), Formats(FORMATS))
     (tmp_path / "b.json").write_text('{"text": "two"}')
-    assert len(read_samples(Auto(path=str(tmp_path)), FORMATS)) == 2
+    assert len(read_samples(DataOptions(path=str(tmp_path)), Formats(FORMATS))) == 2
     for kind in ("text-only", 3):
         declare("a.json", kind, {"text": "one"})
         with pytest.raises(DataError, match=r"a\.json: instance 1: its file says type .*none of the installed formats"):
-            read_samples(Auto(path=str(tmp_path)), FORMATS)
+            read_samples(DataOptions(path=str(tmp_path)), Formats(FORMATS))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_is_a_number_above_nothing(weight: float, tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     with pytest.raises(DataError, match="a weight must be a number above 0"):
-        load_dataset(Auto(mix={str(tmp_path / "a.jsonl"): weight}), FORMATS, 0)
+        load_dataset(DataOptions(mix={str(tmp_path / "a.jsonl"): weight}), Formats(FORMATS), 0)
 
 
 def test_a_line_of_a_hundred_megabytes(tmp_path: Path):
@@ -356,9 +358,9 @@ def test_whatever_a_file_holds_is_samples_or_an_error(
     content = gzip.compress(raw) if zipped else raw
     path = tmp_path / f"fuzz{suffix}"
     path.write_bytes(content[: len(content) - cut])
-    data = Auto(path=str(path), validation=0, on_bad_record="skip" if skip else "error", streaming=disk)
-    outcome_of(lambda: json.dumps(check_data(data, FORMATS, None).as_dict()))
-    outcome = outcome_of(lambda: load_dataset(data, FORMATS, 0))
+    data = DataOptions(path=str(path), validation=0, on_bad_record="skip" if skip else "error", streaming=disk)
+    outcome_of(lambda: json.dumps(check_data(data, Formats(FORMATS), None).as_dict()))
+    outcome = outcome_of(lambda: load_dataset(data, Formats(FORMATS), 0))
     if isinstance(outcome, DataError):
         assert "fuzz" in str(outcome)
         return

@@ -1,18 +1,21 @@
 """What records mean, how formats are recognised, and what malformed ones are told as."""
 
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from lmflow.components import DataFormat
 from lmflow.data.containers import read_records
-from lmflow.data.dataset import load_dataset
-from lmflow.data.formats import FORMATS, Auto, resolve_format
+from lmflow.data.dataset import load_dataset, read_samples
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.record import Record
-from lmflow.data.sample import Message
-from lmflow.errors import DataError
+from lmflow.data.sample import Message, Sample
+from lmflow.errors import DataError, RecipeError
+from lmflow.recipe.sections.data import DataOptions, Reading
 
 BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
 
@@ -90,7 +93,7 @@ def test_records_become_samples_and_are_recognised(name: str, record: dict[str, 
     assert [(m.role, m.content) for m in sample.messages] == turns
     assert sample.templated == templated
     assert sample.record == record
-    assert resolve_format(Auto(), FORMATS, [Record(record, "f:1")]).name == name
+    assert Formats(FORMATS).resolve([Record(record, "f:1")]).name == name
 
 
 @pytest.mark.parametrize(
@@ -162,14 +165,14 @@ def test_a_system_text_beside_the_turns_is_never_lost_or_doubled(name: str, reco
 def test_an_unwanted_answer_is_known_by_any_label(label: Any, wanted: bool):
     """Read as a prompt with its completion, it would be trained on."""
     for said in ({"prompt": "q", "completion": "a"}, {"messages": [ASKED, SAID]}):
-        kind = resolve_format(Auto(), FORMATS, [Record({**said, "label": label}, "f:1")])
+        kind = Formats(FORMATS).resolve([Record({**said, "label": label}, "f:1")])
         sample = kind.sample({**said, "label": label}, "f:1")
         assert (kind.name, sample.label, sample.messages[-1]) == ("kto", wanted, A if wanted else Q)
 
 
 def test_a_label_of_another_kind_is_a_field_like_any_other():
     record = {"prompt": "q", "completion": "a", "label": "sports"}
-    assert resolve_format(Auto(), FORMATS, [Record(record, "f:1")]).name == "prompt"
+    assert Formats(FORMATS).resolve([Record(record, "f:1")]).name == "prompt"
     with pytest.raises(DataError, match=r'f:1: label: expected true or false, found text "sports"'):
         BY_NAME["kto"]().sample(record, "f:1")
 
@@ -204,27 +207,81 @@ def test_what_an_answer_says_beside_its_content_is_not_lost(more: dict[str, Any]
     assert BY_NAME["messages"]().sample({"messages": [ASKED, {**SAID, **kept}]}, "f:1").messages == (Q, A)
 
 
-def test_options_survive_recognition():
-    data = Auto(path="x", max_length=7, packing=True)
-    resolved = resolve_format(data, FORMATS, [Record({"text": "a"}, "f:1")])
-    assert (resolved.path, resolved.max_length, resolved.packing) == ("x", 7, True)
+class Shouted(DataFormat):
+    """Texts in capitals."""
+
+    name = "shouted"
+    marks: int = Field(0, description="Exclamation marks behind each text.")
+    folder: str | None = Field(None, description="Where they were heard.")
+
+    @classmethod
+    def recognises(cls, record: Mapping[str, Any]) -> bool:
+        return "shout" in record
+
+    def in_folder(self, folder: Path) -> DataFormat:
+        return self if self.folder is not None else self.model_copy(update={"folder": str(folder)})
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        heard = f"{record['shout'].upper()}{'!' * self.marks}"
+        return Sample((Message("assistant", heard),), False, {**record, "folder": self.folder}, source)
+
+
+WITH_OPTIONS = [*FORMATS, Shouted]
+
+
+def test_options_reach_the_format_that_is_recognised(tmp_path: Path):
+    path = lines(tmp_path, ['{"shout": "fire"}', '{"shout": "water"}'])
+    found, summary = load_dataset(DataOptions(path=path, validation=0), Formats(WITH_OPTIONS, options={"marks": 2}), 0)
+    assert [sample.messages[0].content for sample in found.train] == ["FIRE!!", "WATER!!"]
+    assert found.format == Shouted(marks=2, folder=str(tmp_path))
+    assert found.options == DataOptions(path=path, validation=0)
+    assert (summary.format, summary.recognised) == ("shouted", True)
+
+
+def test_an_option_that_the_recognised_format_lacks(tmp_path: Path):
+    path = lines(tmp_path, ['{"text": "fire"}'])
+    message = (
+        r"data\.marks: d\.jsonl:1 is recognised as text_only \(by text\), which has no such option; it is one of "
+        r"shouted\. Leave it out, or name the format with --data NAME"
+    )
+    with pytest.raises(DataError, match=message):
+        read_samples(Reading(path=path), Formats(WITH_OPTIONS, options={"marks": 2}))
+
+
+def test_an_option_that_the_recognised_format_cannot_take(tmp_path: Path):
+    path = lines(tmp_path, ['{"shout": "fire"}'])
+    with pytest.raises(RecipeError, match=r"data\.marks: expected a whole number, got 'many'"):
+        read_samples(Reading(path=path), Formats(WITH_OPTIONS, options={"marks": "many"}))
+
+
+def test_a_format_is_told_the_folder_of_each_place(tmp_path: Path):
+    places = {}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        places[lines(tmp_path / folder, ['{"shout": "fire"}'])] = 1.0
+    samples = read_samples(Reading(mix=places), Formats(WITH_OPTIONS))
+    assert [sample.record["folder"] for sample in samples] == [str(tmp_path / "one"), str(tmp_path / "two")]
+    [sample] = read_samples(Reading(path=str(tmp_path / "one")), Formats(WITH_OPTIONS, Shouted()))
+    assert sample.record["folder"] == str(tmp_path / "one")
+    [sample] = read_samples(Reading(path=str(tmp_path / "one")), Formats(WITH_OPTIONS, Shouted(folder="here")))
+    assert sample.record["folder"] == "here"
 
 
 def test_a_declared_type_decides():
     record = Record({"messages": [{"role": "user", "content": "q"}]}, "f:1", declared="conversation")
-    assert resolve_format(Auto(), FORMATS, [record]).name == "conversation"
+    assert Formats(FORMATS).resolve([record]).name == "conversation"
 
 
 def test_records_of_no_known_format():
     with pytest.raises(
         DataError, match=r"f:1: records with foo, bar are none of the installed formats \(alpaca.*--data NAME"
     ):
-        resolve_format(Auto(), FORMATS, [Record({"foo": 1, "bar": 2}, "f:1")])
+        Formats(FORMATS).resolve([Record({"foo": 1, "bar": 2}, "f:1")])
 
 
 def test_a_named_format_is_taken_at_its_word():
     chosen = BY_NAME["text2text"]()
-    assert resolve_format(chosen, FORMATS, [Record({"foo": 1}, "f:1")]) is chosen
+    assert Formats(FORMATS, chosen).resolve([Record({"foo": 1}, "f:1")]) is chosen
 
 
 @pytest.mark.parametrize(
@@ -238,7 +295,7 @@ def test_a_named_format_is_taken_at_its_word():
 )
 def test_real_files(file: str, name: str, count: int, shared_data: Path):
     records = read_records(shared_data / file)
-    data = resolve_format(Auto(), FORMATS, records)
+    data = Formats(FORMATS).resolve(records)
     assert (data.name, len(records)) == (name, count)
     samples = [data.sample(record.fields, record.source) for record in records]
     assert all(isinstance(message, Message) for sample in samples for message in sample.messages)
@@ -255,31 +312,31 @@ def lines(tmp_path: Path, rows: list[str]) -> str:
 
 def test_split_is_seeded_disjoint_and_complete(tmp_path: Path):
     path = lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(40)])
-    data = Auto(path=path, validation=0.25)
-    dataset, summary = load_dataset(data, FORMATS, 0)
+    data = DataOptions(path=path, validation=0.25)
+    dataset, summary = load_dataset(data, Formats(FORMATS), 0)
     train, heldout = ({s.messages[0].content for s in part} for part in (dataset.train, dataset.heldout))
     assert (len(train), len(heldout), len(train | heldout)) == (30, 10, 40)
-    assert load_dataset(data, FORMATS, 0)[0] == dataset
-    assert {s.messages[0].content for s in load_dataset(data, FORMATS, 1)[0].heldout} != heldout
+    assert load_dataset(data, Formats(FORMATS), 0)[0] == dataset
+    assert {s.messages[0].content for s in load_dataset(data, Formats(FORMATS), 1)[0].heldout} != heldout
     assert (summary.format, summary.records, summary.train, summary.heldout) == ("prompt", 40, 30, 10)
 
 
 @pytest.mark.parametrize(("validation", "count"), [(0.0, 0), (0.01, 1), (0.99, 9), ("0.5", 5)])
 def test_at_least_one_on_each_side(validation: Any, count: int, tmp_path: Path):
-    data = Auto(path=lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(10)]), validation=validation)
-    assert len(load_dataset(data, FORMATS, 0)[0].heldout) == count
+    data = DataOptions(path=lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(10)]), validation=validation)
+    assert len(load_dataset(data, Formats(FORMATS), 0)[0].heldout) == count
 
 
 def test_validation_from_a_file(tmp_path: Path):
     (tmp_path / "held.jsonl").write_text('{"text": "other format"}\n')
-    data = Auto(path=lines(tmp_path, ['{"prompt": "a"}']), validation=str(tmp_path / "held.jsonl"))
-    dataset, _ = load_dataset(data, FORMATS, 0)
+    data = DataOptions(path=lines(tmp_path, ['{"prompt": "a"}']), validation=str(tmp_path / "held.jsonl"))
+    dataset, _ = load_dataset(data, Formats(FORMATS), 0)
     assert [s.messages[0].content for s in dataset.heldout] == ["other format"]
 
 
 def test_one_text_is_split_near_its_end(tmp_path: Path):
     (tmp_path / "book.txt").write_text("".join(f"Line number {i}.\n" for i in range(1000)))
-    dataset, _ = load_dataset(Auto(path=str(tmp_path / "book.txt"), validation=0.1), FORMATS, 0)
+    dataset, _ = load_dataset(DataOptions(path=str(tmp_path / "book.txt"), validation=0.1), Formats(FORMATS), 0)
     [train], [heldout] = dataset.train, dataset.heldout
     whole = train.messages[0].content + heldout.messages[0].content
     assert whole == (tmp_path / "book.txt").read_text()
@@ -289,7 +346,7 @@ def test_one_text_is_split_near_its_end(tmp_path: Path):
 def test_every_malformed_record_is_counted(tmp_path: Path):
     rows = ['{"instruction": "a", "output": "b"}'] + ['{"instruction": "a", "output": 1}'] * 7
     with pytest.raises(DataError) as caught:
-        load_dataset(Auto(path=lines(tmp_path, rows)), FORMATS, 0)
+        load_dataset(DataOptions(path=lines(tmp_path, rows)), Formats(FORMATS), 0)
     text = str(caught.value)
     assert text.startswith("7 of 8 records do not fit format alpaca:\nd.jsonl:2: output: expected text")
     assert "… and 2 more\nMend them (lmflow data check" in text
@@ -297,14 +354,16 @@ def test_every_malformed_record_is_counted(tmp_path: Path):
 
 def test_limit_and_bad_share(tmp_path: Path):
     path = lines(tmp_path, [f'{{"prompt": "{i}"}}' for i in range(10)])
-    assert load_dataset(Auto(path=path, limit=4, validation=0), FORMATS, 0)[1].records == 4
+    assert load_dataset(DataOptions(path=path, limit=4, validation=0), Formats(FORMATS), 0)[1].records == 4
     with pytest.raises(DataError, match=r"data.validation: 1\.5 is neither"):
-        load_dataset(Auto(path=path, validation=1.5), FORMATS, 0)
+        load_dataset(DataOptions(path=path, validation=1.5), Formats(FORMATS), 0)
 
 
 def test_a_format_without_data_of_its_own():
     with pytest.raises(DataError, match=r"alpaca brings no data of its own.*--data.path"):
-        load_dataset(BY_NAME["alpaca"](), FORMATS, 0)
+        load_dataset(DataOptions(), Formats(FORMATS, BY_NAME["alpaca"]()), 0)
+    with pytest.raises(DataError, match=r"There is no data: give a file with --data.path"):
+        load_dataset(DataOptions(), Formats(FORMATS), 0)
 
 
 def test_a_format_that_includes_others_is_preferred_to_them():
@@ -318,5 +377,5 @@ def test_a_format_that_includes_others_is_preferred_to_them():
 
     plain, tagged = ({"messages": [{"role": "user", "content": "q"}], **more} for more in ({}, {"tag": 1}))
     formats = [*FORMATS, Tagged]
-    assert resolve_format(Auto(), formats, [Record(plain, "a:1"), Record(tagged, "a:2")]).name == "tagged"
-    assert resolve_format(Auto(), formats, [Record(plain, "a:1")]).name == "messages"
+    assert Formats(formats).resolve([Record(plain, "a:1"), Record(tagged, "a:2")]).name == "tagged"
+    assert Formats(formats).resolve([Record(plain, "a:1")]).name == "messages"

@@ -11,11 +11,12 @@ import pytest
 
 from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.dataset import read_samples
-from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.inference.chat import COMMANDS, Dialogue, ExitChat, changed_sampling, hidden_note, run_command
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
+from lmflow.recipe.sections.data import DataOptions
 
 
 class Says(Inferencer):
@@ -174,7 +175,7 @@ def test_saved_dialogues_are_records(dialogue: Callable[..., Dialogue], tmp_path
     list(talk.answer("how are you"))
     path = tmp_path / "d.json"
     assert run_command(talk, f"/save {path}") == f"2 messages saved to {path}"
-    [sample] = read_samples(Auto(path=str(path)), FORMATS)
+    [sample] = read_samples(DataOptions(path=str(path)), Formats(FORMATS))
     assert [(m.role, m.content) for m in sample.messages] == [
         ("system", "be brief"),
         ("user", "how are you"),

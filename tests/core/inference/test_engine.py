@@ -12,6 +12,7 @@ import torch
 from lmflow.components import GenerateRequest, Inferencer, Update
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError
+from lmflow.inference.decoder import Decoder
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion, Sampling
 from lmflow.testing.requests import check_updates, random_sampling, run_at_random
@@ -151,6 +152,28 @@ def test_a_prompt_that_cannot_be_answered_is_refused_and_costs_no_other(model: A
             with pytest.raises(DataError, match=r"The prompt has 300 tokens; the model's context is 256"):
                 engine.submit(Prompt([5] * 300), Sampling())
             assert {update.ticket for update in until_idle(engine)} == {ticket}
+
+
+def test_requests_whose_prompts_cannot_be_read_wait_and_can_be_cancelled(
+    model: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    sampling = Sampling(max_new_tokens=6, min_new_tokens=6)
+    with HuggingFace().engine(model) as engine:
+        running = engine.submit(prompts[0], sampling)
+        engine.step()
+        broken = engine.submit(prompts[1], sampling)
+        prefill = Decoder.prefill
+        monkeypatch.setattr(Decoder, "prefill", fail)
+        with pytest.raises(MemoryError):
+            engine.step()
+        monkeypatch.setattr(Decoder, "prefill", prefill)
+        engine.cancel(broken)
+        [update] = until_idle(engine)
+        assert update.ticket == running
+        assert update.completion == alone(model, prompts[0], sampling)[0]
 
 
 def until_idle(engine: Any) -> Iterator[Update]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lmflow.components import GenerateRequest, Inferencer
-from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError, LmflowError
 from lmflow.inference.hf import HuggingFace
@@ -28,6 +28,7 @@ from lmflow.inference.prompts import (
     stream,
 )
 from lmflow.inference.types import Completion, Sampling
+from lmflow.recipe.sections.data import DataOptions
 
 PLAIN = Framing()
 
@@ -37,7 +38,7 @@ def user(text: str, number: int = 0) -> Sample:
 
 
 def read(path: Path, framing: Framing = PLAIN, **options: Any) -> list[Sample]:
-    return read_prompts(Auto(path=str(path), **options), FORMATS, framing)
+    return read_prompts(DataOptions(path=str(path), **options), Formats(FORMATS), framing)
 
 
 # Reading

@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
@@ -15,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from lmflow import data
 from lmflow.components import DataFormat
 from lmflow.data.cache.token_store import INDEX, StoredSequences, write_store
 from lmflow.data.cache.tokens import cache_directory, cached
 from lmflow.data.dataset import load_dataset
-from lmflow.data.formats import FORMATS, Auto
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 from lmflow.errors import DataError
 from lmflow.models import encoding
 from lmflow.models.encoding import encode
 from lmflow.models.language_model import LanguageModel
+from lmflow.recipe.sections.data import DataOptions
 
 
 @pytest.fixture
@@ -92,10 +95,10 @@ def test_tokens_are_made_once(tiny_model: LanguageModel, cache: Path, counted: l
     samples = dialogues(20)
     fresh = [each for sample in samples for each in tiny_model.encode(sample)]
     del counted[:]
-    first, report = encode(tiny_model, samples, Auto())
+    first, report = encode(tiny_model, samples, DataOptions())
     assert list(first) == fresh
     assert sum(counted) == 20
-    again, same = encode(tiny_model, samples, Auto())
+    again, same = encode(tiny_model, samples, DataOptions())
     assert list(again) == fresh
     assert same == report
     assert sum(counted) == 20
@@ -159,7 +162,7 @@ def test_whatever_changes_the_tokens_makes_them_anew(
     change: Any, tiny_model: LanguageModel, cache: Path, counted: list[int]
 ):
     """LMFlow's cache left out train_on_prompt, and trained on masks made with another value."""
-    samples, data = dialogues(20), Auto()
+    samples, data = dialogues(20), DataOptions()
     encode(tiny_model, samples, data)
     model, others, options = change(tiny_model, samples, data)
     found, _ = encode(model, others, options)
@@ -187,7 +190,7 @@ def test_what_other_code_made_is_not_used():
 @pytest.mark.parametrize("damage", ["cut", "missing", "index"])
 def test_a_damaged_store_is_made_anew(damage: str, tiny_model: LanguageModel, cache: Path, counted: list[int]):
     samples = dialogues(20)
-    expected = list(encode(tiny_model, samples, Auto())[0])
+    expected = list(encode(tiny_model, samples, DataOptions())[0])
     [store] = cache.iterdir()
     if damage == "cut":
         (store / "ids").write_bytes((store / "ids").read_bytes()[:-4])
@@ -195,16 +198,16 @@ def test_a_damaged_store_is_made_anew(damage: str, tiny_model: LanguageModel, ca
         (store / "trained").unlink()
     else:
         (store / INDEX).write_text("{")
-    assert list(encode(tiny_model, samples, Auto())[0]) == expected
+    assert list(encode(tiny_model, samples, DataOptions())[0]) == expected
     assert len(counted) == 2
 
 
 def test_unused_stores_are_deleted_when_another_is_written(tiny_model: LanguageModel, cache: Path):
-    encode(tiny_model, dialogues(20), Auto())
+    encode(tiny_model, dialogues(20), DataOptions())
     [old] = cache.iterdir()
     long_ago = time.time() - 40 * 86_400
     os.utime(old / INDEX, (long_ago, long_ago))
-    encode(tiny_model, dialogues(10), Auto())
+    encode(tiny_model, dialogues(10), DataOptions())
     assert not old.exists()
     assert len(list(cache.iterdir())) == 1
 
@@ -213,15 +216,25 @@ def test_errors_are_those_without_a_cache(tiny_model: LanguageModel, cache: Path
     questions = [Sample((Message("user", "the fox"),), source="d:1")] * 3
     for _ in range(2):
         with pytest.raises(DataError, match="No token would be trained in any of 3 samples"):
-            encode(tiny_model, questions, Auto())
+            encode(tiny_model, questions, DataOptions())
     assert not list(cache.iterdir())
 
 
 def key_for(
-    tmp_path: Path, rows: list[dict[str, Any]], data: type[DataFormat] = Auto, seed: int = 0, **options: Any
+    tmp_path: Path, rows: list[dict[str, Any]], chosen: DataFormat | None = None, seed: int = 0, **options: Any
 ) -> Dataset:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_dataset(data(path=str(tmp_path / "a.jsonl"), **options), FORMATS, seed)[0]
+    return load_dataset(DataOptions(path=str(tmp_path / "a.jsonl"), **options), Formats(FORMATS, chosen), seed)[0]
+
+
+class TextPrompts(DataFormat):
+    """Prompts alone."""
+
+    name = "text-prompts"
+    ending: str = Field("", description="What each prompt ends with.")
+
+    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
+        return Sample((Message("user", record["prompt"] + self.ending),), True, record, source)
 
 
 def test_the_key_of_a_data_set_is_all_that_its_samples_depend_on(tmp_path: Path):
@@ -233,6 +246,8 @@ def test_the_key_of_a_data_set_is_all_that_its_samples_depend_on(tmp_path: Path)
         key_for(tmp_path, rows, validation=0.3).fingerprint,
         key_for(tmp_path, rows, columns={"completion": "answer"}).fingerprint,
         key_for(tmp_path, [{**rows[0], "answer": "b"}, *rows[1:]]).fingerprint,
+        key_for(tmp_path, rows, TextPrompts()).fingerprint,
+        key_for(tmp_path, rows, TextPrompts(ending=".")).fingerprint,
     ]
     assert len(set(keys)) == len(keys)
     assert key_for(tmp_path, rows).fingerprint == keys[0]

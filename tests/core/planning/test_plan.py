@@ -12,6 +12,7 @@ import pytest
 
 from lmflow.cli.plan import plan_lines
 from lmflow.data.dataset import load_dataset
+from lmflow.data.formats import formats_of
 from lmflow.errors import EstimateError
 from lmflow.planning import machine_memory
 from lmflow.planning import plan as planning
@@ -36,7 +37,7 @@ def plan_of(plugins: Plugins) -> MakePlan:
     def make(**options: Any) -> Plan:
         recipe = resolve(plugins, None, settings(options)).recipe
         model = load_skeleton(recipe, plugins)
-        data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
+        data, _ = load_dataset(recipe.data, formats_of(recipe, plugins), recipe.training.seed)
         return make_plan(recipe, model, data, plugins)
 
     return make

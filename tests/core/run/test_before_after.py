@@ -10,6 +10,7 @@ import pytest
 from lmflow.components import Reward
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.inference.types import Sampling
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.run.before_after import answer, compare, generic_sequences
 from lmflow.testing.contexts import align_context, quiet_log
 
@@ -29,7 +30,7 @@ class Lengths(Reward):
 @pytest.fixture
 def ask(tiny_model):
     trainer = SimpleNamespace(autocast=nullcontext, model=tiny_model, log=quiet_log())
-    return lambda reward: answer(align_context(trainer, Dataset([], [], None), reward=reward), SAMPLES, GREEDY)
+    return lambda reward: answer(align_context(trainer, Dataset([], [], DataOptions()), reward=reward), SAMPLES, GREEDY)
 
 
 def test_mean_reward_and_accuracy(ask):

@@ -11,9 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import BaseModel
+
 from lmflow.api.components import RewardFunction, plugins_for
 from lmflow.api.model import LoadedModel
-from lmflow.api.parts import LOADING, TRAINING_ONLY, resolve_sections
+from lmflow.api.parts import LOADING, READING_SECTION, formats_in, resolve_sections
 from lmflow.api.parts import loaded as loaded_parts
 from lmflow.api.quiet import quiet_libraries
 from lmflow.components import Component, EvaluateContext, Evaluation, Evaluator
@@ -21,6 +23,7 @@ from lmflow.data.dataset import read_samples
 from lmflow.evaluators.measure import measure
 from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
+from lmflow.recipe.recipe import data_as_dict
 from lmflow.recipe.settings import Scope
 from lmflow.report.evaluation import check_directory, write_evaluation
 from lmflow.run.display import Display
@@ -64,7 +67,8 @@ def evaluate(
         slots = ["evaluator", *(LOADING if loaded is None else ())]
         if data is not None or reads_data(plugins, named["evaluator"]):
             slots.append("data")
-        scope = Scope("eval", slots, {"compute": Compute}, hidden=TRAINING_ONLY)
+        sections: dict[str, type[BaseModel]] = {"compute": Compute, **(READING_SECTION if "data" in slots else {})}
+        scope = Scope("eval", slots, sections)
         parts = resolve_sections(plugins, scope, {**named, **{f"evaluator.{key}": options[key] for key in options}})
         from lmflow.run.terminal import make_progress
 
@@ -107,18 +111,18 @@ def measure_parts(
     used = {**parts, **(loaded.parts if loaded else {})}
     log = RunLog(None, plugins.emit, display)
     data = parts.get("data")
-    samples = read_samples(data, plugins.classes("data"), log.note) if evaluator.reads_data and data else []
+    samples = read_samples(data, formats_in(parts, plugins), log.note) if evaluator.reads_data and data else []
     opened = nullcontext(loaded.model) if loaded else loaded_parts(parts, plugins, log)
     with opened as model, log.handle_signals():
         context = EvaluateContext(plugins=plugins, log=log, model=model, samples=samples, inferencer=used["inferencer"])
         evaluation, record = measure(evaluator, context)
-    described = {slot: described_part(slot, used.get(slot)) for slot in ("model", "context", "data", "inferencer")}
-    record = {**record, **described, "notes": list(log.notes)}
+    described = {slot: described_part(used.get(slot)) for slot in ("model", "context", "inferencer")}
+    source = None if data is None else data_as_dict(data, parts["format"], parts["format_options"])
+    record = {**record, **described, "data": source, "notes": list(log.notes)}
     written = [] if output is None else write_evaluation(output, record, evaluation, evaluator)
     return Measured(evaluation, record, written)
 
 
-def described_part(slot: str, part: Component | None) -> dict[str, Any] | None:
-    """A component and its options as the record has them, without those that mean nothing here."""
-    unused = {path.partition(".")[2] for path in TRAINING_ONLY if path.startswith(f"{slot}.")}
-    return None if part is None else {"name": part.name, **part.model_dump(mode="json", exclude=unused)}
+def described_part(part: Component | None) -> dict[str, Any] | None:
+    """A component and its options as the record has them."""
+    return None if part is None else {"name": part.name, **part.model_dump(mode="json")}

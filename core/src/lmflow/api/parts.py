@@ -6,28 +6,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from lmflow.components import RunContext
+from lmflow.data.formats.recognising import Formats
 from lmflow.errors import RecipeError
 from lmflow.inference.types import Sampling
 from lmflow.models.load import Compute, load_for_inference
 from lmflow.plugins import Plugins
 from lmflow.recipe.mapping import read_mapping
 from lmflow.recipe.resolve import resolve_parts
-from lmflow.recipe.settings import Scope
+from lmflow.recipe.sections.data import Reading
+from lmflow.recipe.settings import DATA, Scope
 
 if TYPE_CHECKING:
     from lmflow.components import Log
     from lmflow.models.language_model import LanguageModel
 
-TRAINING_ONLY = (
-    "data.max_length",
-    "data.too_long",
-    "data.packing",
-    "data.validation",
-    "data.train_on",
-    "data.template",
-)
-"""Options of every data format that mean something in training alone."""
+READING_SECTION: Mapping[str, type[BaseModel]] = {DATA: Reading}
+"""The section of commands that read data and do not train."""
 
 LOADING = ("model", "context", "attention", "inferencer")
 """The slots that make a model which can be asked."""
@@ -54,6 +51,11 @@ def resolve_sampling(options: Mapping[str, Any], **defaults: Any) -> Sampling:
     scope = Scope("generate", (), {"sampling": Sampling}, preferred)
     sampling: Sampling = resolve_sections(Plugins(), scope, {"sampling": given})["sampling"]
     return sampling
+
+
+def formats_in(parts: Mapping[str, Any], plugins: Plugins) -> Formats:
+    """What the records that a command's parts name may mean."""
+    return Formats(plugins.classes(DATA), parts["format"], parts["format_options"])
 
 
 def load_parts(parts: Mapping[str, Any], plugins: Plugins, log: Log) -> LanguageModel:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lmflow.cli.help import recipe_help
+from lmflow.cli.inference import formats_in
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import DataFormat, LoadRequest
 from lmflow.errors import DataError, RecipeError
 from lmflow.formatting import number
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
-from lmflow.recipe.settings import Origin, Scope, Setting
+from lmflow.recipe.sections.data import DataOptions, Reading
+from lmflow.recipe.settings import DATA, Origin, Scope, Setting
 
 if TYPE_CHECKING:
     from lmflow.data.tools.check import CheckReport
@@ -58,7 +60,7 @@ BAR = 40
 def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer, list[str]] | None:
     """The `data` commands for these arguments, and what is left for Typer; None if help was all they asked."""
     called = arguments[0]
-    scope = Scope(f"data {called}", ("model", "context", "data") if called != "convert" else ("data",), {})
+    scope = scope_of(called)
     scanned = scan(arguments[1:], plugins, FIXED.get(called, {}), scope)
     if scanned.wants_help and called in ABOUT:
         usage = f"lmflow data {called} [PATH] [OPTIONS]"
@@ -69,6 +71,13 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
     for name, make in commands.items():
         group.command(name, help=ABOUT[name])(make(plugins, scanned, scope))
     return group, [*arguments[:1], *scanned.rest]
+
+
+def scope_of(called: str) -> Scope:
+    """What the options of a `data` command can set: how records are read and, but for convert, fitted to a model."""
+    if called == "convert":
+        return Scope(f"data {called}", (DATA,), {DATA: Reading})
+    return Scope(f"data {called}", ("model", "context", DATA), {DATA: DataOptions})
 
 
 Where = Annotated[str | None, typer.Argument(metavar="[PATH]", help="File or directory of records, or a hub name.")]
@@ -87,7 +96,8 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         from lmflow.data.tools.show import shown_as_data
 
         parts = resolve_data(plugins, scanned, scope, path)
-        dataset, summary = load_dataset(parts["data"].model_copy(update={"limit": count}), plugins.classes("data"), 0)
+        data = parts["data"].model_copy(update={"limit": count})
+        dataset, summary = load_dataset(data, formats_in(parts, plugins), 0)
         model = skeleton(parts, plugins)
         samples = [*dataset.train, *dataset.heldout][:count]
         sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
@@ -113,11 +123,9 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
         from lmflow.data.tools.check import check_data
 
         parts = resolve_data(plugins, scanned, scope, path)
-        data: DataFormat = parts["data"]
-        formats = plugins.classes("data")
         named = any(setting.path.partition(".")[0] == "model" for setting in scanned.settings)
         model = skeleton(parts, plugins) if named else None
-        report = check_data(data, formats, model)
+        report = check_data(parts["data"], formats_in(parts, plugins), model)
         if as_json:
             text = json.dumps(report.as_dict(), ensure_ascii=False)
             sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
@@ -147,7 +155,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         parts = resolve_data(plugins, scanned, scope, path)
         target = cast("type[DataFormat]", plugins.find("data", to))()
         check_output(output)
-        pools = read_sources(parts["data"], plugins.classes("data"))
+        pools = read_sources(parts["data"], formats_in(parts, plugins))
         found = (each for pool in pools for each in convert(pool.samples, target, pool.format))
         lost: dict[str, list[str]] = {}
         records = kept(found, lost, target.name, allow_loss=allow_loss)
@@ -228,7 +236,7 @@ def coloured(pieces: Sequence[Piece]) -> str:
     return "".join(parts)
 
 
-def packed_rows(model: LanguageModel, sequences: Sequence[Any], data: DataFormat) -> tuple[list[list[Place]], int]:
+def packed_rows(model: LanguageModel, sequences: Sequence[Any], data: DataOptions) -> tuple[list[list[Place]], int]:
     """The rows these sequences are packed into, and how long a row may be."""
     from lmflow.data.lengths import fit_lengths
     from lmflow.data.tools.show import packed_layout
@@ -255,8 +263,8 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
     from lmflow.data.tools.check import KINDS
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
-    where = report.path or report.format
-    yield f"{where}: {report.samples:,} samples of format {report.format}, turns: {turns or 'none'}"
+    where, kind = report.path or report.format, report.format and f" of format {report.format}"
+    yield f"{where}: {report.samples:,} samples{kind}, turns: {turns or 'none'}"
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.tokens:

@@ -16,7 +16,7 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
-    TRAINING_ONLY,
+    READING_SECTION,
     make_progress,
     resolve_for_use,
 )
@@ -33,9 +33,8 @@ FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": Fal
 SCOPE = Scope(
     "eval",
     ("evaluator", "model", "context", "attention", "data", "inferencer"),
-    {"compute": Compute},
+    {**READING_SECTION, "compute": Compute},
     aliases=COMPUTE_ALIASES,
-    hidden=TRAINING_ONLY,
 )
 HELP = (
     ("--output DIR", "Where to write results.json, rows.jsonl, report.html and plots."),

@@ -19,8 +19,9 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import (
     COMPUTE_ALIASES,
     COMPUTE_HELP,
+    READING_SECTION,
     SAMPLING_SECTIONS,
-    TRAINING_ONLY,
+    formats_in,
     loaded,
     make_progress,
     resolve_for_use,
@@ -45,10 +46,11 @@ from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
 
 if TYPE_CHECKING:
-    from lmflow.components import DataFormat, Inferencer
+    from lmflow.components import Inferencer
     from lmflow.data.sample import Sample
     from lmflow.inference.types import Sampling
     from lmflow.models.language_model import LanguageModel
+    from lmflow.recipe.sections.data import Reading
     from lmflow.run.display import Display
 
 FIXED = {
@@ -64,9 +66,8 @@ FIXED = {
 SCOPE = Scope(
     "generate",
     ("model", "context", "attention", "inferencer", "data"),
-    SAMPLING_SECTIONS,
+    {**READING_SECTION, **SAMPLING_SECTIONS},
     aliases={"--input": "data.path", **COMPUTE_ALIASES},
-    hidden=TRAINING_ONLY,
 )
 HELP = (
     ("--prompt TEXT", "The prompt; without it and --input, standard input is one."),
@@ -250,7 +251,7 @@ def gather(parts: dict[str, Any], plugins: Plugins, wish: Options) -> list[Sampl
     if parts["data"] is not None:
         if wish.prompt is not None:
             raise RecipeError(["--prompt: given beside --data; give one of them"])
-        return read_prompts(parts["data"], plugins.classes("data"), framing, partial(print_error, label=""))
+        return read_prompts(parts["data"], formats_in(parts, plugins), framing, partial(print_error, label=""))
     if wish.prompt is not None:
         return [prompt_sample(wish.prompt, framing, wish.images)]
     return [prompt_sample(read_standard_input(), framing, wish.images, "standard input")]
@@ -267,7 +268,7 @@ def read_standard_input() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def refuse_input_as_output(output: Path, data: DataFormat | None) -> None:
+def refuse_input_as_output(output: Path, data: Reading | None) -> None:
     """Raise RecipeError where writing the output would destroy the input."""
     if data is not None and data.path is not None and output.exists() and output.samefile(data.path):
         raise RecipeError([f"--output: {output} is the input itself; name another file"])

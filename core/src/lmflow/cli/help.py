@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmflow.cli.options import Scanned
+from lmflow.components import Component
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
-from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, TRAINING, Scope
+from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Scope
 from lmflow.recipe.values import option_text, option_type
 
 Row = tuple[str, str]
@@ -32,23 +33,40 @@ def recipe_help(
     chosen = chosen_components(plugins, file if file and file.is_file() else None, scanned.settings, scope)
     sections: list[tuple[str, Sequence[Row]]] = [("Options", [*own, ("--help", "Show this and exit.")])]
     sections.append(("Components", list(_choices(plugins, scope))))
-    for slot, component in chosen.items():
-        about = (inspect.getdoc(component) or "").partition("\n")[0]
-        rows = [row for row in _rows(slot, component, {}) if not _is_hidden(row, scope)]
-        kind = "tracker" if slot.startswith(f"{TRACKERS}.") else slot
-        sections.append((f"{kind} {component.name}: {about}", rows))
-    for name, owner in scope.sections.items():
-        preferred = scope.preferred_in(name)
-        if scope is RUN_SCOPE and name == TRAINING:
-            paths = {path: value for each in chosen.values() for path, value in each.preferred.items()}
-            start = f"{TRAINING}."
-            preferred = {path.removeprefix(start): value for path, value in paths.items() if path.startswith(start)}
-        if not any(path.startswith(f"{name}.") for path in scope.aliases.values()):  # then they are shown as such
-            rows = [row for row in _rows(name, owner, preferred) if not _is_hidden(row, scope)]
-            sections.append((f"{name}: {owner.__doc__}", rows))
+    plain = dict(_plain_sections(chosen, scope))
+    for name in dict.fromkeys((*scope.slots, *chosen, *plain)):
+        sections += [plain[name]] if name in plain else []
+        sections += [_component_section(name, chosen[name], scope)] if name in chosen else []
     width = min(shutil.get_terminal_size().columns, 120)
     body = "".join(_section(title, rows, width) for title, rows in sections if rows)
     return f"\nUsage: {usage}\n\n{textwrap.fill(text, width)}\n{body}\n"
+
+
+def _component_section(name: str, component: type[Component], scope: Scope) -> tuple[str, Sequence[Row]]:
+    """Heading and options of a chosen component."""
+    kind = "tracker" if name.startswith(f"{TRACKERS}.") else name
+    rows = [row for row in _rows(name, component, {}) if not _is_hidden(row, scope)]
+    return f"{kind} {component.name}: {_first_line(component)}", rows
+
+
+def _plain_sections(
+    chosen: Mapping[str, type[Component]], scope: Scope
+) -> Iterator[tuple[str, tuple[str, Sequence[Row]]]]:
+    """Name, heading and options of each plain section, with the defaults that the components of a run prefer."""
+    paths = {path: value for each in chosen.values() for path, value in each.preferred.items()}
+    for name, owner in scope.sections.items():
+        start = f"{name}."
+        preferred = scope.preferred_in(name)
+        if scope is RUN_SCOPE:
+            preferred |= {path.removeprefix(start): value for path, value in paths.items() if path.startswith(start)}
+        aliases = {path.removeprefix(start) for path in scope.aliases.values() if path.startswith(start)}
+        shown_as_such = aliases >= owner.model_fields.keys()
+        rows = [] if shown_as_such else [row for row in _rows(name, owner, preferred) if not _is_hidden(row, scope)]
+        yield name, (f"{name}: {_first_line(owner)}", rows)
+
+
+def _first_line(owner: type[BaseModel]) -> str:
+    return (inspect.getdoc(owner) or "").partition("\n")[0]
 
 
 def _is_hidden(row: Row, scope: Scope) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lmflow.api.parts import TRAINING_ONLY as TRAINING_ONLY
+from lmflow.api.parts import READING_SECTION as READING_SECTION
+from lmflow.api.parts import formats_in as formats_in
 from lmflow.api.parts import loaded as loaded
 from lmflow.cli.options import Scanned
 from lmflow.errors import RecipeError
@@ -16,7 +17,7 @@ from lmflow.inference.types import Sampling
 from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
-from lmflow.recipe.settings import Origin, Scope, Setting
+from lmflow.recipe.settings import DATA, Origin, Scope, Setting
 from lmflow.run.terminal import make_progress as make_progress
 
 COMPUTE_ALIASES = {"--device": "compute.device", "--precision": "compute.precision"}
@@ -30,18 +31,19 @@ SAMPLING_SECTIONS: Mapping[str, type[BaseModel]] = {"sampling": Sampling, "compu
 def resolve_for_use(scanned: Scanned, plugins: Plugins, scope: Scope, *, reads_data: bool = False) -> dict[str, Any]:
     """The parts a command line names; raises RecipeError with everything wrong in it.
 
-    Unless the command `reads_data`, slot `data` is None where nothing names data.
+    Unless the command `reads_data`, `data` is None where nothing names data.
     """
     settings = joined_stops(scanned.settings)
-    if not reads_data and not any(setting.path.partition(".")[0] == "data" for setting in settings):
-        scope = replace(scope, slots=[slot for slot in scope.slots if slot != "data"])
+    if not reads_data and not any(setting.path.partition(".")[0] == DATA for setting in settings):
+        sections = {name: owner for name, owner in scope.sections.items() if name != DATA}
+        scope = replace(scope, slots=[slot for slot in scope.slots if slot != DATA], sections=sections)
     try:
         parts = resolve_parts(plugins, scope, settings)
     except RecipeError as error:
         raise RecipeError([*scanned.problems, *error.problems]) from None
     if scanned.problems:
         raise RecipeError(scanned.problems)
-    return {"data": None, **parts}
+    return {DATA: None, **parts}
 
 
 def joined_stops(settings: Sequence[Setting]) -> list[Setting]:

@@ -99,6 +99,8 @@ def _take_setting(
         value = "true"
     elif value is None and words and (not words[0].startswith("-") or NUMBER.match(words[0])):
         value = words.pop(0)
+    if value is None and "." in path and not flags:
+        value = "true"  # an option of nothing that is chosen, which resolving the others tells with the nearest name
     if value is None:
         scanned.problems.append(f"{option}: needs a value")
     else:
@@ -108,9 +110,10 @@ def _take_setting(
 def _flags(path: str, arguments: Sequence[str], plugins: Plugins, scope: Scope) -> list[bool]:
     """Whether the option is a flag, for the component that the arguments name, or for every one that has it."""
     section, _, key = path.partition(".")
+    if section in scope.sections and key in scope.sections[section].model_fields:
+        return [is_flag(scope.sections[section].model_fields[key])]
     slot, key = ("tracker", key.rpartition(".")[2]) if section == TRACKERS else (section, key)
-    owners: list[type[BaseModel]] = [scope.sections[section]] if section in scope.sections else []
-    owners += [offers[0].component for offers in plugins.offers(slot).values()]
+    owners: list[type[BaseModel]] = [offers[0].component for offers in plugins.offers(slot).values()]
     if named := _named(f"--{slot}", arguments):
         owners = [owner for owner in owners if getattr(owner, "name", "") in named] or owners
     return [is_flag(owner.model_fields[key]) for owner in owners if key in owner.model_fields]

@@ -60,11 +60,12 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         """Foresee one recipe."""
         resolved = resolve_scanned(scanned, plugins, recipe).recipe
         from lmflow.data.dataset import load_dataset
+        from lmflow.data.formats import formats_of
         from lmflow.planning.plan import load_skeleton, make_plan
 
         with warnings.catch_warnings(action="ignore"), stdout_for_results():
             model = load_skeleton(resolved, plugins)
-            data, summary = load_dataset(resolved.data, plugins.classes("data"), resolved.training.seed)
+            data, summary = load_dataset(resolved.data, formats_of(resolved, plugins), resolved.training.seed)
             found = make_plan(resolved, model, data, plugins)
         if as_json:
             sys.stdout.write(json.dumps(found.as_dict()) + "\n")

@@ -34,14 +34,15 @@ def command(
     if output.exists():
         raise RunDirectoryError(f"{output} exists; choose another directory with --output")
     from lmflow.data.dataset import read_samples
-    from lmflow.data.formats import Auto
+    from lmflow.data.formats import Formats
     from lmflow.models.vocabulary import add_tokens, learn_pieces
     from lmflow.recipe.resolve import model_from_reference
+    from lmflow.recipe.sections.data import Reading
 
     plugins = installed_plugins()
     texts: list[str] = []
     if corpus is not None:
-        samples = read_samples(Auto(path=corpus), plugins.classes("data"))
+        samples = read_samples(Reading(path=corpus), Formats(plugins.classes("data")))
         texts = [turn.content for sample in samples for turn in sample.messages]
     loaded = model_from_reference(plugins, model).load(LoadRequest(plugins=plugins))
     before = sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts)

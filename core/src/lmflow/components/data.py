@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import Field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmflow.components.base import Component
 from lmflow.errors import DataError
@@ -16,49 +15,39 @@ if TYPE_CHECKING:
 
 
 class DataFormat(Component):
-    """Slot `data`: what a record means. The fields here are common to all formats."""
+    """Slot `data`: what a record means. Where records lie, how long samples are and packing are no format's options."""
 
+    reserved: ClassVar[tuple[str, ...]] = (
+        "path",
+        "mix",
+        "columns",
+        "on_bad_record",
+        "streaming",
+        "limit",
+        "max_length",
+        "too_long",
+        "packing",
+        "validation",
+        "template",
+        "train_on",
+    )
+    """Options of the section `data` for all formats (`DataOptions`); a format's own stand beside them in it."""
     reward: ClassVar[str | None] = None
     """Name of the reward that belongs to this data, used when the recipe names none."""
     includes: ClassVar[tuple[str, ...]] = ()
     """Formats whose records this one reads too: a file of both is its own, and it is preferred to them."""
 
-    path: str | None = Field(
-        None, description="File or directory of records (JSON, JSON lines, CSV, Parquet, text), or a hub name."
-    )
-    mix: dict[str, float] = Field(
-        {},
-        description="Several of them, each with how often its records come in an epoch: a.jsonl=1,b.csv=0.5.",
-    )
-    columns: dict[str, str] = Field(
-        {}, description="Fields that are called otherwise in the file: OURS=THEIRS,OURS=THEIRS."
-    )
-    on_bad_record: Literal["error", "skip"] = Field(
-        "error", description="What to do with records that cannot be used: stop, or leave them out and count them."
-    )
-    streaming: bool | None = Field(
-        None, description="Read samples from disk when they are needed; if unset, those of more than 256 MB."
-    )
-    max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
-    too_long: Literal["auto", "error", "truncate", "skip", "split"] = Field(
-        "auto", description="What becomes of longer samples; auto splits plain text and truncates everything else."
-    )
-    packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
-    validation: float | str = Field(
-        0.05, description="Share of the records held out for evaluation, or the path of a file that holds them."
-    )
-    limit: int | None = Field(None, gt=0, description="Use only the first so many records.")
-    template: str | None = Field(
-        None, description="Chat template, by name (chatml, llama3, …) or a Jinja file; the model's own if unset."
-    )
-    train_on: str = Field(
-        "assistant", pattern="^(assistant|last|all)$", description="Tokens with a loss: answers, the last one, or all."
-    )
-
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """Whether a record looks like this format; used when the recipe names no format."""
         return False
+
+    def in_folder(self, folder: Path) -> DataFormat:
+        """The format for the records of files in `folder`, which their relative paths (of images) begin at.
+
+        Asked once for each place that data is read from; a format whose records name no files is the same everywhere.
+        """
+        return self
 
     @abstractmethod
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:

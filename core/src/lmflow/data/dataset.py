@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmflow.components import DataFormat
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
 from lmflow.data.files import unread_folders
-from lmflow.data.formats.recognising import Auto
+from lmflow.data.formats.recognising import Formats
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.data.source import (
     SHOWN,
@@ -29,6 +28,7 @@ from lmflow.data.source import (
     validation_source,
 )
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions, Reading
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DataSummary:
         return text
 
 
-def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
+def load_dataset(data: DataOptions, formats: Formats, seed: int) -> tuple[Dataset, DataSummary]:
     """Read, interpret and split the records `data` describes.
 
     Raises DataError with the first malformed records, or when there is nothing to train on.
@@ -76,16 +76,17 @@ def load_dataset(data: DataFormat, formats: Sequence[type[DataFormat]], seed: in
         return _load_mix(data, formats, seed)
     validation = None
     if data.path is None:
-        source, heldout = _embedded(data)
+        source, heldout = _embedded(data, formats)
         train: Sequence[Sample] = source.samples
     else:
         source, validation = read_source(data, formats), validation_source(data, formats)
         train, heldout = split(source.samples, validation, data, seed)
     key = train_key([source], data, seed)
-    return Dataset(train, heldout, source.format, key), _summary(data, [source], validation, len(train), len(heldout))
+    summary = _summary(data, formats, [source], validation, len(train), len(heldout))
+    return Dataset(train, heldout, data, source.format, key), summary
 
 
-def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) -> tuple[Dataset, DataSummary]:
+def _load_mix(data: DataOptions, formats: Formats, seed: int) -> tuple[Dataset, DataSummary]:
     """Several places, each as often as its weight says; what is held out is not weighted."""
     sources = read_sources(data, formats)
     validation = validation_source(data, formats)
@@ -96,31 +97,39 @@ def _load_mix(data: DataFormat, formats: Sequence[type[DataFormat]], seed: int) 
     digest = hashlib.sha256(json.dumps([source.digest for source in sources]).encode()).hexdigest()
     whole = Concatenated(train)
     summary = replace(
-        _summary(data, sources, validation, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest
+        _summary(data, formats, sources, validation, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest
     )
-    return Dataset(whole, heldout, sources[0].format, train_key(sources, data, seed)), summary
+    return Dataset(whole, heldout, data, sources[0].format, train_key(sources, data, seed)), summary
 
 
-def train_key(sources: Sequence[Source], data: DataFormat, seed: int) -> str | None:
-    """A digest of everything the samples that are trained on depend on: files, options, formats and their code.
+def train_key(sources: Sequence[Source], data: DataOptions, seed: int) -> str | None:
+    """A digest of all that the samples trained on depend on: files, options, and each format's options and code.
 
     None for a format whose code lies in no file, such as a notebook's.
     """
-    formats = dict.fromkeys(type(source.format) for source in sources)
+    formats = [source.format for source in sources if source.format is not None]
+    own = [f"{each.name} {each.model_dump_json()}" for each in formats]
+    kinds = dict.fromkeys(map(type, formats))
     try:
-        code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in formats]
+        code = [f"{each.__qualname__} {Path(inspect.getfile(each)).read_text(encoding='utf-8')}" for each in kinds]
     except (OSError, TypeError):
         return None
-    return key_of(*(source.digest for source in sources), data.model_dump_json(exclude={"streaming"}), str(seed), *code)
+    plain = data.model_dump_json(exclude={"streaming"})
+    return key_of(*(source.digest for source in sources), plain, str(seed), *own, *code)
+
+
+def names_of(sources: Sequence[Source]) -> str:
+    """The formats of the sources by name, each once."""
+    return ", ".join(dict.fromkeys(source.format.name for source in sources if source.format is not None))
 
 
 def _summary(
-    data: DataFormat, sources: Sequence[Source], validation: Source | None, train: int, heldout: int
+    data: DataOptions, formats: Formats, sources: Sequence[Source], validation: Source | None, train: int, heldout: int
 ) -> DataSummary:
     everything = [*sources, *([validation] if validation else [])]
     return DataSummary(
         path=data.path,
-        format=", ".join(dict.fromkeys(source.format.name for source in sources)),
+        format=names_of(sources),
         records=sum(source.records for source in sources),
         train=train,
         heldout=heldout,
@@ -128,20 +137,18 @@ def _summary(
         skipped=sum(source.skipped for source in everything),
         problems=tuple(problem for source in everything for problem in source.problems)[:SHOWN],
         fields=sources[0].fields,
-        recognised=isinstance(data, Auto) and len({source.format.name for source in sources}) == 1,
+        recognised=formats.chosen is None and len({type(source.format) for source in sources}) == 1,
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
 
 
-def read_samples(
-    data: DataFormat, formats: Sequence[type[DataFormat]], note: Callable[[str], None] | None = None
-) -> Sequence[Sample]:
+def read_samples(data: Reading, formats: Formats, note: Callable[[str], None] | None = None) -> Sequence[Sample]:
     """Every record `data` describes, none held out; without a path, the held-out part of what the format brings.
 
     `note` is told of records that `data.on_bad_record` says to skip. Raises DataError with the first malformed records.
     """
     if data.path is None and not data.mix:
-        return _embedded(data)[1][: data.limit]
+        return _embedded(data, formats)[1][: data.limit]
     sources = read_sources(data, formats)
     if note is not None and (skipped := sum(source.skipped for source in sources)):
         note(_skipped(skipped, next(source.problems[0] for source in sources if source.problems)))
@@ -149,7 +156,7 @@ def read_samples(
 
 
 def split(
-    samples: Sequence[Sample], validation: Source | None, data: DataFormat, seed: int
+    samples: Sequence[Sample], validation: Source | None, data: DataOptions, seed: int
 ) -> tuple[Sequence[Sample], list[Sample]]:
     """Training and held-out samples: those of the pool `validation`, or a seeded share."""
     if validation is not None:

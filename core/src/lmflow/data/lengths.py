@@ -109,7 +109,7 @@ class LengthFitter:
 
     limit: int | None
     policy: str
-    """auto, error, truncate, skip or split, as `DataFormat.too_long` says."""
+    """auto, error, truncate, skip or split, as `DataOptions.too_long` says."""
     longest: int = 0
     kept: int = 0
     tokens: int = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmflow.components import DataFormat
+    from lmflow.recipe.sections.data import DataOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ class Dataset:
 
     train: Sequence[Sample]
     heldout: Sequence[Sample]
-    options: DataFormat
+    options: DataOptions
+    format: DataFormat | None = None
+    """What their records mean; of several places, the first one's. None for samples that were read from no records."""
     fingerprint: str | None = None
     """What `train` was read from, where reading it again gives the same samples."""

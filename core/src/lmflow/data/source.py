@@ -13,11 +13,12 @@ from pathlib import Path
 from lmflow.components import DataFormat
 from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.containers import iterate_records
-from lmflow.data.files import files_of, fingerprint, size_of
-from lmflow.data.formats.recognising import LOOKED_AT, Auto, resolve_format
+from lmflow.data.files import files_of, fingerprint, on_hub, size_of
+from lmflow.data.formats.recognising import LOOKED_AT, Formats
 from lmflow.data.record import Record
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions, Reading
 
 SHOWN = 5
 """Malformed records a message shows."""
@@ -31,7 +32,8 @@ LARGE = 256 << 20
 class Source:
     """The samples of one place, and what was found wrong there."""
 
-    format: DataFormat
+    format: DataFormat | None
+    """What the records mean; None where there is none that it could be recognised by."""
     samples: Sequence[Sample]
     digest: str
     records: int
@@ -47,7 +49,7 @@ def _skipped(count: int, problem: str) -> str:
     return f"{count:,} that cannot be used skipped, such as {problem}"
 
 
-def places(data: DataFormat) -> list[tuple[DataFormat, str]]:
+def places(data: Reading) -> list[tuple[Reading, str]]:
     """The data's options for each place that its samples come from, and the folder to name with its records.
 
     A folder is named where places of a mix have files of one name. Raises DataError where two options name the data.
@@ -73,7 +75,7 @@ def folder_of(path: str) -> str:
     return f"{place if place.is_dir() else place.parent}/"
 
 
-def read_sources(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[Source]:
+def read_sources(data: Reading, formats: Formats) -> list[Source]:
     """All samples of each place `data` describes, and what was left out there.
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
@@ -81,9 +83,7 @@ def read_sources(data: DataFormat, formats: Sequence[type[DataFormat]]) -> list[
     return [read_source(place, formats, folder) for place, folder in places(data)]
 
 
-def validation_source(
-    data: DataFormat, formats: Sequence[type[DataFormat]], read: Callable[..., Source] | None = None
-) -> Source | None:
+def validation_source(data: DataOptions, formats: Formats, read: Callable[..., Source] | None = None) -> Source | None:
     """What is in the file that `data.validation` names, read by `read_source`; None where that is a share."""
     if _as_share(data.validation) is not None:
         return None
@@ -92,7 +92,7 @@ def validation_source(
     )
 
 
-def read_source(data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "") -> Source:
+def read_source(data: Reading, formats: Formats, folder: str = "") -> Source:
     """The samples of `data.path`; from large files they are read again whenever they are asked for.
 
     Raises DataError with the first malformed records, unless `data.on_bad_record` says to skip them.
@@ -103,28 +103,30 @@ def read_source(data: DataFormat, formats: Sequence[type[DataFormat]], folder: s
     return source
 
 
-def scan_source(
-    data: DataFormat, formats: Sequence[type[DataFormat]], folder: str = "", shown: int | None = SHOWN
-) -> Source:
+def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | None = SHOWN) -> Source:
     """All samples there are, and what is wrong with the other records: the first `shown` of them, or all.
 
     `folder` goes before the names of the files, which tells them from others of a mix. Raises DataError where the file
     as a whole, or its format, cannot be read.
     """
     if data.path is None:
-        return _embedded(data)[0]
+        return _embedded(data, formats)[0]
     found = renamed(placed(iterate_records(data.path), folder), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = peek(found)
     if not first:
-        return _unusable(data, [str(each) for each in records if isinstance(each, DataError)], shown)
-    chosen = resolve_format(data, formats, first)
-    alike = format_matcher(chosen, formats) if isinstance(data, Auto) else None
+        problems = [str(each) for each in records if isinstance(each, DataError)]
+        return _unusable(data.path, formats.chosen, problems, shown)
+    chosen = formats.resolve(first)
+    alike = format_matcher(chosen, formats.installed) if formats.chosen is None else None
+    if not on_hub(data.path):
+        place = Path(data.path)
+        chosen = chosen.in_folder(place if place.is_dir() else place.parent)
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
     source = Source(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
-    for sample, record in interpreted(records, source, alike):
+    for sample, record in interpreted(records, chosen, source, alike):
         if kept is None:
             samples.append(sample)
         else:
@@ -145,12 +147,12 @@ def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Re
     return good, chain(seen, found)
 
 
-def _unusable(data: DataFormat, problems: list[str], shown: int | None) -> Source:
+def _unusable(path: str, chosen: DataFormat | None, problems: list[str], shown: int | None) -> Source:
     """A pool without samples where all problems are wanted. Raises DataError with the first where they are not."""
     if shown is not None or not problems:
-        raise DataError(problems[0] if problems else f"{data.path} holds no record.")
+        raise DataError(problems[0] if problems else f"{path} holds no record.")
     count = len(problems)
-    return Source(data, [], fingerprint(str(data.path)), count, count, problems, shown=shown)
+    return Source(chosen, [], fingerprint(path), count, count, problems, shown=shown)
 
 
 def format_matcher(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:
@@ -163,9 +165,12 @@ def format_matcher(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> C
 
 
 def interpreted(
-    records: Iterable[Record | DataError], source: Source, alike: Callable[[Record], bool] | None = None
+    records: Iterable[Record | DataError],
+    chosen: DataFormat,
+    source: Source,
+    alike: Callable[[Record], bool] | None = None,
 ) -> Iterator[tuple[Sample, Record]]:
-    """Every record that can be used, as a sample; `pool` counts those that cannot, and keeps the first problems.
+    """Every record that `chosen` can use, as a sample; `source` counts the others, and keeps the first problems.
 
     With `alike`, records that do not look like the others are among these, though the format might read a part of them.
     """
@@ -175,8 +180,8 @@ def interpreted(
             if isinstance(record, DataError):
                 raise record
             if alike is not None and not alike(record):
-                raise DataError(_unlike(record, source.format.name))
-            yield source.format.sample(record.fields, record.source), record
+                raise DataError(_unlike(record, chosen.name))
+            yield chosen.sample(record.fields, record.source), record
         except DataError as error:
             source.skipped += 1
             source.problems += [str(error)] if source.shown is None or len(source.problems) < source.shown else []
@@ -195,7 +200,8 @@ def _unlike(record: Record, name: str) -> str:
 
 def _bad_records(source: Source) -> str:
     more = f"\n… and {source.skipped - SHOWN} more" if source.skipped > SHOWN else ""
-    count = f"{source.skipped} of {source.records} records do not fit format {source.format.name}:\n"
+    name = source.format.name if source.format else "any"
+    count = f"{source.skipped} of {source.records} records do not fit format {name}:\n"
     hint = "\nMend them (lmflow data check lists them all), or leave them out with --data.on_bad_record skip."
     return count + "\n".join(source.problems) + more + hint
 
@@ -237,15 +243,18 @@ def _as_share(validation: float | str) -> float | None:
     return share
 
 
-def _embedded(data: DataFormat) -> tuple[Source, list[Sample]]:
+def _embedded(data: Reading, formats: Formats) -> tuple[Source, list[Sample]]:
     """What the format brings: the pool to train on, and the samples that are held out."""
-    brought = data.embedded()
+    chosen = formats.chosen
+    if chosen is None:
+        raise DataError("There is no data: give a file with --data.path, or name a format that brings some.")
+    brought = chosen.embedded()
     if brought is None:
-        raise DataError(f"Format {data.name} brings no data of its own; give a file with --data.path.")
+        raise DataError(f"Format {chosen.name} brings no data of its own; give a file with --data.path.")
     train, heldout = (
-        [Record(fields, f"{data.name}: record {number}") for number, fields in enumerate(part, 1)] for part in brought
+        [Record(fields, f"{chosen.name}: record {number}") for number, fields in enumerate(part, 1)] for part in brought
     )
     digest = hashlib.sha256(json.dumps([[dict(r.fields) for r in part] for part in (train, heldout)]).encode())
-    source = Source(data, [], digest.hexdigest(), 0)
-    source.samples = [sample for sample, _ in interpreted(train[: data.limit], source)]
-    return source, [sample for sample, _ in interpreted(heldout, Source(data, [], "", 0))]
+    source = Source(chosen, [], digest.hexdigest(), 0)
+    source.samples = [sample for sample, _ in interpreted(train[: data.limit], chosen, source)]
+    return source, [sample for sample, _ in interpreted(heldout, chosen, Source(chosen, [], "", 0))]

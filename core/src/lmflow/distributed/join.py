@@ -30,7 +30,7 @@ def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Processes
     from lmflow.models.device import choose_device
     from lmflow.recipe.resolve import single_process_reasons
 
-    components = [recipe.model, recipe.context, recipe.data, recipe.tuner, recipe.aligner, recipe.inferencer]
+    components = [recipe.model, recipe.context, recipe.format, recipe.tuner, recipe.aligner, recipe.inferencer]
     if reasons := list(single_process_reasons(each for each in [*components, recipe.reward, *recipe.trackers] if each)):
         raise RecipeError(reasons)
     device = choose_device(recipe.training.device)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
@@ -185,13 +185,15 @@ class PassEngine(Engine, Generic[B]):
             return []
         running = batch.size() if batch is not None else None
         count = admit((self.demand(request) for request in self._waiting), self._budget, running)
-        return [self._waiting.popleft() for _ in range(count)]
+        return list(islice(self._waiting, count))
 
     def _enter(self, requests: Sequence[Request]) -> int:
         """Begin requests, beside those that run; how many tokens came."""
         owners = [Owner(each, sample, self._text(each)) for each in requests for sample in range(each.rows)]
-        self._running |= {request.ticket: request for request in requests}
         entering, tokens = self._begin([each.prompt for each in requests], [each.rows for each in requests], owners)
+        for request in requests:  # only now: where reading them fails they still wait, and can be cancelled
+            self._waiting.remove(request)
+            self._running[request.ticket] = request
         if self._batch is None:
             self._batch = entering
         else:

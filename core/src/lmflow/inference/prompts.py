@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import DataFormat, GenerateRequest, Inferencer
+from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.containers import read_records
 from lmflow.data.dataset import read_samples
+from lmflow.data.formats.recognising import Formats
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, Interrupted, LmflowError
 from lmflow.inference.types import Completion, Sampling
+from lmflow.recipe.sections.data import Reading
 
 if TYPE_CHECKING:
     from lmflow.components import Log
@@ -61,8 +63,8 @@ def marked(text: str, images: Sequence[str], source: str) -> str:
 
 
 def read_prompts(
-    data: DataFormat,
-    formats: Sequence[type[DataFormat]],
+    data: Reading,
+    formats: Formats,
     framing: Framing,
     note: Callable[[str], None] | None = None,
 ) -> list[Sample]:
@@ -71,7 +73,7 @@ def read_prompts(
     A record's own answer stays in its last message. `note` is told of records that `data.on_bad_record` says to skip.
     Raises DataError for records no format recognises.
     """
-    if data.name == "auto" and data.path is not None and is_text_file(Path(data.path)):
+    if formats.chosen is None and data.path is not None and is_text_file(Path(data.path)):
         return [
             prompt_sample(line, framing, source=f"{record.source}:{number}")
             for record in read_records(Path(data.path))

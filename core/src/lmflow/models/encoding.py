@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmflow import data
-from lmflow.components import DataFormat
 from lmflow.data import lengths
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.tokens import cached
@@ -19,6 +18,7 @@ from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
 from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import Dataset, Item, Message, Sample, TokenSequence
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions
 
 if TYPE_CHECKING:
     from lmflow.components import Aligner, Log
@@ -33,7 +33,7 @@ KEPT_FROM = 2_000_000
 
 
 def encode(
-    model: LanguageModel, samples: Sequence[Sample], options: DataFormat, fingerprint: str | None = None
+    model: LanguageModel, samples: Sequence[Sample], options: DataOptions, fingerprint: str | None = None
 ) -> tuple[Sequence[TokenSequence], LengthReport]:
     """Tokenise `samples` and fit them to `options.max_length` or the model's context, whichever is shorter.
 
@@ -89,7 +89,7 @@ def samples_key(samples: Sequence[Sample]) -> str:
     return key_of(*map(repr, parts))
 
 
-def length_limit(model: LanguageModel, options: DataFormat) -> int | None:
+def length_limit(model: LanguageModel, options: DataOptions) -> int | None:
     """The longest sequence allowed, in tokens; None if neither the model nor the options limit it."""
     return lengths.length_limit(model.context_length, options.max_length)
 
@@ -101,14 +101,14 @@ def longest_sequence(model: LanguageModel, samples: Sequence[Sample], candidates
     return max((len(sequence) for sequences in found for sequence in sequences), default=0)
 
 
-def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> Sequence[TokenSequence]:
+def encode_answered(model: LanguageModel, samples: Sequence[Sample], options: DataOptions) -> Sequence[TokenSequence]:
     """Like `encode`, for those samples that end with an answer; empty when none does."""
     answered = [sample for sample in samples if _answered(sample)]
     return encode(model, answered, options)[0] if answered else []
 
 
 def prompts_with_room(
-    model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, options: DataFormat, log: Log, what: str
+    model: LanguageModel, samples: Sequence[Sample], max_new_tokens: int, options: DataOptions, log: Log, what: str
 ) -> list[Sample]:
     """Samples whose prompt leaves room for a completion within `length_limit`.
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import DataFormat
 from lmflow.data.lengths import LengthFitter, LengthReport
 from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.errors import DataError
 from lmflow.models.encoding import CHUNK, length_limit
+from lmflow.recipe.sections.data import DataOptions
 
 if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
@@ -22,7 +22,7 @@ Pair = tuple[TokenSequence, TokenSequence]
 
 
 def encode_pairs(
-    model: LanguageModel, samples: Sequence[Sample], options: DataFormat
+    model: LanguageModel, samples: Sequence[Sample], options: DataOptions
 ) -> tuple[list[Pair], LengthReport]:
     """Tokenise preferences (`messages` preferred to `rejected`) and fit both sides to the run's rules of length.
 
@@ -43,7 +43,7 @@ def encode_pairs(
     return pairs, fitter.report()
 
 
-def encode_answered_pairs(model: LanguageModel, samples: Sequence[Sample], options: DataFormat) -> list[Pair]:
+def encode_answered_pairs(model: LanguageModel, samples: Sequence[Sample], options: DataOptions) -> list[Pair]:
     """Like `encode_pairs`, for those samples that have a rejected dialogue; empty when none has."""
     preferences = [sample for sample in samples if sample.rejected]
     return encode_pairs(model, preferences, options)[0] if preferences else []

@@ -44,6 +44,8 @@ def _option_faults(base: type[Component], component: type[Component]) -> Iterato
         inherited = base.model_fields.get(key)
         if key == "name":
             continue
+        if key in getattr(base, "reserved", ()):
+            yield f"option {key} is one that the section has for all formats; give it another name"
         if inherited is None and hasattr(base, key):
             yield f"option {key} hides {base.__name__}.{key}; give it another name"
         if not (field.description or "").strip():

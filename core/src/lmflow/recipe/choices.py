@@ -10,7 +10,7 @@ from lmflow.errors import LmflowError, PluginError
 from lmflow.plugins import Plugins
 from lmflow.plugins.faults import blaming
 from lmflow.recipe.choice import Choice
-from lmflow.recipe.settings import TRACKERS, Origin, Setting, of_section
+from lmflow.recipe.settings import DATA, TRACKERS, Origin, Setting, of_section
 from lmflow.recipe.sources import find_recorded
 from lmflow.run_files import read_record
 
@@ -22,9 +22,14 @@ OPTIONAL = ("reward", "context", "attention")
 def choose(
     plugins: Plugins, slot: str, settings: Mapping[str, Setting], problems: list[str], preferred: Setting | None = None
 ) -> Choice | None:
-    """The component in `slot`, None where it stays empty or the choice is a mistake, which becomes a problem."""
+    """The component in `slot`, None where it stays empty or the choice is a mistake, which becomes a problem.
+
+    A data format stays empty where it is to be recognised.
+    """
     setting = settings.get(f"{slot}.name")
-    if setting is None:
+    if slot == DATA and is_to_be_recognised(settings, preferred):
+        return None
+    if setting is None or (slot == DATA and is_nothing(setting.value)):
         name = default_name(slot, settings)
         if preferred is None and name is None:
             _, stray = next(of_section(settings, slot), ("", None))
@@ -32,12 +37,25 @@ def choose(
                 problems.append(f"{stray.place}: set, but no {slot} is chosen; name one with --{slot}")
             return None
         setting = preferred or Setting(f"{slot}.name", name, Origin("default"))
-    if slot in OPTIONAL and (setting.value is None or setting.value in NOTHING):
+    if slot in OPTIONAL and is_nothing(setting.value):
         return None
     if not isinstance(setting.value, str):
         problems.append(f"{setting.place}: expected the name of a {slot}, got {setting.value!r}")
         return None
     return _found(plugins, slot, setting, settings, problems)
+
+
+def is_to_be_recognised(settings: Mapping[str, Setting], preferred: Setting | None = None) -> bool:
+    """Whether the records of a place that is named are to say themselves which format they have."""
+    setting = settings.get(f"{DATA}.name")
+    named = preferred is not None if setting is None else not is_nothing(setting.value)
+    given = (settings.get(f"{DATA}.{key}") for key in ("path", "mix"))
+    return not named and any(each is not None and each.value != {} and not is_nothing(each.value) for each in given)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a name says that the slot is to be left empty."""
+    return value is None or value in NOTHING
 
 
 def choose_trackers(plugins: Plugins, settings: Mapping[str, Setting], problems: list[str]) -> dict[str, Choice]:
@@ -68,7 +86,7 @@ def _strays(settings: Mapping[str, Setting], chosen: Mapping[str, Choice]) -> li
 
 def _tracker_names(settings: Mapping[str, Setting], problems: list[str]) -> Iterator[tuple[str, Setting]]:
     setting = settings.get(f"{TRACKERS}.name")
-    if setting is None or setting.value is None or setting.value in NOTHING:
+    if setting is None or is_nothing(setting.value):
         return
     value = setting.value
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
@@ -148,7 +166,7 @@ def default_name(slot: str, settings: Mapping[str, Setting]) -> str | None:
     given = any(path.removeprefix(f"{slot}.") not in Model.model_fields for path, _ in of_section(settings, slot))
     defaults = {
         "model": "pretrained" if given else "demo",
-        "data": "auto" if {"data.path", "data.mix"} & settings.keys() else "demo",
+        "data": "demo",
         "tuner": "full",
         "optimizer": "adamw",
         "schedule": "cosine",

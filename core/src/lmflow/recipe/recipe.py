@@ -21,14 +21,10 @@ from lmflow.components import (
     Tuner,
 )
 from lmflow.plugins import RECIPE_SLOTS
+from lmflow.recipe.sections.data import DataOptions, Reading
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.sections.training import TrainingOptions
-from lmflow.recipe.settings import (
-    PLAIN,
-    SOURCES,
-    TRACKERS,
-    Origin,
-)
+from lmflow.recipe.settings import DATA, PLAIN, SOURCES, TRACKERS, Origin
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,9 @@ class Recipe:
     model: Model
     context: Context | None
     attention: Attention | None
-    data: DataFormat
+    data: DataOptions
+    format: DataFormat | None
+    """What records mean; None where that is to be recognised."""
     tuner: Tuner
     optimizer: Optimizer
     schedule: Schedule
@@ -48,6 +46,8 @@ class Recipe:
     training: TrainingOptions
     trackers: Sequence[Tracker] = ()
     launch: LaunchOptions = field(default_factory=LaunchOptions)
+    format_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options for the format that is recognised, as plain values."""
     names: Mapping[str, str] = field(default_factory=dict)
     """How each slot's component was named, where that is more than its own name (`distribution:name`)."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -66,14 +66,26 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, every one of them explicit."""
     sections: dict[str, Any] = {}
     for slot in RECIPE_SLOTS:
+        if slot == DATA:
+            name = recipe.names.get(slot)
+            sections[slot] = data_as_dict(recipe.data, recipe.format, recipe.format_options, name)
+            continue
         part: Component | None = getattr(recipe, slot)
         name = recipe.names.get(slot) or (part.name if part else None)
         sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
     handle_signals = {
         recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
     }
-    plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN}
+    plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN if name != DATA}
     return sections | plain | {TRACKERS: handle_signals}
+
+
+def data_as_dict(
+    data: Reading, chosen: DataFormat | None, further: Mapping[str, Any], name: str | None = None
+) -> dict[str, Any]:
+    """The section `data` as it is written: the format (null: to be recognised), all plain options, then its own."""
+    own = chosen.model_dump(mode="json") if chosen else further
+    return {"name": name or (chosen.name if chosen else None), **data.model_dump(mode="json"), **own}
 
 
 def dump(recipe: Recipe) -> str:

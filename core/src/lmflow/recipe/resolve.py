@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from lmflow.components import (
     Component,
@@ -16,17 +16,19 @@ from lmflow.components import (
 )
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import RECIPE_SLOTS, Plugins
-from lmflow.plugins.faults import blaming, failing_options
+from lmflow.recipe.building import build, unknown_key
 from lmflow.recipe.choice import Choice
 from lmflow.recipe.choices import choose, choose_trackers, find_choice, missing_packages, not_installed
+from lmflow.recipe.format_options import format_parts
 from lmflow.recipe.gather import gather
 from lmflow.recipe.placement import placement_problems
 from lmflow.recipe.preferences import faulty_preferences
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe
 from lmflow.recipe.sections.launch import LaunchOptions
-from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import (
+    DATA,
     LAUNCH,
+    PLAIN,
     RUN_SCOPE,
     TRACKERS,
     TRAINING,
@@ -36,7 +38,6 @@ from lmflow.recipe.settings import (
     of_section,
 )
 from lmflow.recipe.sources import check_sources, sources_of
-from lmflow.recipe.values import explain_errors, option_type, parse_option
 
 PREFERRING = ("tuner", "optimizer", "aligner")
 """Slots whose components may prefer other defaults (`Component.preferred`); of several the last wins."""
@@ -62,9 +63,11 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
         chosen[slot] = choose(plugins, slot, settings, problems, preferred)
     chosen = {slot: chosen[slot] for slot in RECIPE_SLOTS}
     trackers = choose_trackers(plugins, settings, problems)
-    parts, origins = _build_chosen({**chosen, **trackers}, settings, plugins, problems)
-    given = _training_section(settings, chosen, plugins, problems)
-    parts[TRAINING] = _build(TRAINING, TrainingOptions, given, origins, problems)
+    parts, origins = _build_chosen({**chosen, **trackers}, settings, PLAIN, plugins, problems)
+    parts |= format_parts(parts.pop(DATA), settings, PLAIN[DATA], plugins, origins, problems)
+    for section in (DATA, TRAINING):
+        given = _plain_section(section, settings, chosen, plugins, problems)
+        parts[section] = build(section, PLAIN[section], given, origins, problems)
     parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
     problems += faulty_preferences(chosen, PREFERRING, CHOOSING_ORDER, plugins)
     problems += _incompatibilities(chosen, trackers)
@@ -83,6 +86,9 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
 def resolve_parts(plugins: Plugins, scope: Scope, options: Sequence[Setting]) -> dict[str, Any]:
     """The components and sections of a command that is not a run, by name; a slot nothing fills has None.
 
+    With slot data, `format` is the data format (None: to be recognised), `format_options` are options for the one that
+    is recognised, and `data` the plain section.
+
     Raises RecipeError with every mistake at once, as `resolve` does.
     """
     problems: list[str] = []
@@ -90,14 +96,16 @@ def resolve_parts(plugins: Plugins, scope: Scope, options: Sequence[Setting]) ->
     for path in settings.keys() & set(scope.hidden):
         problems.append(f"{settings.pop(path).place}: it means nothing to lmflow {scope.command}")
     chosen = {slot: choose(plugins, slot, settings, problems) for slot in scope.slots}
-    parts, origins = _build_chosen(chosen, settings, plugins, problems)
+    parts, origins = _build_chosen(chosen, settings, scope.sections, plugins, problems)
+    if DATA in chosen:
+        parts |= format_parts(parts.pop(DATA), settings, scope.sections[DATA], plugins, origins, problems)
     for section, owner in scope.sections.items():
         preferred = {
             key: Setting(f"{section}.{key}", value, Origin("default"))
             for key, value in scope.preferred_in(section).items()
         }
         given = _known_settings(settings, section, owner, plugins, problems)
-        parts[section] = _build(section, owner, preferred | given, origins, problems)
+        parts[section] = build(section, owner, preferred | given, origins, problems)
     problems += _incompatibilities(chosen)
     problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
     if problems:
@@ -131,7 +139,7 @@ def model_from_reference(plugins: Plugins, reference: str, place: str = "--model
         raise RecipeError(missing)
     problems: list[str] = []
     given = {key: Setting(f"model.{key}", value, setting.origin) for key, value in choice.implied.items()}
-    model = _build("model", choice.component, given, {}, problems, plugins.describe_owner("model", choice.component))
+    model = build("model", choice.component, given, {}, problems, plugins.describe_owner("model", choice.component))
     if problems:
         raise RecipeError(problems)
     return cast(Model, model)
@@ -167,9 +175,16 @@ def _default_reward(data: Choice | None) -> Setting | None:
 
 
 def _build_chosen(
-    chosen: Mapping[str, Choice | None], settings: Mapping[str, Setting], plugins: Plugins, problems: list[str]
+    chosen: Mapping[str, Choice | None],
+    settings: Mapping[str, Setting],
+    plain: Mapping[str, type[BaseModel]],
+    plugins: Plugins,
+    problems: list[str],
 ) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """The chosen components by section, None in those left empty, and the origin of each of their values."""
+    """The chosen components by section, None in those left empty, and the origin of each of their values.
+
+    A section in `plain` has options beside those of its component, which are left to others.
+    """
     parts: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for section, choice in chosen.items():
@@ -179,22 +194,29 @@ def _build_chosen(
             preferred = _preferred(chosen, section)
             preferred.pop("name", None)
             known = {key: each for key, each in preferred.items() if key in choice.component.model_fields}
-            given = known | _section(settings, section, choice, plugins, problems)
+            beside = plain[section].model_fields if section in plain else {}
+            given = known | _section(settings, section, choice, beside, plugins, problems)
             who = plugins.describe_owner(choice.slot, choice.component)
-            parts[section] = _build(section, choice.component, given, origins, problems, who)
+            parts[section] = build(section, choice.component, given, origins, problems, who)
     return parts, origins
 
 
 def _section(
-    settings: Mapping[str, Setting], section: str, choice: Choice, plugins: Plugins, problems: list[str]
+    settings: Mapping[str, Setting],
+    section: str,
+    choice: Choice,
+    beside: Mapping[str, FieldInfo],
+    plugins: Plugins,
+    problems: list[str],
 ) -> dict[str, Setting]:
-    """A component's settings by field; unknown ones become problems."""
+    """A component's settings by field; unknown ones become problems, those `beside` it are left out."""
     given = {key: Setting(f"{section}.{key}", value, choice.origin) for key, value in choice.implied.items()}
     for key, setting in of_section(settings, section):
-        if key == "name":
+        if key == "name" or key in beside:
             continue
-        if key not in choice.component.model_fields:
-            problems.append(f"{setting.place}: {_unknown_key(key, section, choice.component, plugins)}")
+        fields = choice.component.model_fields
+        if key not in fields:
+            problems.append(f"{setting.place}: {unknown_key(key, section, {**beside, **fields}, plugins)}")
         elif key in given:
             problems.append(
                 f"{setting.place}: given twice (--{section} {choice.written}:{given[key].value} sets it too)"
@@ -204,13 +226,17 @@ def _section(
     return given
 
 
-def _training_section(
-    settings: Mapping[str, Setting], chosen: Mapping[str, Choice | None], plugins: Plugins, problems: list[str]
+def _plain_section(
+    section: str,
+    settings: Mapping[str, Setting],
+    chosen: Mapping[str, Choice | None],
+    plugins: Plugins,
+    problems: list[str],
 ) -> dict[str, Setting]:
-    """Training settings, over the defaults that the chosen components prefer."""
-    preferred = _preferred(chosen, TRAINING).items()
-    known = {key: setting for key, setting in preferred if key in TrainingOptions.model_fields}
-    return known | _known_settings(settings, TRAINING, TrainingOptions, plugins, problems)
+    """A section's plain settings, over the defaults that the chosen components prefer."""
+    owner, preferred = PLAIN[section], _preferred(chosen, section)
+    known = {key: setting for key, setting in preferred.items() if key in owner.model_fields}
+    return known | _known_settings(settings, section, owner, plugins, problems)
 
 
 def _launch(
@@ -222,7 +248,7 @@ def _launch(
 ) -> LaunchOptions | None:
     """In how many processes the run is carried out; what the chosen components, or what is installed, forbid."""
     given = _known_settings(settings, LAUNCH, LaunchOptions, plugins, problems)
-    options = cast(LaunchOptions | None, _build(LAUNCH, LaunchOptions, given, origins, problems))
+    options = cast(LaunchOptions | None, build(LAUNCH, LaunchOptions, given, origins, problems))
     if options is None:
         return None
     if options.total > 1:
@@ -238,69 +264,14 @@ def _launch(
 def _known_settings(
     settings: Mapping[str, Setting], section: str, owner: type[BaseModel], plugins: Plugins, problems: list[str]
 ) -> dict[str, Setting]:
-    """A plain section's settings by field; unknown ones become problems."""
+    """A plain section's settings by field; unknown ones become problems, but where a component may have them."""
     given: dict[str, Setting] = {}
     for key, setting in of_section(settings, section):
         if key in owner.model_fields:
             given[key] = setting
-        else:
-            problems.append(f"{setting.place}: {_unknown_key(key, section, owner, plugins)}")
+        elif section not in RECIPE_SLOTS:
+            problems.append(f"{setting.place}: {unknown_key(key, section, owner.model_fields, plugins)}")
     return given
-
-
-def _unknown_key(key: str, section: str, owner: type[BaseModel], plugins: Plugins) -> str:
-    """What to say of an option that `owner` does not have: the nearest one, or whose option it is."""
-    whole = key.partition(".")[0]
-    if whole != key and whole in owner.model_fields:
-        return f"unknown option; {section}.{whole} is set as a whole: {option_type(owner.model_fields[whole])}"
-    near = difflib.get_close_matches(key, owner.model_fields, n=1)
-    if near:
-        return f"unknown option; did you mean {section}.{near[0]}?"
-    for slot in RECIPE_SLOTS:
-        for name, offers in plugins.offers(slot).items():
-            if key in offers[0].component.model_fields:
-                same = slot == section
-                return f"unknown option; {slot}.{key} is an option of {slot} {name}" + (", not chosen" if same else "")
-    if key in TrainingOptions.model_fields:
-        return f"unknown option; did you mean {TRAINING}.{key}?"
-    return f"unknown option; there are {', '.join(owner.model_fields) or 'none'}"
-
-
-def _build(
-    section: str,
-    owner: type[BaseModel],
-    given: Mapping[str, Setting],
-    origins: dict[str, Origin],
-    problems: list[str],
-    who: str = "",
-) -> BaseModel | None:
-    """The section's validated options; what is wrong with them becomes problems.
-
-    Raises PluginError where `who`, the component, cannot check them itself.
-    """
-    values = {}
-    for key, setting in given.items():
-        as_text = setting.origin.kind == "option" and isinstance(setting.value, str)
-        values[key] = parse_option(setting.value, owner.model_fields[key]) if as_text else setting.value
-    for key in owner.model_fields:
-        origins[f"{section}.{key}"] = given[key].origin if key in given else Origin("default")
-    try:
-        with blaming(who or section, lambda error: _checked(section, owner, given, error)):
-            return owner.model_validate(values)
-    except ValidationError as error:
-        for key, said in explain_errors(owner, error.errors()):
-            place = given[key].place if key in given else f"{section}.{key}".rstrip(".")
-            line = f"{place}: {said}"
-            if line not in problems:
-                problems.append(line)
-        return None
-
-
-def _checked(section: str, owner: type[BaseModel], given: Mapping[str, Setting], error: BaseException) -> str:
-    """Which options a component was checking when it failed: those the traceback tells of, or all that were given."""
-    keys = failing_options(owner, error) or list(given)
-    options = ", ".join(given[key].place if key in given else f"{section}.{key}" for key in keys)
-    return f"checking {options}" if options else "making it with its defaults"
 
 
 def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[str, Choice] | None = None) -> list[str]:
@@ -312,8 +283,8 @@ def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[st
         problems += missing_packages(choice)
         who = f"{choice.slot} {choice.component.name}"
         for need in choice.component.needs:
-            if need.slot not in chosen:
-                continue  # the command has no such slot
+            if need.slot not in chosen or (need.slot == DATA and not need.names):
+                continue  # the command has no such slot, or whatever is recognised will do
             filled = chosen[need.slot]
             if filled is None or (need.names and filled.component.name not in need.names):
                 wanted = f" ({' or '.join(need.names)})" if need.names else ""

@@ -10,6 +10,7 @@ from lmflow.components import (
 )
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe.settings import (
+    DATA,
     PLAIN,
     SOURCES,
     TRACKERS,
@@ -29,7 +30,7 @@ def schema(plugins: Plugins) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": sections
-        | {name: owner.model_json_schema() for name, owner in PLAIN.items()}
+        | {name: owner.model_json_schema() for name, owner in PLAIN.items() if name not in RECIPE_SLOTS}
         | {TRACKERS: trackers, SOURCES: _sources_schema()},
         "$defs": definitions,
     }
@@ -44,10 +45,16 @@ def _described(slot: str, component: type[Component], definitions: dict[str, Any
 
 
 def _slot_schemas(plugins: Plugins, slot: str, definitions: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A name, or a mapping of a name, the slot's plain options where it has such, and the component's own.
+
+    A data format need not be named: its options may stand there for the format that is recognised.
+    """
     yield {"type": ["string", "null"], "description": f"Name of a {slot}: {', '.join(sorted(plugins.offers(slot)))}."}
+    plain = PLAIN[slot].model_json_schema()["properties"] if slot in PLAIN else {}
     for name, offers in sorted(plugins.offers(slot).items()):
         described = _described(slot, offers[0].component, definitions)
-        described["properties"] = {"name": {"const": name}, **described.get("properties", {})}
+        named = {"enum": [name, None]} if slot == DATA else {"const": name}
+        described["properties"] = {"name": named, **plain, **described.get("properties", {})}
         yield described
 
 

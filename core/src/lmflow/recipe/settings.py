@@ -9,18 +9,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from lmflow.plugins import RECIPE_SLOTS
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.sections.training import TrainingOptions
 
+DATA = "data"
+"""The section of a recipe that holds plain options, and beside them a component (the format) with its own."""
 TRAINING = "training"
 LAUNCH = "launch"
-PLAIN: Mapping[str, type[BaseModel]] = {TRAINING: TrainingOptions, LAUNCH: LaunchOptions}
-"""The sections of a recipe that hold options and no component."""
+PLAIN: Mapping[str, type[BaseModel]] = {DATA: DataOptions, TRAINING: TrainingOptions, LAUNCH: LaunchOptions}
+"""The sections of a recipe with options that belong to no component."""
 TRACKERS = "trackers"
 """The section of a recipe that names any number of components, each with options of its own."""
 SOURCES = "plugins"
 """The section of a resolved recipe that says which distribution brought each component."""
-SECTIONS = (*RECIPE_SLOTS, *PLAIN, TRACKERS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Setting:
 class Scope:
     """What a command's options can set: components in slots, and the fields of plain sections.
 
+    A section may have the name of a slot (`data`): its fields are then options beside those of the component.
     `preferred` are defaults, by dotted path, that the command puts before those of the classes; `aliases` are the
     command's short options and the dotted path each sets ("--device": "compute.device"); `hidden` are dotted paths that
     mean nothing to the command and are refused; `trackers` says that any number of trackers can be chosen.
@@ -70,7 +73,7 @@ class Scope:
     @property
     def names(self) -> Sequence[str]:
         """Slots and sections alike."""
-        return (*self.slots, *self.sections, *([TRACKERS] if self.trackers else []))
+        return tuple(dict.fromkeys((*self.slots, *self.sections, *([TRACKERS] if self.trackers else []))))
 
     def preferred_in(self, section: str) -> dict[str, Any]:
         """The command's own defaults of a section, by field."""

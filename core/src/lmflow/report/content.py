@@ -103,8 +103,9 @@ class Content:
 
     @property
     def components(self) -> dict[str, str]:
-        """Each section's component, as the recipe names them."""
-        return chosen_names(self.recipe)
+        """Each section's component, as the recipe names them; a data format that was recognised, as the record does."""
+        recognised = self.part("data").get("format")
+        return ({"data": str(recognised)} if recognised else {}) | chosen_names(self.recipe)
 
 
 def read_content(directory: Path) -> Content:

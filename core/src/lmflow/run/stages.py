@@ -40,10 +40,11 @@ class Work:
 def read_data(work: Work) -> Dataset:
     """The samples, as the recipe's format reads them."""
     from lmflow.data.dataset import load_dataset
+    from lmflow.data.formats import formats_of
 
     recipe, log = work.recipe, work.log
     with log.phase("reading data"):
-        formats = work.plugins.classes("data")
+        formats = formats_of(recipe, work.plugins)
         data, summary = log.processes.once_per_node(lambda: load_dataset(recipe.data, formats, recipe.training.seed))
     work.record.values["data"] = asdict(summary)
     if summary.recognised or summary.skipped or summary.unread:

@@ -23,9 +23,14 @@ def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in named}
 
 
+NOTED = {"architectures", "dtype", "transformers_version", "_name_or_path"}
+"""What Transformers notes in a configuration when it writes one."""
+
+
 def state_of(model: LanguageModel) -> dict[str, object]:
     """What a model is beside its tensors, by what it is: modes, hooks, `requires_grad`, gradients, configuration."""
-    found: dict[str, object] = {"the configuration": repr(getattr(model.module, "config", None))}
+    config = config_of(model).to_dict() if hasattr(model.module, "config") else {}
+    found: dict[str, object] = {f"{key} of the configuration": config[key] for key in config.keys() - NOTED}
     for name, part in model.module.named_modules():
         found[f"the mode of {name or 'the model'}"] = part.training
         hooks = len(part._forward_hooks), len(part._forward_pre_hooks), len(part._backward_hooks)
@@ -95,9 +100,10 @@ def mean_loss(model: LanguageModel, sequences: Sequence[TokenSequence]) -> float
 def heldout_loss(plugins: Plugins, model: LanguageModel, recipe: Recipe) -> float:
     """Loss of `model` on what a run of `recipe` holds out: its `eval_loss`."""
     from lmflow.data.dataset import load_dataset
+    from lmflow.data.formats import formats_of
     from lmflow.models.encoding import encode_answered
 
-    data, _ = load_dataset(recipe.data, plugins.classes("data"), recipe.training.seed)
+    data, _ = load_dataset(recipe.data, formats_of(recipe, plugins), recipe.training.seed)
     return mean_loss(model, encode_answered(model, data.heldout, data.options))
 
 

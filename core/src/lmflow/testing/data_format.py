@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from lmflow.components import DataFormat
-from lmflow.data.formats import Auto, resolve_format
+from lmflow.data.formats import Formats
 from lmflow.data.record import Record
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
@@ -101,7 +101,7 @@ class DataFormatSuite:
     @pytest.fixture
     def plugins(self, data_format: DataFormat) -> Plugins:
         """The core and the plugin of the format, which need not be installed."""
-        return plugins_with(type(data_format))
+        return plugins_with(type(data_format), companions=())
 
     # Good records
 
@@ -186,7 +186,7 @@ class DataFormatSuite:
             return
         for record in records:
             try:
-                found = resolve_format(Auto(path="x"), plugins.classes("data"), [Record(record, SOURCE)])
+                found = Formats(plugins.classes("data")).resolve([Record(record, SOURCE)])
             except DataError as error:
                 pytest.fail(f"expected {data_format.name} to be recognised; found: {error}", pytrace=False)
             assert found.name == data_format.name, (

@@ -69,6 +69,6 @@ class InferencerSuite(SamplingTests, RequestTests):
     def opened(self, request: pytest.FixtureRequest, inferencer: Inferencer) -> Iterator[None]:
         """The inferencer is open while a test runs, with the model that the test samples from."""
         model = request.getfixturevalue("letters" if "letters" in request.fixturenames else "model")
-        context = RunContext(plugins=plugins_with(type(inferencer)), log=quiet_log(), model=model)
+        context = RunContext(plugins=plugins_with(type(inferencer), companions=()), log=quiet_log(), model=model)
         with inferencer.opened(context):
             yield

@@ -10,7 +10,7 @@ import pytest
 from lmflow.components import LoadRequest, Model
 from lmflow.data.sample import Message, Sample
 from lmflow.models.language_model import LanguageModel
-from lmflow.plugins import Plugins
+from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import model_from_reference
 from lmflow.testing.comparing import all_tensors, apart, different, read_logits, some, state_of
 from lmflow.testing.runs import plugins_with, supply
@@ -54,7 +54,7 @@ class ModelSuite:
     @pytest.fixture
     def plugins(self, model_component: Model) -> Plugins:
         """The core and the plugin of the component, which need not be installed."""
-        return plugins_with(type(model_component))
+        return plugins_with(type(model_component), companions=())
 
     @pytest.fixture
     def loaded(self, request: pytest.FixtureRequest, model_component: Model) -> LanguageModel:
@@ -62,7 +62,7 @@ class ModelSuite:
         of_class = request.node.getparent(pytest.Class)
         models = of_class.stash.setdefault(LOADED, {})
         if repr(model_component) not in models:
-            models[repr(model_component)] = model_component.load(LoadRequest())
+            models[repr(model_component)] = model_component.load(LoadRequest(plugins=load_plugins()))
         found: LanguageModel = models[repr(model_component)]
         return found
 
@@ -76,7 +76,9 @@ class ModelSuite:
     def test_weights_have_the_format_asked_for(self, model_component: Model) -> None:
         """Floating-point parameters have the `dtype` given to `load`, float32 and bfloat16 alike."""
         for dtype in ("float32", "bfloat16"):
-            parameters = model_component.load(LoadRequest(dtype=dtype)).module.named_parameters()
+            parameters = model_component.load(
+                LoadRequest(dtype=dtype, plugins=load_plugins())
+            ).module.named_parameters()
             others = [
                 f"{name} ({parameter.dtype})"
                 for name, parameter in parameters
@@ -95,7 +97,7 @@ class ModelSuite:
 
     def test_loading_again_gives_the_same_model(self, model_component: Model, loaded: LanguageModel) -> None:
         """Two loads give the same weights, to the bit: a resumed run starts from what the first one started from."""
-        changed = different(all_tensors(model_component.load(LoadRequest())), all_tensors(loaded))
+        changed = different(all_tensors(model_component.load(LoadRequest(plugins=load_plugins()))), all_tensors(loaded))
         assert not changed, (
             f"expected the same weights when loaded again; {some(changed)} differ. Usual cause: a part that is not in "
             "the checkpoint and is initialised with random numbers; seed them."
@@ -107,7 +109,7 @@ class ModelSuite:
 
         torch.manual_seed(1)
         before = torch.random.get_rng_state()
-        model_component.load(LoadRequest())
+        model_component.load(LoadRequest(plugins=load_plugins()))
         assert torch.equal(torch.random.get_rng_state(), before), (
             "expected torch's random numbers to go on as if nothing had been loaded. Usual cause: weights initialised "
             "with them; do it within torch.random.fork_rng()."
@@ -190,7 +192,7 @@ class ModelSuite:
     def test_what_is_saved_is_loaded_again(self, loaded: LanguageModel, plugins: Plugins, tmp_path: Path) -> None:
         """`--model DIR` of a saved model gives the same logits and the same tokens."""
         loaded.save(tmp_path / "saved")
-        again = model_from_reference(plugins, str(tmp_path / "saved")).load(LoadRequest())
+        again = model_from_reference(plugins, str(tmp_path / "saved")).load(LoadRequest(plugins=load_plugins()))
         for text in TEXTS:
             ids, found = self._ids(loaded, text), self._ids(again, text)
             assert ids == found, f"expected the saved tokenizer to read {text!r} as {ids}; it reads {found}"

@@ -79,7 +79,11 @@ def supply(suite: object, fixture: str) -> NoReturn:
 # Plugins
 
 
-def plugins_with(*components: type[Component], companions: Collection[str] = ()) -> Plugins:
+COMPANIONS = ("lmflow-demo", "lmflow-lora", "lmflow-raft")
+"""Distributions whose components the suites of tuners and aligners combine the one under examination with."""
+
+
+def plugins_with(*components: type[Component], companions: Collection[str] = COMPANIONS) -> Plugins:
     """The core, the installed plugins that `components` come from, and the distributions `companions`: nothing else.
 
     What else is installed cannot matter then, broken or slow as it may be. Components that no plugin offers are offered
@@ -264,7 +268,7 @@ class Bench:
         self.plugins = plugins
         self.component = component
         self.model = model
-        self.base_directory = Path(model.load(LoadRequest()).source)
+        self.base_directory = Path(model.load(LoadRequest(plugins=plugins)).source)
         self.base_files = file_hashes(self.base_directory)
         self.closing = ExitStack()
         """What has to be closed after the last test."""
@@ -300,10 +304,11 @@ class Bench:
     def workload(self, changes: Mapping[str, Any]) -> Workload | None:
         """What the aligner tells `lmflow plan` of the run."""
         from lmflow.data.dataset import load_dataset
+        from lmflow.data.formats import formats_of
         from lmflow.planning.plan import load_skeleton
 
         recipe = self.recipe(changes).recipe
-        data, _ = load_dataset(recipe.data, self.plugins.classes("data"), recipe.training.seed)
+        data, _ = load_dataset(recipe.data, formats_of(recipe, self.plugins), recipe.training.seed)
         model = load_skeleton(recipe, self.plugins)
         return recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
 
@@ -345,7 +350,7 @@ class Bench:
 
     def load(self, reference: Path) -> LanguageModel:
         """The model that `--model REFERENCE` means, on the CPU in float32."""
-        return model_from_reference(self.plugins, str(reference)).load(LoadRequest())
+        return model_from_reference(self.plugins, str(reference)).load(LoadRequest(plugins=self.plugins))
 
     def check_sound(self, result: RunResult, tolerance: float) -> None:
         """Fail unless the run took steps, changed the model, and `--model RUN` gives the model it ended with."""
@@ -406,13 +411,13 @@ class RunSuite:
         """The component under examination, whatever its kind."""
         raise NotImplementedError
 
-    companions: ClassVar[Collection[str]] = ("lmflow-demo", "lmflow-lora", "lmflow-raft")
+    companions: ClassVar[Collection[str]] = COMPANIONS
     """Distributions whose components the tests combine it with, where they are installed."""
 
     @pytest.fixture
-    def plugins(self, component: Component) -> Plugins:
-        """The core, the plugin of the component, installed or not, and the suite's companions; see `plugins_with`."""
-        return plugins_with(type(component), companions=self.companions)
+    def plugins(self, component: Component, model: Model) -> Plugins:
+        """The core, the plugins of the component and the model, and the suite's companions; see `plugins_with`."""
+        return plugins_with(type(component), type(model), companions=self.companions)
 
     @pytest.fixture
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:

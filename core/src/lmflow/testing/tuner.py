@@ -97,7 +97,7 @@ class TunerSuite(RunSuite):
 
     def test_some_parameter_is_trainable(self, bench: Bench) -> None:
         """After `prepare` at least one parameter has `requires_grad`: there is something to train."""
-        model = bench.model.load(LoadRequest()).prepare(bench.recipe(self._small({})).recipe.tuner)
+        model = bench.model.load(LoadRequest(plugins=bench.plugins)).prepare(bench.recipe(self._small({})).recipe.tuner)
         names = [name for name, parameter in model.module.named_parameters() if parameter.requires_grad]
         assert names, (
             "expected at least one parameter with requires_grad after prepare(), found none. Usual cause: everything "
@@ -337,7 +337,7 @@ class TunerSuite(RunSuite):
         """A moved model, its logits, and where it was saved."""
         prepared = self._moved(bench)
         logits = read_logits(prepared.model, prepared.sequences())
-        untrained = read_logits(bench.model.load(LoadRequest()), prepared.sequences())
+        untrained = read_logits(bench.model.load(LoadRequest(plugins=bench.plugins)), prepared.sequences())
         assert (logits - untrained).abs().max() > 10 * self.tolerance, (
             "expected moving the trainable parameters to change the logits; it did not, so nothing can be said about "
             "saving them. Usual cause: the forward pass does not use the parameters declared trainable."

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmflow.cli.help import recipe_help
-from lmflow.cli.inference import TRAINING_ONLY, make_progress, resolve_for_use
+from lmflow.cli.inference import READING_SECTION, formats_in, make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import GenerateRequest, LoadRequest, RunContext
 from lmflow.data.dataset import load_dataset
+from lmflow.data.formats import Formats
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.prompts import Framing, frame, read_prompts
 from lmflow.inference.types import Sampling
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import model_from_reference
+from lmflow.recipe.sections.data import DataOptions, Reading
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
@@ -41,9 +43,9 @@ FIXED = {"--output": True, "--from": True, "--raw": False, "--overwrite": False,
 SCOPE = Scope(
     "draft",
     ("model", "context", "data", "inferencer", "optimizer", "schedule"),
-    {"draft": DraftOptions, "sampling": Sampling, "training": TrainingOptions},
+    {**READING_SECTION, "draft": DraftOptions, "sampling": Sampling, "training": TrainingOptions},
     preferred={"sampling.n": 4, "training.learning_rate": 2e-3, "training.batch_size": 16, "training.epochs": 3.0},
-    hidden=(*TRAINING_ONLY, "training.checkpoint_every", "training.keep_checkpoints", "training.evaluate_every"),
+    hidden=("training.checkpoint_every", "training.keep_checkpoints", "training.evaluate_every"),
 )
 HELP = (
     ("--output DIR", "Where to write the draft, a model directory."),
@@ -139,7 +141,7 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], request: DraftRequest, 
         target = parts["model"].load(LoadRequest(dtype=dtype, device=device, context=context, plugins=plugins))
         draft = begin_draft(plugins, target, parts["draft"], request.start, training.seed, device)
     check_vocabularies(draft, target)
-    samples = read_samples(parts["data"], plugins, request.raw, training.seed)
+    samples = read_samples(parts["data"], formats_in(parts, plugins), request.raw, training.seed)
     prompts = usable_prompts(target, draft, samples, sampling, log)
     count = min(parts["draft"].heldout_prompts, max(1, len(prompts) // 10))
     heldout, prompts = prompts[:count], prompts[count:]
@@ -193,15 +195,15 @@ def begin_draft(
         raise RecipeError([f"--from: {problem.removeprefix('--model: ')}" for problem in error.problems]) from None
 
 
-def read_samples(data: Any, plugins: Plugins, raw: bool, seed: int) -> list[Sample]:
-    """The prompts of the data, shuffled; of embedded data its training part."""
+def read_samples(data: Reading, formats: Formats, raw: bool, seed: int) -> list[Sample]:
+    """The prompts of the data, shuffled; of a mix by weight, of embedded data the training part."""
     import random
 
     framing = Framing(raw=raw)
     if data.path is not None:
-        samples = read_prompts(data, plugins.classes("data"), framing)
+        samples = read_prompts(data, formats, framing)
     else:
-        dataset, _ = load_dataset(data, plugins.classes("data"), seed)
+        dataset, _ = load_dataset(DataOptions(**data.model_dump(), validation=0.0), formats, seed)
         samples = [frame(sample, framing) for sample in dataset.train]
     return random.Random(seed).sample(samples, len(samples))
 

@@ -74,6 +74,7 @@ class Speculative(PassInferencer):
         """Free the draft."""
         self._plugins = None
         self._drafts.clear()
+        self._agreeing.clear()
 
     def figures(self) -> Mapping[str, float]:
         """Acceptance and passes of all calls so far."""

@@ -5,10 +5,9 @@ from lmflow.data.formats.dialogues import Alpaca, Conversation, Messages, Prompt
 from lmflow.data.formats.fields import ROLES, bad, text_of, tools_of, turns_of, with_system
 from lmflow.data.formats.plain import FloatOnly, TextOnly, TextToScoredTextList, TextToText, TextToTextList
 from lmflow.data.formats.preferences import HhRlhf, Kto, PairedConversation, PairedTextToText, Preference
-from lmflow.data.formats.recognising import Auto, resolve_format
+from lmflow.data.formats.recognising import Formats, formats_of
 
 FORMATS: tuple[type[DataFormat], ...] = (
-    Auto,
     TextOnly,
     TextToText,
     TextToTextList,
@@ -30,9 +29,9 @@ __all__ = [
     "FORMATS",
     "ROLES",
     "Alpaca",
-    "Auto",
     "Conversation",
     "FloatOnly",
+    "Formats",
     "HhRlhf",
     "Kto",
     "Messages",
@@ -46,7 +45,7 @@ __all__ = [
     "TextToText",
     "TextToTextList",
     "bad",
-    "resolve_format",
+    "formats_of",
     "text_of",
     "tools_of",
     "turns_of",

@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from lmflow.components import DataFormat
 from lmflow.data.record import Record, describe
-from lmflow.data.sample import Sample
 from lmflow.errors import DataError
+from lmflow.recipe.values import validated
+
+if TYPE_CHECKING:
+    from lmflow.plugins import Plugins
+    from lmflow.recipe.recipe import Recipe
 
 LOOKED_AT = 32
 """Records looked at to recognise a format."""
 
 
-class Auto(DataFormat):
-    """Recognise the format by looking at the records."""
+@dataclass(frozen=True)
+class Formats:
+    """What records may mean: the format chosen, or None where it is to be recognised among the installed ones."""
 
-    name = "auto"
+    installed: Sequence[type[DataFormat]]
+    chosen: DataFormat | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options for the one that is recognised."""
 
-    def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """Never called: `resolve_format` puts the format it recognises in this one's place."""
-        raise DataError(f"{source}: the format was not recognised")
+    def resolve(self, records: Sequence[Record]) -> DataFormat:
+        """The format to read `records` with: the one chosen, or the only one that recognises them, with the options.
+
+        A type that the file declares (LMFlow's container) decides. Raises DataError with the fields found and the
+        formats installed when none or several recognise them, or when records differ in what they could be; and where
+        the one recognised lacks one of the options. Raises RecipeError where it does not take an option's value.
+        """
+        if self.chosen is not None:
+            return self.chosen
+        looked_at = records[:LOOKED_AT]
+        declared = looked_at[0].declared
+        by_name = [each for each in self.installed if each.name == declared]
+        found = by_name if declared else _recognised_by(self.installed, looked_at)
+        if declared and not found:
+            raise DataError(_undeclared(declared, self.installed, looked_at[0]))
+        if len(found) != 1:
+            raise DataError(_unclear(found, self.installed, looked_at))
+        if lacking := [key for key in self.options if key not in found[0].model_fields]:
+            raise DataError(_lacks(found[0], lacking[0], self.installed, looked_at[0]))
+        return validated(found[0], self.options, "data")
 
 
-def resolve_format(data: DataFormat, formats: Sequence[type[DataFormat]], records: Sequence[Record]) -> DataFormat:
-    """The format to read `records` with: the one chosen, or for `auto` the only one that recognises them.
-
-    A type that the file declares (LMFlow's container) decides. Raises DataError with the fields found and the
-    formats installed when none or several recognise them, or when records differ in what they could be.
-    """
-    if not isinstance(data, Auto):
-        return data
-    looked_at = records[:LOOKED_AT]
-    declared = looked_at[0].declared
-    found = [each for each in formats if each.name == declared] if declared else _recognised_by(formats, looked_at)
-    if declared and not found:
-        raise DataError(_undeclared(declared, formats, looked_at[0]))
-    if len(found) != 1:
-        raise DataError(_unclear(found, formats, looked_at))
-    return found[0].model_validate(data.model_dump())
+def formats_of(recipe: Recipe, plugins: Plugins) -> Formats:
+    """What the records of a recipe may mean."""
+    return Formats(plugins.classes("data"), recipe.format, recipe.format_options)
 
 
 def _recognised_by(formats: Sequence[type[DataFormat]], records: Sequence[Record]) -> list[type[DataFormat]]:
@@ -65,7 +78,7 @@ def _unclear(found: Sequence[type[DataFormat]], formats: Sequence[type[DataForma
             f"{records[other].source}: {what}, and {first.source} like {', '.join(known[0])}: one file must hold one "
             "format. Name it with --data NAME if it is one."
         )
-    names = ", ".join(sorted(each.name for each in (found or formats) if each.name != "auto"))
+    names = ", ".join(sorted(each.name for each in (found or formats)))
     how = f"could be any of {names}" if found else f"are none of the installed formats ({names})"
     return (
         f"{first.source}: records with {_fields(first)} {how}; name one with --data NAME, or say which field is which "
@@ -75,10 +88,19 @@ def _unclear(found: Sequence[type[DataFormat]], formats: Sequence[type[DataForma
 
 def _undeclared(declared: str, formats: Sequence[type[DataFormat]], first: Record) -> str:
     """That the type of LMFlow's container is none that is installed."""
-    names = ", ".join(sorted(each.name for each in formats if each.name != "auto"))
+    names = ", ".join(sorted(each.name for each in formats))
     return (
         f"{first.source}: its file says type {describe(declared)}, which is none of the installed formats ({names}); "
         "name one with --data NAME"
+    )
+
+
+def _lacks(found: type[DataFormat], key: str, formats: Sequence[type[DataFormat]], first: Record) -> str:
+    """That the format recognised does not have an option that is given, and which one has."""
+    having = ", ".join(sorted(each.name for each in formats if key in each.model_fields))
+    return (
+        f"data.{key}: {first.source} is recognised as {found.name} (by {_fields(first)}), which has no such option; "
+        f"it is one of {having or 'no installed format'}. Leave it out, or name the format with --data NAME."
     )
 
 

@@ -11,14 +11,15 @@ from functools import partial
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lmflow.data.dataset import split
+from lmflow.data.dataset import names_of, split
 from lmflow.data.lengths import LengthFitter, is_plain_text, length_limit
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.data.source import places, scan_source, validation_source
 from lmflow.errors import DataError
 
 if TYPE_CHECKING:
-    from lmflow.components import DataFormat
+    from lmflow.data.formats.recognising import Formats
+    from lmflow.recipe.sections.data import DataOptions
 
 KINDS: Mapping[str, tuple[bool, str]] = {
     "bad_record": (True, "records that cannot be used"),
@@ -96,6 +97,7 @@ class CheckReport:
 
     path: str | None = None
     format: str = ""
+    """What the records mean; "" where none of them could be used to recognise it."""
     records: int = 0
     samples: int = 0
     validation: int = 0
@@ -159,7 +161,7 @@ class CheckReport:
         }
 
 
-def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: TextModel | None) -> CheckReport:
+def check_data(data: DataOptions, formats: Formats, model: TextModel | None) -> CheckReport:
     """Read everything that `data` names, the validation file too, and report what is wrong with it.
 
     Raises DataError where a file as a whole, or its format, cannot be read.
@@ -180,7 +182,7 @@ def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: Tex
             checker.validation(sample)
     report = checker.finish()
     report.path = data.path or ", ".join(data.mix) or None
-    report.format = ", ".join(dict.fromkeys(source.format.name for source in sources))
+    report.format = names_of(sources)
     report.records = sum(source.records for source in sources)
     return report
 
@@ -188,7 +190,7 @@ def check_data(data: DataFormat, formats: Sequence[type[DataFormat]], model: Tex
 class Checker:
     """Looks at samples one after the other; remembers 32 bytes of each to know it again."""
 
-    def __init__(self, model: TextModel | None, options: DataFormat) -> None:
+    def __init__(self, model: TextModel | None, options: DataOptions) -> None:
         self.report = CheckReport(own_validation=isinstance(options.validation, str))
         self._model = model
         self._train_on = options.train_on

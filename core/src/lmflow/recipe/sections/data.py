@@ -1,0 +1,50 @@
+"""The `data` section of a recipe, the same for all formats: where records lie, how samples become rows of tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Reading(BaseModel):
+    """Where records lie and which of them are read, whatever they mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    path: str | None = Field(
+        None, description="File or directory of records (JSON, JSON lines, CSV, Parquet, text), or a hub name."
+    )
+    mix: dict[str, float] = Field(
+        {},
+        description="Several of them, each with how often its records come in an epoch: a.jsonl=1,b.csv=0.5.",
+    )
+    columns: dict[str, str] = Field(
+        {}, description="Fields that are called otherwise in the file: OURS=THEIRS,OURS=THEIRS."
+    )
+    on_bad_record: Literal["error", "skip"] = Field(
+        "error", description="What to do with records that cannot be used: stop, or leave them out and count them."
+    )
+    streaming: bool | None = Field(
+        None, description="Read samples from disk when they are needed; if unset, those of more than 256 MB."
+    )
+    limit: int | None = Field(None, gt=0, description="Use only the first so many records.")
+
+
+class DataOptions(Reading):
+    """Where records lie, and how they are split, cut and packed, whatever they mean."""
+
+    max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
+    too_long: Literal["auto", "error", "truncate", "skip", "split"] = Field(
+        "auto", description="What becomes of longer samples; auto splits plain text and truncates everything else."
+    )
+    packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
+    validation: float | str = Field(
+        0.05, description="Share of the records held out for evaluation, or the path of a file that holds them."
+    )
+    template: str | None = Field(
+        None, description="Chat template, by name (chatml, llama3, …) or a Jinja file; the model's own if unset."
+    )
+    train_on: str = Field(
+        "assistant", pattern="^(assistant|last|all)$", description="Tokens with a loss: answers, the last one, or all."
+    )
