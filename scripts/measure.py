@@ -84,12 +84,16 @@ def twin(file: Path, folder: Path) -> Path:
     return TESTS.joinpath(home, *inner[:-1], f"test_{inner[-1]}.py")
 
 
+def has_twin(file: Path, folder: Path) -> bool:
+    """Whether a module's tests stand where they belong; those of a suite of tests may be called test_NAME_suite.py."""
+    place = twin(file, folder)
+    return place.is_file() or place.with_name(f"{place.stem}_suite.py").is_file()
+
+
 def without_twin() -> list[Part]:
     """Modules of NEEDS_TWIN lines and more whose test file is not there."""
     long = ((file, folder) for file, folder in sources() if line_count(file) >= NEEDS_TWIN)
-    return [
-        Part(line_count(file), str(file.relative_to(ROOT))) for file, folder in long if not twin(file, folder).is_file()
-    ]
+    return [Part(line_count(file), str(file.relative_to(ROOT))) for file, folder in long if not has_twin(file, folder)]
 
 
 def test_ratio() -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from lmflow.components import Context
+from lmflow.errors import LmflowError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +76,17 @@ class Ntk(RopeScaling):
     name = "ntk"
 
     def parameters(self, rotation: Rotation) -> dict[str, Any]:
-        """The default type with a larger rope_theta: Transformers has no type for it and needs none."""
+        """The default type with a larger rope_theta: Transformers has no type for it and needs none.
+
+        Raises LmflowError where two dimensions are turned: of a single frequency none is the lowest.
+        """
         from lmflow_longctx.frequencies import enlarge_base
 
+        if rotation.dimension <= 2:
+            raise LmflowError(
+                f"--context ntk: this model turns {rotation.dimension} dimensions of a head, which is one frequency, "
+                "and no other base changes it. Take --context linear."
+            )
         return {"rope_type": "default", "rope_theta": enlarge_base(rotation.base, rotation.dimension, rotation.factor)}
 
     def scale(self, frequencies: Tensor, rotation: Rotation) -> tuple[Tensor, float]:

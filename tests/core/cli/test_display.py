@@ -1,4 +1,4 @@
-"""What a run looks like: live on a terminal, plain elsewhere, and the closing table."""
+"""What follows a run on a terminal: the closing table, and what to do next."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-import pytest
 from rich.console import Console
 
 from lmflow.cli.display import result_lines, summary_table
-from lmflow.run.terminal import LiveDisplay, PlainDisplay, describe_metrics
 
 RECORD: dict[str, Any] = {
     "status": "completed",
@@ -26,7 +24,6 @@ RECORD: dict[str, Any] = {
         "tokens_per_second": 6021.5,
     },
 }
-METRICS = {"step": 4, "iteration": 1, "loss": 0.123456, "reward_mean": 0.5, "tokens_per_second": 6021.5, "kl": 0.1}
 
 
 def printed(table: Any) -> str:
@@ -57,52 +54,3 @@ def test_after_the_table_come_result_report_and_the_next_commands():
     assert "Result   runs/a/adapter" in lines
     assert "Report   runs/a/report.html" in lines
     assert "Next     lmflow export merge runs/a --output runs/a-merged" in lines
-
-
-def test_metrics_worth_showing_are_named_for_people():
-    assert describe_metrics(METRICS) == ["step 4", "iteration 1", "loss 0.123", "reward 0.500", "tokens/s 6,022"]
-
-
-def test_lines_for_files_and_pipes_hold_no_control_characters():
-    stream = io.StringIO()
-    display = PlainDisplay(stream)
-    display.phase("loading model demo", None)
-    for _ in range(3):
-        display.phase("training", 4)
-    display.update(METRICS)
-    display.note("3 samples were cut")
-    assert stream.getvalue().splitlines() == [
-        "loading model demo",
-        "training",
-        "step 4  iteration 1  loss 0.123  reward 0.500  tokens/s 6,022",
-        "3 samples were cut",
-    ]
-
-
-def test_steps_between_iterations_are_said_from_time_to_time():
-    stream = io.StringIO()
-    display = PlainDisplay(stream)
-    for step in range(100):
-        display.update({"step": step, "loss": 1.0})
-    assert len(stream.getvalue().splitlines()) == 1
-
-
-@pytest.fixture
-def terminal() -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=120)
-
-
-def test_a_terminal_shows_progress_metrics_and_time_left(terminal):
-    display = LiveDisplay(terminal)
-    display.plan(4, "iterations")
-    display.phase("training", 8)
-    display.advance(4)
-    display.advance_plan(1)
-    display.update(METRICS)
-    display.note("a note")
-    display._live.refresh()
-    display.close()
-    shown = terminal.file.getvalue()
-    for text in ("whole run (iterations)", "1/4", "training", "4/8", "loss 0.123", "tokens/s 6,022", "a note"):
-        assert text in shown, text
-    assert shown.rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in shown  # the cursor is back

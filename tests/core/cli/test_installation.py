@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmflow.errors import PluginError
 from lmflow.plugins import installation
-from lmflow.plugins.installation import install, installer, local_or_named, made_by_uv, name_of, uninstall
 
 MODULE = """
 from lmflow.components import Tuner
@@ -154,68 +152,3 @@ def test_a_component_s_name_is_not_somebody_s_distribution(calls, lmflow):
     assert done.code == 2
     assert "raft is a component of lmflow-raft; install that: lmflow plugins install lmflow-raft" in done.err
     assert calls == []
-
-
-def test_a_path_that_is_not_there_is_no_name(calls, tmp_path):
-    for target in ("./gone", str(tmp_path / "gone"), "gone-1.0-py3-none-any.whl"):
-        with pytest.raises(PluginError, match="there is no such directory"):
-            install([target], [])
-    assert calls == []
-
-
-def test_uninstalling_calls_pip_without_a_question(calls):
-    assert uninstall("lmflow-raft", ["-v"]).exit_code == 7
-    assert calls == [[sys.executable, "-m", "pip", "uninstall", "--yes", "-v", "lmflow-raft"]]
-
-
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        ("acme-a", "acme-a"),
-        ("acme.a[extra]>=2", "acme.a"),
-        ("acme @ git+https://host/x", "acme"),
-        ("git+https://host/x", None),
-        ("dist/acme_a-1.2-py3-none-any.whl", "acme_a"),
-        ("dist/acme_a-1.2.tar.gz", "acme_a"),
-    ],
-)
-def test_the_distribution_is_known_from_what_names_it(target, name):
-    assert name_of(target) == name
-
-
-def test_a_directory_s_name_is_its_project_s(tmp_path):
-    (tmp_path / "pyproject.toml").write_text(PROJECT)
-    assert name_of(str(tmp_path)) == "acme-local"
-    assert local_or_named(str(tmp_path)) == str(tmp_path)
-    (tmp_path / "pyproject.toml").write_text("not = [toml")
-    assert name_of(str(tmp_path)) is None
-
-
-@pytest.mark.parametrize(
-    ("has_pip", "uv", "by_uv", "expected"),
-    [
-        (True, None, False, [sys.executable, "-m", "pip", "install", "x"]),
-        (True, "/bin/uv", False, [sys.executable, "-m", "pip", "install", "x"]),
-        (True, "/bin/uv", True, ["/bin/uv", "pip", "install", "--python", sys.executable, "x"]),
-        (False, "/bin/uv", False, ["/bin/uv", "pip", "install", "--python", sys.executable, "x"]),
-    ],
-)
-def test_uv_serves_where_it_made_the_environment_or_pip_is_missing(monkeypatch, has_pip, uv, by_uv, expected):
-    monkeypatch.setattr(installation, "find_spec", lambda _: object() if has_pip else None)
-    monkeypatch.setattr(installation.shutil, "which", lambda _: uv)
-    monkeypatch.setattr(installation, "made_by_uv", lambda: by_uv)
-    assert installer("install", ["x"]) == expected
-
-
-def test_without_any_installer_that_is_said(monkeypatch):
-    monkeypatch.setattr(installation, "find_spec", lambda _: None)
-    monkeypatch.setattr(installation.shutil, "which", lambda _: None)
-    with pytest.raises(PluginError, match="has no pip, and uv is not found"):
-        installer("install", ["x"])
-
-
-def test_an_environment_of_uv_s_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    assert not made_by_uv()
-    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\nuv = 0.9.1\n")
-    assert made_by_uv()

@@ -55,7 +55,7 @@ def test_what_was_forgotten_in_words(before: float, after: float, verdict: str):
 def test_what_was_forgotten_by_hand():
     """exp(1) = 2.718, exp(1.5) = 4.482, which is 64.9% more."""
     text = forgotten(1.0, 1.5)
-    assert "from 2.72 to 4.48 (+64.9%)" in text
+    assert "from 2.718 to 4.482 (+64.9%)" in text
     assert text.endswith("from 1.000 to 1.500.")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +12,24 @@ import torch
 from lmflow.cli.app import run_app
 from lmflow.components import GenerateRequest
 from lmflow.data.collate import collate
-from lmflow.data.sample import Prompt
+from lmflow.data.dataset import load_dataset
+from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.types import Completion, Sampling
 from lmflow.plugins import load_plugins
-from lmflow.testing.contexts import evaluate_context
+from lmflow.testing.contexts import evaluate_context, quiet_log
 from lmflow_speculative.distilling import as_sequences, build_draft, distillation_from, divergence
+from lmflow_speculative.draft_command import (
+    HELP,
+    RECORD,
+    DraftRequest,
+    begin_draft,
+    check_output,
+    make_command,
+    read_samples,
+    usable_prompts,
+    write,
+)
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative
 
@@ -136,3 +150,119 @@ def test_a_start_with_another_tokenizer_is_refused(model_directory, prompt_file,
     asked = ["draft", "--model", str(model_directory), "--data.path", str(prompt_file), "--output", str(tmp_path / "d")]
     with pytest.raises(LmflowError, match="different vocabularies"):
         run_app([*asked, "--from", "demo", *SMALL])
+
+
+# The parts of the command
+
+
+def request(output: Path, **flags: Any) -> DraftRequest:
+    plain: dict[str, Any] = {"start": None, "raw": False, "overwrite": False, "quiet": True, "as_json": False}
+    return DraftRequest(output, **{**plain, **flags})
+
+
+def test_help_is_all_that_is_done(capsys):
+    assert make_command(load_plugins(), ["--help"]) is None
+    shown = capsys.readouterr().out
+    for words, _ in HELP:
+        assert words in shown
+    assert "--draft.layers" in shown
+    assert "--training.checkpoint_every" not in shown, "what means nothing here is not offered"
+
+
+@pytest.mark.parametrize("option", ["--training.checkpoint_every", "--training.evaluate_every"])
+def test_options_that_mean_nothing_are_refused(option, model_directory, prompt_file, tmp_path):
+    words = ["--model", str(model_directory), "--data.path", str(prompt_file), "--output", str(tmp_path / "d")]
+    with pytest.raises(RecipeError, match=rf"{option}: it means nothing to lmflow draft"):
+        run_app(["draft", *words, option, "3"])
+
+
+def test_where_a_draft_may_be_written(tmp_path):
+    check_output(request(tmp_path / "new"))
+    (tmp_path / "empty").mkdir()
+    check_output(request(tmp_path / "empty"))
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / RECORD).write_text("{}")
+    check_output(request(tmp_path / "draft", overwrite=True))
+    with pytest.raises(RunDirectoryError, match="replace it with --overwrite"):
+        check_output(request(tmp_path / "draft"))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("precious")
+    for place in ("thesis", "file"):
+        with pytest.raises(RunDirectoryError, match="something that is no draft"):
+            check_output(request(tmp_path / place, overwrite=True))
+
+
+def test_it_is_written_completely_or_not_at_all(make_model, tmp_path, monkeypatch):
+    draft = make_model()
+    write(draft, tmp_path / "below" / "d", {"steps": 1})
+    assert json.loads((tmp_path / "below" / "d" / RECORD).read_text()) == {"steps": 1}
+    write(draft, tmp_path / "below" / "d", {"steps": 2})
+    assert json.loads((tmp_path / "below" / "d" / RECORD).read_text()) == {"steps": 2}
+
+    def fail(self, directory):
+        (directory / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(draft), "save", fail)
+    with pytest.raises(LmflowError, match=r"the draft could not be written: .*No space left"):
+        write(draft, tmp_path / "below" / "d", {"steps": 3})
+    assert json.loads((tmp_path / "below" / "d" / RECORD).read_text()) == {"steps": 2}
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["d"]
+
+
+def samples(*texts: str) -> list[Sample]:
+    return [Sample((Message("assistant", text),), templated=False) for text in texts]
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_told_of(make_model):
+    target, log = make_model(), quiet_log()
+    short = make_model(near=1, max_position_embeddings=20)
+    asked = samples("the quick brown fox", "a model learns", "the lazy dog " * 12)
+    sampling = Sampling(max_new_tokens=8)
+    assert len(usable_prompts(target, target, asked, sampling, log)) == 3
+    assert log.notes == []
+    usable = usable_prompts(target, short, asked, sampling, log)
+    assert len(usable) == 2
+    assert all(len(prompt.ids) <= 12 for prompt in usable), "the shorter of both contexts counts"
+    assert log.notes == ["1 of 3 prompts leave no room for an answer: left out"]
+
+
+def test_two_prompts_are_needed(make_model):
+    target = make_model()
+    with pytest.raises(DataError, match=r"1 of 1 prompts have a token and leave room for 8 more in a context of 256"):
+        usable_prompts(target, target, samples("the fox"), Sampling(max_new_tokens=8), quiet_log())
+
+
+def test_prompts_are_shuffled_by_the_seed(prompt_file):
+    plugins = load_plugins()
+    data = plugins.find("data", "auto")(path=str(prompt_file))
+    orders = [
+        [each.messages[-1].content for each in read_samples(data, plugins, raw=True, seed=seed)] for seed in (0, 0, 1)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2])
+    assert all(text.startswith("the quick brown fox") for text in orders[0])
+
+
+def test_embedded_data_gives_its_training_part():
+    plugins = load_plugins()
+    data = plugins.find("data", "demo")()
+    whole, _ = load_dataset(data, plugins.classes("data"), 0)
+    found = [each.prompt_text for each in read_samples(data, plugins, raw=False, seed=0)]
+    assert sorted(found) == sorted(each.prompt_text for each in whole.train)
+    assert found != [each.prompt_text for each in whole.train], "in another order"
+
+
+def test_a_draft_begins_anew_or_from_what_is_named(make_model, model_directory):
+    plugins, target = load_plugins(), make_model()
+    new = begin_draft(plugins, target, DraftOptions(), None, 0, "cpu")
+    assert new.module.config.num_hidden_layers == 1
+    named = begin_draft(plugins, target, DraftOptions(), str(model_directory), 0, "cpu")
+    assert named.module.config.num_hidden_layers == 2
+    assert named.source == str(model_directory)
+    with pytest.raises(RecipeError) as caught:
+        begin_draft(plugins, target, DraftOptions(), "dmo", 0, "cpu")
+    [problem] = caught.value.problems
+    assert problem.startswith("--from: no model is called dmo; did you mean demo?")

@@ -1,0 +1,93 @@
+"""Going on with a run: with the recipe it began with, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmflow.errors import RunDirectoryError
+from lmflow.recipe.recipe import dump
+from lmflow.run.directory import RunDirectory
+from lmflow.run.resume import check_same_recipe, how_to_resume, resume_command, without_launch
+
+
+@pytest.fixture
+def begun(tmp_path: Path, small_recipe: Callable[..., Any]) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.write_recipe(dump(small_recipe().recipe))
+    directory.close()
+    return directory
+
+
+def test_the_same_recipe_goes_on(begun: RunDirectory, small_recipe: Callable[..., Any]):
+    check_same_recipe(begun, small_recipe().recipe, resume=True)
+
+
+def test_another_number_of_processes_goes_on(begun: RunDirectory, small_recipe: Callable[..., Any]):
+    check_same_recipe(begun, small_recipe(launch__processes=2).recipe, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"training__learning_rate": 0.125}, ["'learning_rate: 0.0002' in the run, 'learning_rate: 0.125' now"]),
+        (
+            {"training__seed": 4, "training__batch_size": 2},
+            ["'batch_size: 3' in the run, 'batch_size: 2' now", "'seed: 0' in the run, 'seed: 4' now"],
+        ),
+        ({"tuner__name": "lora"}, ["'name: full' in the run, 'name: lora' now"]),
+    ],
+)
+def test_what_differs_is_shown(
+    changes: dict[str, Any], shown: list[str], begun: RunDirectory, small_recipe: Callable[..., Any]
+):
+    with pytest.raises(RunDirectoryError) as caught:
+        check_same_recipe(begun, small_recipe(**changes).recipe, resume=True)
+    text = str(caught.value)
+    assert text.startswith(f"{begun.path} was started with another recipe:\n")
+    assert all(line in text for line in shown), text
+    assert text.endswith("or start a new run from its result with --model.")
+
+
+def test_no_more_than_five_differences_are_shown(begun: RunDirectory, small_recipe: Callable[..., Any]):
+    with pytest.raises(RunDirectoryError) as caught:
+        check_same_recipe(begun, small_recipe(tuner__name="lora").recipe, resume=True)
+    assert str(caught.value).count(" in the run, ") <= 5
+
+
+def test_a_section_more_is_told_as_such(begun: RunDirectory, small_recipe: Callable[..., Any]):
+    recipe = begun.recipe.read_text()
+    begun.recipe.write_text(recipe + "more: {name: x}\n")
+    text = dump(small_recipe().recipe)
+    assert recipe == text
+    with pytest.raises(RunDirectoryError, match="another recipe"):
+        check_same_recipe(begun, small_recipe().recipe, resume=True)
+
+
+def test_a_new_run_is_compared_with_nothing(begun: RunDirectory, small_recipe: Callable[..., Any], tmp_path: Path):
+    check_same_recipe(begun, small_recipe(training__seed=9).recipe, resume=False)
+    killed_early = RunDirectory(tmp_path / "other")
+    killed_early.close()
+    check_same_recipe(killed_early, small_recipe().recipe, resume=True)
+
+
+def test_versions_of_plugins_and_the_launch_may_change():
+    old = "tuner: {name: lora}\nlaunch: {processes: 1}\nplugins: {'tuner lora': lmflow-lora 0.1.0}\n"
+    new = "tuner: {name: lora}\nlaunch: {processes: 4}\nplugins: {'tuner lora': lmflow-lora 0.2.0}\n"
+    assert without_launch(old) == without_launch(new)
+    other = new.replace("lmflow-lora 0.2.0", "somebodys-lora 0.2.0")
+    assert without_launch(old) != without_launch(other), "another distribution's is another component"
+
+
+@pytest.mark.parametrize("text", ["", "plugins:\n", "tuner: {name: full}\n"])
+def test_recipes_without_plugins(text: str):
+    assert without_launch(text)[-1] == "plugins: {}"
+
+
+def test_what_to_type():
+    assert resume_command(Path("runs/a")) == "lmflow run --resume --output runs/a"
+    told = how_to_resume(Path("runs/a"))
+    assert told == "Stopped; what was finished is in runs/a. Continue with: lmflow run --resume --output runs/a"

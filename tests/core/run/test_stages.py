@@ -1,0 +1,267 @@
+"""The stages of a run, each by itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmflow.components import Aligner, LoadRequest, Model, RunContext
+from lmflow.data.sample import Dataset, Message, Sample
+from lmflow.errors import EstimateError, Interrupted, TrainingError
+from lmflow.plugins import load_plugins
+from lmflow.run import stages
+from lmflow.run.directory import RunDirectory
+from lmflow.run.log import RunLog
+from lmflow.run.record import RunRecord
+from lmflow.training.objective import FunctionObjective, NextToken
+
+MakeWork = Callable[..., stages.Work]
+
+
+@pytest.fixture
+def make_work(small_recipe: Any, tmp_path: Path) -> Iterator[MakeWork]:
+    opened = []
+
+    def make(**options: Any) -> stages.Work:
+        plugins = load_plugins()
+        directory = RunDirectory(tmp_path / f"run-{len(opened)}")
+        opened.append(directory)
+        log = RunLog(directory, lambda *_, **__: None)
+        recipe = small_recipe(plugins, **options).recipe
+        return stages.Work(recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=False))
+
+    yield make
+    for directory in opened:
+        directory.close()
+
+
+def with_part(work: stages.Work, **parts: Any) -> stages.Work:
+    """The same work with another component."""
+    return replace(work, recipe=replace(work.recipe, **parts))
+
+
+class Scoring(Aligner):
+    """Compare pairs."""
+
+    name = "scoring"
+
+    def align(self, context: Any) -> None:
+        """Nothing."""
+
+    def objective(self) -> Any:
+        """A function of its own."""
+        return FunctionObjective(lambda *_: torch.zeros(()), "item")
+
+    def items(self, model: Any, samples: Sequence[Sample], data: Any) -> Any:
+        """Each sample twice."""
+        return [(sequence, sequence) for [sequence] in model.encode_all(samples)]
+
+
+# Data and model
+
+
+def test_data_is_read_and_recorded(make_work: MakeWork):
+    work = make_work()
+    data = stages.read_data(work)
+    assert (len(data.train), len(data.heldout)) == (9, 3)
+    assert work.record.values["data"]["train"] == 9
+    assert work.log.seconds["reading data"] > 0
+
+
+def test_what_was_guessed_of_the_data_is_said(make_work: MakeWork, tmp_path: Path):
+    (tmp_path / "some.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 4)
+    work = make_work(data__name="auto", data__path=str(tmp_path / "some.jsonl"))
+    stages.read_data(work)
+    [note] = work.log.notes
+    assert note.startswith(f"4 records of {tmp_path / 'some.jsonl'} read as prompt, recognised by prompt, answer")
+
+
+def test_the_model_is_loaded_as_the_recipe_says(make_work: MakeWork):
+    work = make_work(data__template="chatml")
+    seen: list[LoadRequest] = []
+    load = type(work.recipe.model).load
+    model = work.recipe.model
+
+    class Watching(type(model)):  # type: ignore[misc]
+        def load(self, request: LoadRequest) -> Any:
+            seen.append(request)
+            return load(self, request)
+
+    loaded = stages.load_model(with_part(work, model=Watching(**model.model_dump())))
+    [request] = seen
+    assert (request.dtype, request.device, request.plugins) == ("float32", "cpu", work.plugins)
+    assert (request.context, request.attention) == (None, None)
+    assert "<|im_start|>" in loaded.tokenizer.chat_template
+    assert work.record.values["device"] == "cpu"
+    assert work.record.values["precision"] == "fp32"
+
+
+# Before anything is loaded
+
+
+def test_a_plan_is_recorded(make_work: MakeWork):
+    work = make_work()
+    stages.estimate(work, stages.read_data(work))
+    assert work.record.values["plan"]["steps"]["count"] == 3
+    assert work.log.notes == []
+
+
+def test_a_plan_that_does_not_fit_is_said(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch):
+    class Plan:
+        fits = False
+        tight = False
+
+        def as_dict(self) -> dict[str, Any]:
+            return {"steps": 1}
+
+        def warning(self) -> str:
+            return "it will not fit"
+
+    monkeypatch.setattr("lmflow.planning.plan.make_plan", lambda *_: Plan())
+    work = make_work()
+    stages.estimate(work, stages.read_data(work))
+    assert work.log.notes == ["it will not fit"]
+
+
+def test_what_cannot_be_estimated_is_said_and_no_error(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> Any:
+        raise EstimateError("the model depends on values")
+
+    monkeypatch.setattr("lmflow.planning.plan.make_plan", fail)
+    work = make_work()
+    stages.estimate(work, stages.read_data(work))
+    assert work.log.notes == ["the model depends on values"]
+    assert "plan" not in work.record.values
+
+
+def test_a_model_without_a_skeleton_is_not_loaded_twice(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch):
+    class Whole(Model):
+        """Has no skeleton."""
+
+        name = "whole"
+
+        def load(self, request: LoadRequest) -> Any:
+            """Never in this test."""
+            raise AssertionError
+
+    work = with_part(make_work(), model=Whole())
+    stages.estimate(work, stages.read_data(work))
+    assert "plan" not in work.record.values
+
+
+# Context
+
+
+def test_samples_longer_than_the_model_reads_are_told_of(make_work: MakeWork):
+    work = make_work(data__max_length=900)
+    data = stages.read_data(work)
+    model = stages.load_model(work)
+    stages.compare_context(work, model, data)
+    assert work.log.notes == ["data.max_length 900 is more than the model's context, which is the limit: 256"]
+
+
+def test_a_context_longer_than_any_sample_is_told_of(make_work: MakeWork):
+    work = make_work(context__name="linear", context__factor=4)
+    data = stages.read_data(work)
+    stages.compare_context(work, stages.load_model(work), data)
+    [note] = work.log.notes
+    assert note.startswith("the context linear reaches 1,024 tokens, but what is trained on has at most ")
+    assert note.endswith("positions beyond are not trained")
+
+
+def test_a_context_that_is_needed_is_no_matter_for_a_note(make_work: MakeWork):
+    work = make_work()
+    data = stages.read_data(work)
+    stages.compare_context(work, stages.load_model(work), data)
+    assert work.log.notes == []
+
+
+# Training
+
+
+def test_adapters_begin_with_the_recipe_s_seed(make_work: MakeWork):
+    found = []
+    for seed in (0, 0, 1):
+        work = make_work(tuner__name="lora", training__seed=seed)
+        torch.manual_seed(99)
+        model = stages.prepare(work, stages.load_model(work))
+        found.append(next(p for name, p in model.module.named_parameters() if "lora_A" in name).detach())
+        metrics = work.log.metrics
+        assert 0 < metrics["trainable_parameters"] < metrics["parameters"]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_the_trainer_has_what_the_recipe_says(make_work: MakeWork):
+    work = make_work(data__packing="true", optimizer__weight_decay=0.5, schedule__name="linear", tuner__name="lora")
+    data = stages.read_data(work)
+    model = stages.prepare(work, stages.load_model(work))
+    setup = stages.make_trainer(work, model, data).setup
+    recipe = work.recipe
+    assert (setup.optimizer, setup.schedule, setup.tuner) == (recipe.optimizer, recipe.schedule, recipe.tuner)
+    assert (setup.precision, setup.packing, setup.max_length, setup.strategy) == ("fp32", True, 256, "ddp")
+    assert isinstance(setup.objective, NextToken)
+    assert len(setup.heldout) == 3
+    assert not setup.keep_start_weights
+
+
+def test_an_aligner_says_what_is_minimised_and_what_it_reads(make_work: MakeWork):
+    work = with_part(make_work(), aligner=Scoring())
+    data = stages.read_data(work)
+    model = stages.load_model(work)
+    setup = stages.make_trainer(work, model, data).setup
+    assert setup.objective.per == "item"
+    assert all(isinstance(item, tuple) and len(item) == 2 for item in setup.heldout)
+
+
+def test_by_default_items_are_the_samples_that_end_with_an_answer(make_work: MakeWork):
+    work = make_work()
+    model = stages.load_model(work)
+    asked, answered = Message("user", "a"), Message("assistant", "b")
+    samples = [Sample((asked,), source="open"), Sample((asked, answered), source="closed")]
+    items = stages.items_of(work, model, samples, Dataset(samples, [], work.recipe.data))
+    assert [item.source for item in items] == ["closed"]  # type: ignore[union-attr]
+
+
+def test_the_self_test_asks_the_run_s_objective(make_work: MakeWork):
+    work = with_part(make_work(), aligner=Scoring())
+    data = stages.read_data(work)
+    trainer = stages.make_trainer(work, stages.load_model(work), data)
+    with pytest.raises(TrainingError, match="objective's loss has no gradient"):
+        stages.self_test(work, trainer, data)
+    assert work.log.seconds["self-test"] > 0
+
+
+def test_the_inferencer_is_given_the_run(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch):
+    given: list[RunContext] = []
+    work = make_work()
+    monkeypatch.setattr(type(work.recipe.inferencer), "open", lambda self, context: given.append(context))
+    model = stages.load_model(work)
+    stages.open_inferencer(work, model)
+    [context] = given
+    assert (context.model, context.log, context.plugins) == (model, work.log, work.plugins)
+
+
+def test_the_result_is_what_the_tuner_writes(make_work: MakeWork):
+    work = make_work(tuner__name="lora")
+    data = stages.read_data(work)
+    trainer = stages.make_trainer(work, stages.prepare(work, stages.load_model(work)), data)
+    trainer.plan(1)
+    result = stages.save(work, trainer)
+    assert result == work.directory.path / "adapter"
+    assert (result / "adapter_config.json").is_file()
+
+
+def test_a_signal_between_stages_stops_the_run(make_work: MakeWork):
+    work = make_work()
+    with work.log.handle_signals():
+        signal.raise_signal(signal.SIGINT)
+        stages.read_data(work)
+        with pytest.raises(Interrupted):
+            work.log.sync_and_check_stop()
