@@ -207,7 +207,7 @@ import os, select, signal, socket
 from pathlib import Path
 from lmflow.hookspecs import hookimpl
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 PLACE = Path(__file__).parent
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lmflow.recipe.sections.data import DataOptions
 from lmflow.builtin.sft import Sft
 from lmflow.components import PlanContext
 from lmflow.data.sample import Dataset, Message, Sample
@@ -18,13 +19,10 @@ from lmflow.training.trainer import Trainer
 
 @pytest.fixture
 def data() -> Dataset:
-    from lmflow.plugins import load_plugins
-
     samples = [
         Sample((Message("user", f"say {i}"), Message("assistant", f"{i} and {i}")), source=f"{i}") for i in range(7)
     ]
-    options: Any = load_plugins().find("data", "auto")(path="x.jsonl")
-    return Dataset(samples, [], options)
+    return Dataset(samples, [], DataOptions(path="x.jsonl"))
 
 
 @pytest.fixture

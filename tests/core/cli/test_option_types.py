@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lmflow.components import Tracker, Tuner
 from lmflow.hookspecs import hookimpl
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 class Kind(Enum):
     SOFT = "soft"

@@ -127,7 +127,7 @@ def _collect_commands(functions: Mapping[str, Any]) -> Iterator[Command]:
 
 
 def declared_interface(module: Any) -> tuple[int, int] | None:
-    """The oldest and newest interface a plugin says it works with (`LMFLOW_INTERFACE = 1` or `(1, 2)`)."""
+    """The oldest and newest interface a plugin says it works with (`LMFLOW_INTERFACE = 2` or `(2, 3)`)."""
     declared = getattr(module, "LMFLOW_INTERFACE", None)
     if declared is None:
         return None

@@ -71,7 +71,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
     problems += faulty_preferences(chosen, PREFERRING, CHOOSING_ORDER, plugins)
     problems += _incompatibilities(chosen, trackers)
-    problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
+    problems += _missing_for_options(chosen, parts)
     problems += placement_problems(parts["model"], parts["tuner"], parts[LAUNCH], settings, plugins.classes("tuner"))
     if problems:
         raise RecipeError(problems)
@@ -107,7 +107,7 @@ def resolve_parts(plugins: Plugins, scope: Scope, options: Sequence[Setting]) ->
         given = _known_settings(settings, section, owner, plugins, problems)
         parts[section] = build(section, owner, preferred | given, origins, problems)
     problems += _incompatibilities(chosen)
-    problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
+    problems += _missing_for_options(chosen, parts)
     if problems:
         raise RecipeError(problems)
     return parts
@@ -296,11 +296,13 @@ def _incompatibilities(chosen: Mapping[str, Choice | None], trackers: Mapping[st
     return problems
 
 
-def _required(choice: Choice, component: Component | None) -> Iterator[str]:
-    """What to say of each package that the component's options ask for and that is not installed."""
-    for each in component.required() if component else ():
-        if not each.installed:
-            yield not_installed(choice, each)
+def _missing_for_options(chosen: Mapping[str, Choice | None], parts: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of each package that the options of the components ask for and that is not installed."""
+    for slot, choice in chosen.items():
+        component: Component | None = parts["format" if slot == DATA else slot]
+        for each in component.required() if choice and component else ():
+            if choice and not each.installed:
+                yield not_installed(choice, each)
 
 
 def single_process_reasons(components: Iterable[type[Component] | Component]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from lmflow.components import Command
 from lmflow.hookspecs import hookimpl
 from lmflow.plugins import Plugins
 
-LMFLOW_INTERFACE = 1
+LMFLOW_INTERFACE = 2
 
 
 @hookimpl
