@@ -18,13 +18,12 @@ from lmflow.training.trainer import Trainer
 
 @pytest.fixture
 def data() -> Dataset:
-    from lmflow.plugins import load_plugins
+    from lmflow.recipe.sections.data import DataOptions
 
     samples = [
         Sample((Message("user", f"say {i}"), Message("assistant", f"{i} and {i}")), source=f"{i}") for i in range(7)
     ]
-    options: Any = load_plugins().find("data", "auto")(path="x.jsonl")
-    return Dataset(samples, [], options)
+    return Dataset(samples, [], DataOptions(path="x.jsonl"))
 
 
 @pytest.fixture

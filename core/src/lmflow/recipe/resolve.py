@@ -64,6 +64,7 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     chosen = {slot: chosen[slot] for slot in RECIPE_SLOTS}
     trackers = choose_trackers(plugins, settings, problems)
     parts, origins = _build_chosen({**chosen, **trackers}, settings, PLAIN, plugins, problems)
+    problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
     parts |= format_parts(parts.pop(DATA), settings, PLAIN[DATA], plugins, origins, problems)
     for section in (DATA, TRAINING):
         given = _plain_section(section, settings, chosen, plugins, problems)
@@ -71,7 +72,6 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     parts[LAUNCH] = _launch(settings, [*chosen.values(), *trackers.values()], plugins, origins, problems)
     problems += faulty_preferences(chosen, PREFERRING, CHOOSING_ORDER, plugins)
     problems += _incompatibilities(chosen, trackers)
-    problems += [problem for choice in chosen.values() if choice for problem in _required(choice, parts[choice.slot])]
     problems += placement_problems(parts["model"], parts["tuner"], parts[LAUNCH], settings, plugins.classes("tuner"))
     if problems:
         raise RecipeError(problems)
