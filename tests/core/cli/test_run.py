@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,6 @@ from lmflow.errors import RecipeError, RunDirectoryError
 from lmflow.plugins import load_plugins
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.run.display import Silent
-from lmflow.run.run import run as _  # noqa: F401  (its module is what is stood in for)
 
 Lmflow = Callable[..., Any]
 
@@ -35,9 +34,12 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[A
     def run(resolved: Any, plugins: Any, *, display: Any, **given: Any) -> Any:
         print("a library says something")
         found.append((resolved.recipe, {**given, "silent": isinstance(display, Silent) and type(display) is Silent}))
-        return SimpleNamespace(directory=tmp_path / "run", record={"status": "completed", "metrics": {}})
+        return SimpleNamespace(
+            directory=tmp_path / "run",
+            record={"status": "completed", "metrics": {}, "wall_seconds": 1.0, "result": "model"},
+        )
 
-    monkeypatch.setattr(sys.modules["lmflow.run.run"], "run", run)
+    monkeypatch.setattr(import_module("lmflow.run.run"), "run", run)
     return found
 
 
@@ -142,6 +144,8 @@ def test_json_is_all_that_stands_on_standard_output(
         "directory": str(tmp_path / "run"),
         "status": "completed",
         "metrics": {},
+        "wall_seconds": 1.0,
+        "result": "model",
     }
 
 
@@ -156,4 +160,4 @@ def test_otherwise_a_summary_is_shown(
     shown: list[Any] = []
     monkeypatch.setattr("lmflow.cli.display.show_summary", lambda record, place: shown.append((record, place)))
     call(plugins)
-    assert shown == [({"status": "completed", "metrics": {}}, tmp_path / "run")]
+    assert shown == [({"status": "completed", "metrics": {}, "wall_seconds": 1.0, "result": "model"}, tmp_path / "run")]
