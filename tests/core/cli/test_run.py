@@ -36,7 +36,13 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[A
         found.append((resolved.recipe, {**given, "silent": isinstance(display, Silent) and type(display) is Silent}))
         return SimpleNamespace(
             directory=tmp_path / "run",
-            record={"status": "completed", "metrics": {}, "wall_seconds": 1.0, "result": "model"},
+            record={
+                "status": "completed",
+                "metrics": {},
+                "wall_seconds": 1.0,
+                "peak_memory_bytes": 9,
+                "result": "model",
+            },
         )
 
     monkeypatch.setattr(import_module("lmflow.run.run"), "run", run)
@@ -145,6 +151,7 @@ def test_json_is_all_that_stands_on_standard_output(
         "status": "completed",
         "metrics": {},
         "wall_seconds": 1.0,
+        "peak_memory_bytes": 9,
         "result": "model",
     }
 
@@ -160,4 +167,9 @@ def test_otherwise_a_summary_is_shown(
     shown: list[Any] = []
     monkeypatch.setattr("lmflow.cli.display.show_summary", lambda record, place: shown.append((record, place)))
     call(plugins)
-    assert shown == [({"status": "completed", "metrics": {}, "wall_seconds": 1.0, "result": "model"}, tmp_path / "run")]
+    assert shown == [
+        (
+            {"status": "completed", "metrics": {}, "wall_seconds": 1.0, "peak_memory_bytes": 9, "result": "model"},
+            tmp_path / "run",
+        )
+    ]
