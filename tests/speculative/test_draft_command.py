@@ -12,7 +12,6 @@ import torch
 from lmflow.cli.app import run_app
 from lmflow.components import GenerateRequest
 from lmflow.data.collate import collate
-from lmflow.data.dataset import load_dataset
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.types import Completion, Sampling
@@ -26,7 +25,6 @@ from lmflow_speculative.draft_command import (
     begin_draft,
     check_output,
     make_command,
-    read_samples,
     usable_prompts,
     write,
 )
@@ -232,27 +230,6 @@ def test_two_prompts_are_needed(make_model):
     target = make_model()
     with pytest.raises(DataError, match=r"1 of 1 prompts have a token and leave room for 8 more in a context of 256"):
         usable_prompts(target, target, samples("the fox"), Sampling(max_new_tokens=8), quiet_log())
-
-
-def test_prompts_are_shuffled_by_the_seed(prompt_file):
-    plugins = load_plugins()
-    data = plugins.find("data", "auto")(path=str(prompt_file))
-    orders = [
-        [each.messages[-1].content for each in read_samples(data, plugins, raw=True, seed=seed)] for seed in (0, 0, 1)
-    ]
-    assert orders[0] == orders[1]
-    assert orders[0] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2])
-    assert all(text.startswith("the quick brown fox") for text in orders[0])
-
-
-def test_embedded_data_gives_its_training_part():
-    plugins = load_plugins()
-    data = plugins.find("data", "demo")()
-    whole, _ = load_dataset(data, plugins.classes("data"), 0)
-    found = [each.prompt_text for each in read_samples(data, plugins, raw=False, seed=0)]
-    assert sorted(found) == sorted(each.prompt_text for each in whole.train)
-    assert found != [each.prompt_text for each in whole.train], "in another order"
 
 
 def test_a_draft_begins_anew_or_from_what_is_named(make_model, model_directory):

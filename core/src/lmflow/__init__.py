@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lmflow.components import Conflict as Conflict
     from lmflow.components import Context as Context
     from lmflow.components import DataFormat as DataFormat
+    from lmflow.components import Engine as Engine
     from lmflow.components import EvaluateContext as EvaluateContext
     from lmflow.components import Evaluation as Evaluation
     from lmflow.components import Evaluator as Evaluator
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
     from lmflow.components import Optimizer as Optimizer
     from lmflow.components import ParameterGroup as ParameterGroup
     from lmflow.components import PlanContext as PlanContext
+    from lmflow.components import Quantization as Quantization
     from lmflow.components import Requirement as Requirement
     from lmflow.components import Reward as Reward
     from lmflow.components import RunContext as RunContext
     from lmflow.components import Schedule as Schedule
     from lmflow.components import Tracker as Tracker
     from lmflow.components import Tuner as Tuner
+    from lmflow.components import Update as Update
     from lmflow.components import Workload as Workload
     from lmflow.errors import DataError as DataError
     from lmflow.errors import EstimateError as EstimateError
@@ -75,10 +78,20 @@ NAMES = {
     "lmflow.api.model": ("LoadedModel", "load_model"),
     "lmflow.api.run": ("run",),
     "lmflow.components": (
-        *("AlignContext", "Aligner", "Attention", "Command", "Component", "Conflict", "Context", "DataFormat"),
-        *("EvaluateContext", "Evaluation", "Evaluator", "ExportContext", "Exporter", "GenerateRequest", "Inferencer"),
-        *("LoadRequest", "Log", "Model", "Need", "Optimizer", "ParameterGroup", "PlanContext", "Requirement"),
-        *("Reward", "RunContext", "Schedule", "Tracker", "Tuner", "Workload"),
+        *(
+            "AlignContext",
+            "Aligner",
+            "Attention",
+            "Command",
+            "Component",
+            "Conflict",
+            "Context",
+            "DataFormat",
+            "Engine",
+        ),
+        *("Engine", "EvaluateContext", "Evaluation", "Evaluator", "ExportContext", "Exporter", "GenerateRequest"),
+        *("Inferencer", "LoadRequest", "Log", "Model", "Need", "Optimizer", "ParameterGroup", "PlanContext"),
+        *("Quantization", "Requirement", "Reward", "RunContext", "Schedule", "Tracker", "Tuner", "Update", "Workload"),
     ),
     "lmflow.errors": (
         *("DataError", "EstimateError", "FailedElsewhere", "Interrupted", "LmflowError", "LostContact"),

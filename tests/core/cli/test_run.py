@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 import typer
 
 from lmflow.cli import run as command
-from lmflow.cli.options import scan
 from lmflow.errors import RecipeError, RunDirectoryError
 from lmflow.plugins import load_plugins
 from lmflow.recipe.settings import Origin, Setting
@@ -27,14 +27,25 @@ def plugins() -> Any:
 
 
 @pytest.fixture
-def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+def carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, dict[str, Any]]]:
     """What would have been run: the resolved recipe, and how."""
     found: list[tuple[Any, dict[str, Any]]] = []
 
-    def carry_out(resolved: Any, plugins: Any, output: Path | None, worker: Any, **flags: bool) -> None:
-        found.append((resolved.recipe, {"output": output, "worker": worker, **flags}))
+    def run(resolved: Any, plugins: Any, *, display: Any, **given: Any) -> Any:
+        print("a library says something")
+        found.append((resolved.recipe, {**given, "silent": isinstance(display, Silent) and type(display) is Silent}))
+        return SimpleNamespace(
+            directory=tmp_path / "run",
+            record={
+                "status": "completed",
+                "metrics": {},
+                "wall_seconds": 1.0,
+                "peak_memory_bytes": 9,
+                "result": "model",
+            },
+        )
 
-    monkeypatch.setattr(command, "carry_out", carry_out)
+    monkeypatch.setattr(import_module("lmflow.run.run"), "run", run)
     return found
 
 
@@ -48,7 +59,7 @@ def call(plugins: Any, *words: str) -> None:
     app(rest, standalone_mode=False)
 
 
-NOTHING = {"output": None, "worker": None, "resume": False, "overwrite": False, "quiet": False, "as_json": False}
+NOTHING = {"output": None, "resume": False, "overwrite": False, "silent": False}
 
 
 def test_without_a_word_the_embedded_model_is_tuned(plugins: Any, carried_out: list[Any]):
@@ -62,14 +73,14 @@ def test_options_and_flags_are_told_apart(plugins: Any, carried_out: list[Any], 
     call(plugins, "--tuner", "lora", "--tuner.rank", "3", "--output", str(tmp_path / "o"), "--overwrite", "--quiet")
     [(recipe, flags)] = carried_out
     assert (recipe.tuner.name, recipe.tuner.rank) == ("lora", 3)
-    assert flags == {**NOTHING, "output": tmp_path / "o", "overwrite": True, "quiet": True}
+    assert flags == {**NOTHING, "output": tmp_path / "o", "overwrite": True, "silent": True}
 
 
 def test_a_file_and_options_over_it(plugins: Any, carried_out: list[Any], tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("tuner: {name: lora, rank: 3}\ntraining: {seed: 4}\n")
     call(plugins, str(tmp_path / "recipe.yaml"), "--tuner.rank", "5", "--json")
     [(recipe, flags)] = carried_out
-    assert (recipe.tuner.rank, recipe.training.seed, flags["as_json"]) == (5, 4, True)
+    assert (recipe.tuner.rank, recipe.training.seed, flags["silent"]) == (5, 4, True)
 
 
 def test_help_is_all_that_is_done(plugins: Any, carried_out: list[Any], capsys: pytest.CaptureFixture[str]):
@@ -128,113 +139,37 @@ def test_options_of_the_launch(path: str, expected: bool):
     assert command.of_launch(Setting(path, "1", Origin("option", f"--{path}"))) is expected
 
 
-# Several processes
-
-
-def test_several_processes_are_started_with_the_flags_given(
-    plugins: Any, carried_out: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    started: list[Any] = []
-    monkeypatch.setattr(command, "start_workers", lambda *given: started.append(given))
-    call(plugins, "--launch.processes", "2", "--output", str(tmp_path / "o"), "--overwrite", "--json")
-    [(recipe, output, flags)] = started
-    assert (recipe.launch.total, output, flags) == (2, tmp_path / "o", ["--overwrite", "--json"])
-    assert carried_out == []
-
-
-def test_a_worker_runs_itself_and_starts_no_other(
-    plugins: Any, carried_out: list[Any], monkeypatch: pytest.MonkeyPatch
-):
-    worker = SimpleNamespace(is_rank0=True)
-    monkeypatch.setattr("lmflow.distributed.environment.this_worker", lambda: worker)
-    call(plugins, "--launch.processes", "2")
-    assert carried_out[0][1]["worker"] is worker
-
-
-@pytest.mark.parametrize(("code", "lines"), [(0, []), (2, ["error: no tuner is called x"])])
-def test_the_command_ends_as_its_workers_did(
-    code: int, lines: list[str], plugins: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    given: list[Any] = []
-
-    def launch(options: Any, recipe: str, place: Path, words: list[str], *, show_all: bool) -> Any:
-        given.append((options.total, place, words, show_all))
-        return SimpleNamespace(code=code, lines=lines)
-
-    monkeypatch.setattr("lmflow.distributed.launcher.launch", launch)
-    monkeypatch.setattr("sys.argv", ["lmflow", "run"])
-    scanned = scan(["--launch.processes", "3"], plugins, command.FIXED)
-    recipe = command.resolve_scanned(scanned, plugins, None).recipe
-    with pytest.raises(typer.Exit) as ended:
-        command.start_workers(recipe, Path("out"), ["--quiet"])
-    assert ended.value.exit_code == code
-    assert given == [(3, Path("out"), ["--quiet"], False)]
-    assert capsys.readouterr().err.splitlines() == lines
-
-
 # What is shown
 
 
-@pytest.fixture
-def result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """A run that is over at once; how it was called."""
-    called: dict[str, Any] = {}
-
-    def run(resolved: Any, plugins: Any, **given: Any) -> Any:
-        called.update(given)
-        print("a library says something")
-        return SimpleNamespace(directory=tmp_path / "run", record={"status": "completed", "metrics": {}})
-
-    monkeypatch.setattr("lmflow.run.run.run", run)
-    return called
-
-
-def carry_out(plugins: Any, worker: Any = None, **flags: bool) -> None:
-    named = {"resume": False, "overwrite": False, "quiet": False, "as_json": False, **flags}
-    command.carry_out(None, plugins, None, worker, **named)  # type: ignore[arg-type]
-
-
 def test_json_is_all_that_stands_on_standard_output(
-    result: dict[str, Any], plugins: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    plugins: Any, carried_out: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    carry_out(plugins, as_json=True)
-    printed = capsys.readouterr()
-    assert json.loads(printed.out) == {"directory": str(tmp_path / "run"), "status": "completed", "metrics": {}}
-    assert "a library says something" in printed.err
-    assert isinstance(result["display"], Silent)
+    call(plugins, "--json")
+    assert json.loads(capsys.readouterr().out) == {
+        "directory": str(tmp_path / "run"),
+        "status": "completed",
+        "metrics": {},
+        "wall_seconds": 1.0,
+        "peak_memory_bytes": 9,
+        "result": "model",
+    }
 
 
-def test_quiet_prints_nothing(result: dict[str, Any], plugins: Any, capsys: pytest.CaptureFixture[str]):
-    carry_out(plugins, quiet=True, overwrite=True)
+def test_quiet_prints_nothing(plugins: Any, carried_out: list[Any], capsys: pytest.CaptureFixture[str]):
+    call(plugins, "--quiet")
     assert capsys.readouterr().out == ""
-    assert result["overwrite"] is True
 
 
 def test_otherwise_a_summary_is_shown(
-    result: dict[str, Any], plugins: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    plugins: Any, carried_out: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     shown: list[Any] = []
     monkeypatch.setattr("lmflow.cli.display.show_summary", lambda record, place: shown.append((record, place)))
-    carry_out(plugins)
-    assert shown == [({"status": "completed", "metrics": {}}, tmp_path / "run")]
-    carry_out(plugins, worker=SimpleNamespace(is_rank0=True))
-    assert len(shown) == 2
-    carry_out(plugins, worker=SimpleNamespace(is_rank0=False), as_json=True)
-    assert len(shown) == 2
-
-
-def test_the_display_is_closed_when_a_run_fails(plugins: Any, monkeypatch: pytest.MonkeyPatch):
-    closed: list[bool] = []
-
-    class Display(Silent):
-        def close(self) -> None:
-            closed.append(True)
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr("lmflow.run.run.run", fail)
-    monkeypatch.setattr(command, "make_display", lambda *, silent: Display())
-    with pytest.raises(RuntimeError, match="broken"):
-        carry_out(plugins)
-    assert closed == [True]
+    call(plugins)
+    assert shown == [
+        (
+            {"status": "completed", "metrics": {}, "wall_seconds": 1.0, "peak_memory_bytes": 9, "result": "model"},
+            tmp_path / "run",
+        )
+    ]

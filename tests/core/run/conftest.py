@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Callable[..., Any]:
-    """Makes a resolved recipe of a run of three steps; options are given with __ for dots."""
+    """Makes a resolved recipe of a run of three steps; options are given with __ for dots, None leaves one out."""
     from lmflow.plugins import load_plugins
     from lmflow.testing.runs import resolve_settings, write_records
 
@@ -32,6 +32,7 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory, model_directory: Path
 
     def make(plugins: Any = None, **changes: Any) -> Any:
         named = {name.replace("__", "."): value for name, value in changes.items()}
-        return resolve_settings(plugins or load_plugins(), {**settings, **named})
+        given = {path: value for path, value in {**settings, **named}.items() if value is not None}
+        return resolve_settings(plugins or load_plugins(), given)
 
     return make

@@ -171,7 +171,7 @@ def test_the_inferencer_is_closed_and_the_directory_free_however_a_run_ends(
     closed: list[str] = []
     resolved = small_recipe()
     monkeypatch.setattr(type(resolved.recipe.inferencer), "close", lambda self: closed.append(self.name))
-    monkeypatch.setattr(stages, "load_model", failing(LmflowError("nothing there")))
+    monkeypatch.setattr(stages, "save", failing(LmflowError("nothing there")))
     with pytest.raises(LmflowError, match="nothing there"):
         run(resolved, load_plugins(), output=tmp_path / "run", estimate=False)
     assert closed == ["hf"]

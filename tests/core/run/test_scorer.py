@@ -48,7 +48,7 @@ class Ranking(Aligner):
     name = "ranking"
     epochs: ClassVar[int] = 1
 
-    def objective(self) -> Objective:
+    def objective(self, context: Any) -> Objective:
         """Bradley and Terry's loss, and how often the pair is in order."""
         from torch.nn.functional import logsigmoid
 

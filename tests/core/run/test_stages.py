@@ -14,6 +14,7 @@ import torch
 from lmflow.components import Aligner, LoadRequest, Model, RunContext
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.errors import EstimateError, Interrupted, TrainingError
+from lmflow.models.encoding import items_of
 from lmflow.plugins import load_plugins
 from lmflow.run import stages
 from lmflow.run.directory import RunDirectory
@@ -54,7 +55,7 @@ class Scoring(Aligner):
     def align(self, context: Any) -> None:
         """Nothing."""
 
-    def objective(self) -> Any:
+    def objective(self, context: Any) -> Any:
         """A function of its own."""
         return FunctionObjective(lambda *_: torch.zeros(()), "item")
 
@@ -76,7 +77,7 @@ def test_data_is_read_and_recorded(make_work: MakeWork):
 
 def test_what_was_guessed_of_the_data_is_said(make_work: MakeWork, tmp_path: Path):
     (tmp_path / "some.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 4)
-    work = make_work(data__name="auto", data__path=str(tmp_path / "some.jsonl"))
+    work = make_work(data__name=None, data__path=str(tmp_path / "some.jsonl"))
     stages.read_data(work)
     [note] = work.log.notes
     assert note.startswith(f"4 records of {tmp_path / 'some.jsonl'} read as prompt, recognised by prompt, answer")
@@ -202,7 +203,7 @@ def test_the_trainer_has_what_the_recipe_says(make_work: MakeWork):
     work = make_work(data__packing="true", optimizer__weight_decay=0.5, schedule__name="linear", tuner__name="lora")
     data = stages.read_data(work)
     model = stages.prepare(work, stages.load_model(work))
-    setup = stages.make_trainer(work, model, data).setup
+    setup = stages.make_context(work, model, data, {}).trainer.setup
     recipe = work.recipe
     assert (setup.optimizer, setup.schedule, setup.tuner) == (recipe.optimizer, recipe.schedule, recipe.tuner)
     assert (setup.precision, setup.packing, setup.max_length, setup.strategy) == ("fp32", True, 256, "ddp")
@@ -215,7 +216,7 @@ def test_an_aligner_says_what_is_minimised_and_what_it_reads(make_work: MakeWork
     work = with_part(make_work(), aligner=Scoring())
     data = stages.read_data(work)
     model = stages.load_model(work)
-    setup = stages.make_trainer(work, model, data).setup
+    setup = stages.make_context(work, model, data, {}).trainer.setup
     assert setup.objective.per == "item"
     assert all(isinstance(item, tuple) and len(item) == 2 for item in setup.heldout)
 
@@ -225,16 +226,16 @@ def test_by_default_items_are_the_samples_that_end_with_an_answer(make_work: Mak
     model = stages.load_model(work)
     asked, answered = Message("user", "a"), Message("assistant", "b")
     samples = [Sample((asked,), source="open"), Sample((asked, answered), source="closed")]
-    items = stages.items_of(work, model, samples, Dataset(samples, [], work.recipe.data))
+    items = items_of(work.recipe.aligner, model, samples, Dataset(samples, [], work.recipe.data))
     assert [item.source for item in items] == ["closed"]  # type: ignore[union-attr]
 
 
 def test_the_self_test_asks_the_run_s_objective(make_work: MakeWork):
     work = with_part(make_work(), aligner=Scoring())
     data = stages.read_data(work)
-    trainer = stages.make_trainer(work, stages.load_model(work), data)
+    context = stages.make_context(work, stages.load_model(work), data, {})
     with pytest.raises(TrainingError, match="objective's loss has no gradient"):
-        stages.self_test(work, trainer, data)
+        stages.self_test(context, work.recipe.aligner)
     assert work.log.seconds["self-test"] > 0
 
 
@@ -242,16 +243,17 @@ def test_the_inferencer_is_given_the_run(make_work: MakeWork, monkeypatch: pytes
     given: list[RunContext] = []
     work = make_work()
     monkeypatch.setattr(type(work.recipe.inferencer), "open", lambda self, context: given.append(context))
-    model = stages.load_model(work)
-    stages.open_inferencer(work, model)
-    [context] = given
-    assert (context.model, context.log, context.plugins) == (model, work.log, work.plugins)
+    data = stages.read_data(work)
+    context = stages.make_context(work, stages.load_model(work), data, {})
+    stages.open_inferencer(work, context)
+    assert given == [context]
+    assert (context.data, context.log, context.plugins) == (data, work.log, work.plugins)
 
 
 def test_the_result_is_what_the_tuner_writes(make_work: MakeWork):
     work = make_work(tuner__name="lora")
     data = stages.read_data(work)
-    trainer = stages.make_trainer(work, stages.prepare(work, stages.load_model(work)), data)
+    trainer = stages.make_context(work, stages.prepare(work, stages.load_model(work)), data, {}).trainer
     trainer.plan(1)
     result = stages.save(work, trainer)
     assert result == work.directory.path / "adapter"
