@@ -60,8 +60,6 @@ def reference(plugins: Plugins, slot: str, name: str) -> Choice:
         ("model", {}, "demo"),
         ("model", {"model__path": "x/y"}, "pretrained"),
         ("data", {}, "demo"),
-        ("data", {"data__path": "x.jsonl"}, "auto"),
-        ("data", {"data__mix": "a,b"}, "auto"),
         ("tuner", {}, "full"),
         ("optimizer", {}, "adamw"),
         ("schedule", {}, "cosine"),

@@ -43,6 +43,7 @@ def _fault(path: str, slot: str, order: Sequence[str], plugins: Plugins) -> str 
     else:
         offers = plugins.offers(section).values()
         known = {field for each in offers for offer in each for field in offer.component.model_fields}
+        known |= set(PLAIN[section].model_fields) if section in PLAIN else set()
     if key == "name" and section != TRAINING:
         too_late = section in WITHOUT or order.index(section) < order.index(slot)
         return f"what fills the slot {section} is chosen before" if too_late else None
