@@ -2,7 +2,6 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lmflow.components import Evaluation
+from lmflow.components import Evaluation, GenerateRequest
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.inference.hf import HuggingFace
@@ -156,10 +155,10 @@ class Searcher(HuggingFace):
         super().__init__()
         object.__setattr__(self, "seen", lambda ids: tokenizer.decode(ids[-sight:]))
 
-    def generate(self, model: Any, prompts: Sequence[Any], sampling: Any, progress: Any = None) -> Any:
-        assert sampling.temperature == 0
+    def generate(self, request: GenerateRequest) -> Any:
+        assert request.sampling.temperature == 0
         answers = []
-        for prompt in prompts:
+        for prompt in request.prompts:
             _, found, rest = self.seen(list(prompt.ids)).partition("The pass key is ")
             digits = rest.split(".")[0] if found and rest.split(".")[0].isdigit() else "7"
             answers.append([Completion((1,), f" {digits}.", (0.0,), "length")])
@@ -270,7 +269,7 @@ CURVE = [
 class TestPlots:
     def test_heatmap(self, tmp_path: Path):
         pytest.importorskip("matplotlib")
-        paths = Passkey().draw(Evaluation({}, ROWS), tmp_path / "new")
+        paths = Passkey().plot(Evaluation({}, ROWS), tmp_path / "new")
         assert [path.name for path in paths] == ["passkey.svg", "passkey.png"]
         plot = paths[0].read_text(encoding="utf-8")
         ElementTree.fromstring(plot)
@@ -280,7 +279,7 @@ class TestPlots:
 
     def test_curve(self, tmp_path: Path):
         pytest.importorskip("matplotlib")
-        paths = PerplexityByLength().draw(Evaluation({}, CURVE), tmp_path)
+        paths = PerplexityByLength().plot(Evaluation({}, CURVE), tmp_path)
         assert [path.name for path in paths] == ["perplexity-by-length.svg", "perplexity-by-length.png"]
         plot = paths[0].read_text(encoding="utf-8")
         ElementTree.fromstring(plot)
@@ -290,8 +289,8 @@ class TestPlots:
     def test_without_matplotlib(self, tmp_path: Path, tiny_model, log, monkeypatch):
         monkeypatch.setattr(plots, "find_spec", lambda _: None)
         monkeypatch.setattr("lmflow_longctx.lengths.find_spec", lambda _: None)
-        assert [path.suffix for path in Passkey().draw(Evaluation({}, ROWS), tmp_path)] == [".svg"]
-        assert [path.suffix for path in PerplexityByLength().draw(Evaluation({}, CURVE), tmp_path)] == [".svg"]
+        assert [path.suffix for path in Passkey().plot(Evaluation({}, ROWS), tmp_path)] == [".svg"]
+        assert [path.suffix for path in PerplexityByLength().plot(Evaluation({}, CURVE), tmp_path)] == [".svg"]
         PerplexityByLength(stretch=8).evaluate(evaluate_context(tiny_model, [plain(WORDS * 40)], HuggingFace(), log))
         assert any("pip install 'lmflow-longctx[plots]'" in note for note in log.notes)
 
