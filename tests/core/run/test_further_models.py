@@ -13,8 +13,10 @@ from torch import Tensor
 
 from lmflow.components import AlignContext, Aligner, Model, RunContext, Tracker
 from lmflow.data.dataset import load_dataset
+from lmflow.data.formats.recognising import formats_of
 from lmflow.errors import RecipeError
 from lmflow.hookspecs import hookimpl
+from lmflow.models.encoding import items_of
 from lmflow.planning.plan import load_skeleton, make_plan
 from lmflow.run.run import RunResult, run
 from lmflow.testing.runs import RECORDS, plugins_with, resolve_settings, write_records
@@ -52,7 +54,7 @@ class Distil(Aligner):
 
     def align(self, context: AlignContext) -> None:
         CONTEXTS.append(context)
-        items: Any = self.items(context.model, context.data.train, context.data)
+        items: Any = items_of(self, context.model, context.data.train, context.data)
         steps = context.trainer.options.total_steps(len(items))
         context.trainer.plan(steps)
         context.trainer.fit(self.annotate(context, items), steps=steps, start=0)
@@ -137,7 +139,7 @@ def test_the_plan_counts_its_weights_once(settings: dict[str, Any]):
 
     def plan(**changes: Any) -> Any:
         recipe = resolve_settings(plugins, {**settings, **changes}).recipe
-        data, _ = load_dataset(recipe.data, plugins.classes("data"), 0)
+        data, _ = load_dataset(recipe.data, formats_of(recipe, plugins), 0)
         return make_plan(recipe, load_skeleton(recipe, plugins), data, plugins)
 
     parameters = sum(p.numel() for p in tiny_model().module.parameters())
