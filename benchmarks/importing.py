@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
-import subprocess
 import sys
 from pathlib import Path
+
+from startup import processor_seconds
 
 RESULT = Path(__file__).parent / "results" / "importing.md"
 PROGRAMS = {
@@ -21,14 +21,6 @@ PROGRAMS = {
 }
 
 
-def processor_seconds(program: str) -> float:
-    """User and system time of one process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def main() -> None:
     """Measure alternately, and write the least of each beyond Python alone."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -37,7 +29,7 @@ def main() -> None:
     least = dict.fromkeys(PROGRAMS, float("inf"))
     for _ in range(rounds):
         for name, program in PROGRAMS.items():
-            least[name] = min(least[name], processor_seconds(program))
+            least[name] = min(least[name], processor_seconds(sys.executable, "-c", program))
     base, *_ = least.values()
     rows = [f"| {name} | {1000 * (seconds - base):.0f} |" for name, seconds in least.items() if seconds != base]
     text = [

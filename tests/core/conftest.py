@@ -1,4 +1,4 @@
-"""Distributions made up for a test, and installed as really as Python knows: metadata on the path."""
+"""Distributions made up for a test, installed as really as Python knows, and an installer that installs nothing."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def install_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
         return site
 
     return install
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands of an installer that would have been run; it ends with 7."""
+    from lmflow.plugins import installation
+
+    made: list[list[str]] = []
+
+    def record(command: Sequence[str]) -> int:
+        made.append(list(command))
+        return 7
+
+    monkeypatch.setattr(installation, "run", record)
+    monkeypatch.setattr(installation, "find_spec", lambda _: object())
+    monkeypatch.setattr(installation.shutil, "which", lambda _: None)
+    return made

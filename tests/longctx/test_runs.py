@@ -12,9 +12,9 @@ from lmflow.builtin.merge import Merge
 from lmflow.components import LoadRequest
 from lmflow.plugins import load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve
-from lmflow.recipe.settings import Origin, Setting
 from lmflow.run.export import export
 from lmflow.run.run import RunResult, run
+from lmflow.testing.runs import as_options
 
 IDS = torch.arange(5, 205)[None]
 
@@ -40,12 +40,8 @@ def carry_out(model_directory: Path, texts: Path, tmp_path: Path) -> Any:
             "aligner__max_new_tokens": "4",
             "aligner__heldout_prompts": "1",
         } | options
-        settings = [
-            Setting(key.replace("__", "."), value, Origin("option", f"--{key.replace('__', '.')}"))
-            for key, value in values.items()
-        ]
         plugins = load_plugins()
-        return run(resolve(plugins, None, settings), plugins, output=tmp_path / "run")
+        return run(resolve(plugins, None, as_options(**values)), plugins, output=tmp_path / "run")
 
     return carry
 

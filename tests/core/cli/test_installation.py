@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from lmflow.plugins import installation
-
 MODULE = """
 from lmflow.components import Tuner
 from lmflow.hookspecs import hookimpl
@@ -110,21 +108,6 @@ def test_the_installer_s_exit_code_is_kept(environment, tmp_path):
 
 
 # Without an installer
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[list[str]]:
-    """The commands that would have been run; the installer ends with 7."""
-    made: list[list[str]] = []
-
-    def record(command):
-        made.append(list(command))
-        return 7
-
-    monkeypatch.setattr(installation, "run", record)
-    monkeypatch.setattr(installation, "find_spec", lambda _: object())
-    monkeypatch.setattr(installation.shutil, "which", lambda _: None)
-    return made
 
 
 def test_options_behind_the_names_go_to_the_installer(calls, lmflow):

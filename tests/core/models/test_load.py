@@ -19,7 +19,8 @@ from lmflow.models.pretrained import Pretrained
 from lmflow.models.quantization import count_parameters, is_quantized, scale_bytes
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import model_from_reference, resolve, resolve_parts
-from lmflow.recipe.settings import Origin, Scope, Setting
+from lmflow.recipe.settings import Scope
+from lmflow.testing.runs import as_options
 from lmflow.training.selftest import is_low_precision
 
 KINDS = ("nf4", "fp4", "int8")
@@ -63,13 +64,6 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, make_llama, make_tokeni
     make_llama(len(tokenizer), hidden_size=64, intermediate_size=96).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def options(**values: Any) -> list[Setting]:
-    return [
-        Setting(path.replace("__", "."), value, Origin("option", f"--{path.replace('__', '.')}"))
-        for path, value in values.items()
-    ]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -149,7 +143,7 @@ def test_bytes_of_scales_by_hand():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_option_of_every_model_of_ours(bitsandbytes, kind, wide_model: Path, plugins):
-    settings = options(model=str(wide_model), model__quantization=kind)
+    settings = as_options(model=str(wide_model), model__quantization=kind)
     parts = resolve_parts(plugins, Scope("generate", ("model",), {}), settings)
     model = load_for_inference(parts["model"], plugins)
     assert is_quantized(model.module)
@@ -159,7 +153,7 @@ def test_an_option_of_every_model_of_ours(bitsandbytes, kind, wide_model: Path, 
 
 
 def test_the_demo_stays_the_default_model(plugins):
-    found = resolve(plugins, options=options(tuner="lora", model__quantization="nf4")).recipe.model
+    found = resolve(plugins, options=as_options(tuner="lora", model__quantization="nf4")).recipe.model
     assert (found.name, found.quantization) == ("demo", "nf4")
 
 
@@ -200,7 +194,7 @@ def test_bitsandbytes_is_named_where_it_is_missing(plugins, model_directory: Pat
     monkeypatch.setattr(base, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     wanted = r"bitsandbytes, which is not installed: pip install 'lmflow-core\[quantization\]'"
     with pytest.raises(RecipeError, match=wanted):
-        resolve(plugins, options=options(model=str(model_directory), tuner="lora", model__quantization="nf4"))
+        resolve(plugins, options=as_options(model=str(model_directory), tuner="lora", model__quantization="nf4"))
     with pytest.raises(LmflowError, match=wanted):
         Pretrained(path=str(model_directory), quantization="int8").load(LoadRequest())
 
@@ -219,7 +213,7 @@ def test_bitsandbytes_is_named_where_it_is_missing(plugins, model_directory: Pat
 )
 def test_what_training_cannot_do_is_refused_before_anything_is_loaded(bitsandbytes, given, wanted, plugins):
     with pytest.raises(RecipeError, match=wanted):
-        resolve(plugins, options=options(**given))
+        resolve(plugins, options=as_options(**given))
 
 
 def test_weights_that_are_stored_quantised_are_not_quantised_again(bitsandbytes, wide_model: Path, tmp_path: Path):
@@ -246,7 +240,7 @@ def test_a_device_map_places_the_layers(model_directory: Path, plugins, monkeypa
     parts = resolve_parts(
         plugins,
         Scope("generate", ("model",), {}),
-        options(model=str(model_directory), model__device_map="auto"),
+        as_options(model=str(model_directory), model__device_map="auto"),
     )
     model = load_for_inference(parts["model"], plugins)
     assert [settings["device_map"] for settings in asked] == ["auto"]

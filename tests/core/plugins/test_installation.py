@@ -12,21 +12,6 @@ from lmflow.plugins import installation
 from lmflow.plugins.installation import Installed, install, installer, local_or_named, made_by_uv, name_of, uninstall
 
 
-@pytest.fixture
-def calls(monkeypatch) -> list[list[str]]:
-    """The commands that would have been run; the installer ends with 7."""
-    made: list[list[str]] = []
-
-    def record(command):
-        made.append(list(command))
-        return 7
-
-    monkeypatch.setattr(installation, "run", record)
-    monkeypatch.setattr(installation, "find_spec", lambda _: object())
-    monkeypatch.setattr(installation.shutil, "which", lambda _: None)
-    return made
-
-
 def test_a_path_that_is_not_there_is_no_name(calls, tmp_path):
     for target in ("./gone", str(tmp_path / "gone"), "gone-1.0-py3-none-any.whl"):
         with pytest.raises(PluginError, match="there is no such directory"):

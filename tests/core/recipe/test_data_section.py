@@ -19,8 +19,8 @@ from lmflow.recipe.recipe import dump
 from lmflow.recipe.resolve import resolve, resolve_parts
 from lmflow.recipe.schema import schema
 from lmflow.recipe.sections.data import DataOptions, Reading
-from lmflow.recipe.settings import Origin, Scope, Setting
-from lmflow.testing.runs import plugins_with
+from lmflow.recipe.settings import Scope
+from lmflow.testing.runs import as_options, plugins_with
 
 Write = Callable[[str], Path]
 
@@ -79,31 +79,15 @@ def plugins() -> Plugins:
     return plugins_with(Spoken, Loud, Written, Broken, Packs)
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def make(text: str) -> Path:
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text)
-        return path
-
-    return make
-
-
-def options(**values: str) -> list[Setting]:
-    """Options as the command line gives them: `data__path="x"` is --data.path x."""
-    named = {name.replace("__", "."): value for name, value in values.items()}
-    return [Setting(path, value, Origin("option", f"--{path}")) for path, value in named.items()]
-
-
 def problems(plugins: Plugins, file: Path | None = None, **values: str) -> str:
     with pytest.raises(RecipeError) as caught:
-        resolve(plugins, file, options(**values))
+        resolve(plugins, file, as_options(**values))
     return str(caught.value)
 
 
 def test_one_section_for_the_user_two_parts_of_the_recipe(plugins: Plugins, write: Write):
     file = write("data: {name: loud, path: x.jsonl, packing: true, volume: 3, speakers: [a, b]}\n")
-    resolved = resolve(plugins, file, options(data__limit="7", data__language="de"))
+    resolved = resolve(plugins, file, as_options(data__limit="7", data__language="de"))
     recipe = resolved.recipe
     assert recipe.data == DataOptions(path="x.jsonl", packing=True, limit=7)
     assert recipe.format == Loud(volume=3, speakers=["a", "b"], language="de")
@@ -116,7 +100,7 @@ def test_one_section_for_the_user_two_parts_of_the_recipe(plugins: Plugins, writ
 
 
 def test_the_written_section_has_name_plain_options_and_the_formats_own(plugins: Plugins, write: Write):
-    text = dump(resolve(plugins, None, options(data="loud", data__path="x", data__volume="2")).recipe)
+    text = dump(resolve(plugins, None, as_options(data="loud", data__path="x", data__volume="2")).recipe)
     section = yaml.safe_load(text)["data"]
     assert list(section) == ["name", *DataOptions.model_fields, "volume", "speakers", "language"]
     assert (section["name"], section["volume"]) == ("loud", 2)
@@ -124,7 +108,7 @@ def test_the_written_section_has_name_plain_options_and_the_formats_own(plugins:
 
 
 def test_options_for_a_format_that_is_to_be_recognised(plugins: Plugins, write: Write):
-    resolved = resolve(plugins, None, options(data__path="x", data__volume="2", data__speakers="a,b"))
+    resolved = resolve(plugins, None, as_options(data__path="x", data__volume="2", data__speakers="a,b"))
     assert resolved.recipe.format is None
     assert resolved.recipe.format_options == {"volume": 2, "speakers": ["a", "b"]}  # as the only one with both reads it
     assert str(resolved.origins["data.speakers"]) == "option --data.speakers"
@@ -154,16 +138,16 @@ def test_options_for_a_format_that_is_to_be_recognised(plugins: Plugins, write: 
 def test_what_is_given_to_no_format(plugins: Plugins, given: dict[str, str], expected: str | None):
     values = {f"data__{key}": value for key, value in given.items()}
     if expected is None:
-        resolve(plugins, None, options(data__path="x", **values))
+        resolve(plugins, None, as_options(data__path="x", **values))
         return
     assert expected in problems(plugins, data__path="x", **values)
 
 
 def test_a_broken_format_harms_no_other(plugins: Plugins):
-    recipe = resolve(plugins, None, options(data__path="x", data__speakers="a")).recipe
+    recipe = resolve(plugins, None, as_options(data__path="x", data__speakers="a")).recipe
     assert recipe.format_options == {"speakers": ["a"]}
     with pytest.raises(PluginError, match="data broken"):
-        resolve(plugins, None, options(data="broken", data__speakers="a"))
+        resolve(plugins, None, as_options(data="broken", data__speakers="a"))
 
 
 def test_options_of_a_format_that_is_not_the_one_named(plugins: Plugins):
@@ -180,32 +164,32 @@ def test_no_name_stands_for_recognising(plugins: Plugins, write: Write, name: st
     assert resolve(plugins, file).recipe.format is None
     named = write("data: {name: loud, path: x}\n")
     assert resolve(plugins, named).recipe.format == Loud()
-    assert resolve(plugins, named, options(data="none")).recipe.format is None
+    assert resolve(plugins, named, as_options(data="none")).recipe.format is None
     embedded = resolve(plugins, write(f"data: {name}\n")).recipe  # nothing to recognise one by
     assert embedded.format is not None
     assert embedded.format.name == "demo"
 
 
 def test_components_may_prefer_plain_options_and_those_of_the_format(plugins: Plugins):
-    resolved = resolve(plugins, None, options(tuner="packs", data="loud", data__path="x"))
+    resolved = resolve(plugins, None, as_options(tuner="packs", data="loud", data__path="x"))
     assert resolved.recipe.data.packing
     assert resolved.recipe.format == Loud(language="de")
     assert str(resolved.origins["data.packing"]) == "plugin tuner packs"
-    mine = resolve(plugins, None, options(tuner="packs", data__path="x", data__packing="false")).recipe
+    mine = resolve(plugins, None, as_options(tuner="packs", data__path="x", data__packing="false")).recipe
     assert (mine.data.packing, mine.format_options) == (False, {})
 
 
 @pytest.mark.parametrize("given", [{"data": "loud"}, {"data__path": "x"}], ids=str)
 def test_a_command_that_reads_alone(plugins: Plugins, given: dict[str, str]):
     scope = Scope("eval", ("data",), {"data": Reading})
-    parts = resolve_parts(plugins, scope, options(**given, data__limit="3", data__language="de"))
+    parts = resolve_parts(plugins, scope, as_options(**given, data__limit="3", data__language="de"))
     assert parts["data"] == Reading(path=given.get("data__path"), limit=3)
     assert (parts["format"], parts["format_options"]) == (
         (Loud(language="de"), {}) if "data" in given else (None, {"language": "de"})
     )
     for key in DataOptions.model_fields.keys() - Reading.model_fields.keys():
         with pytest.raises(RecipeError) as caught:
-            resolve_parts(plugins, scope, options(**given, **{f"data__{key}": "1"}))
+            resolve_parts(plugins, scope, as_options(**given, **{f"data__{key}": "1"}))
         assert str(caught.value) == f"--data.{key}: unknown option; data.{key} is one of training runs (lmflow run)"
 
 
@@ -228,7 +212,7 @@ def test_the_schema_of_the_section(plugins: Plugins):
     [loud] = [each for each in mappings if each["properties"]["name"]["enum"] == ["loud", None]]
     assert loud["properties"].keys() == {"name", *DataOptions.model_fields, *Loud.model_fields}
     assert loud["additionalProperties"] is False
-    section = yaml.safe_load(dump(resolve(plugins, None, options(data="loud")).recipe))["data"]
+    section = yaml.safe_load(dump(resolve(plugins, None, as_options(data="loud")).recipe))["data"]
     assert section.keys() == loud["properties"].keys()
 
 

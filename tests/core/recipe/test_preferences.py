@@ -17,7 +17,7 @@ from lmflow.recipe.preferences import faulty_preferences
 from lmflow.recipe.recipe import ResolvedRecipe, dump
 from lmflow.recipe.resolve import CHOOSING_ORDER, PREFERRING, resolve
 from lmflow.recipe.settings import Origin, Setting
-from lmflow.testing.runs import plugins_with
+from lmflow.testing.runs import as_options, plugins_with
 
 
 class PickyTuner(Tuner):
@@ -76,10 +76,7 @@ def plugins() -> Plugins:
 
 
 def resolved(plugins: Plugins, file: Path | None = None, **values: str) -> ResolvedRecipe:
-    named = {name.replace("__", "."): value for name, value in values.items()}
-    return resolve(
-        plugins, file, [Setting(path, value, Origin("option", f"--{path}")) for path, value in named.items()]
-    )
+    return resolve(plugins, file, as_options(**values))
 
 
 def test_the_order_in_which_they_count():

@@ -10,7 +10,8 @@ import yaml
 from lmflow.plugins import RECIPE_SLOTS, Plugins, load_plugins
 from lmflow.recipe.recipe import Recipe, as_dict, dump
 from lmflow.recipe.resolve import resolve
-from lmflow.recipe.settings import PLAIN, Origin, Setting
+from lmflow.recipe.settings import PLAIN
+from lmflow.testing.runs import as_options
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,7 @@ def plugins() -> Plugins:
 
 
 def recipe(plugins: Plugins, **values: str) -> Recipe:
-    named = {name.replace("__", "."): value for name, value in values.items()}
-    settings = [Setting(path, value, Origin("option", f"--{path}")) for path, value in named.items()]
-    return resolve(plugins, None, settings).recipe
+    return resolve(plugins, None, as_options(**values)).recipe
 
 
 def test_every_value_is_explicit(plugins: Plugins):

@@ -11,7 +11,7 @@ from lmflow.plugins import RECIPE_SLOTS, Plugins, load_plugins
 from lmflow.recipe.recipe import dump
 from lmflow.recipe.resolve import model_from_reference, resolve
 from lmflow.recipe.schema import schema
-from lmflow.recipe.settings import Origin, Setting
+from lmflow.testing.runs import as_options
 
 
 @pytest.fixture(scope="module")
@@ -19,25 +19,9 @@ def plugins() -> Plugins:
     return load_plugins()
 
 
-@pytest.fixture
-def write(tmp_path: Path):
-    def make(text: str) -> Path:
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text)
-        return path
-
-    return make
-
-
-def options(**values: str) -> list[Setting]:
-    """Options as the command line gives them: `tuner__rank="4"` is --tuner.rank 4."""
-    named = {name.replace("__", "."): value for name, value in values.items()}
-    return [Setting(path, value, Origin("option", f"--{path}")) for path, value in named.items()]
-
-
 def problems(plugins: Plugins, file: Path | None = None, **values: str) -> str:
     with pytest.raises(RecipeError) as caught:
-        resolve(plugins, file, options(**values))
+        resolve(plugins, file, as_options(**values))
     return str(caught.value)
 
 
@@ -61,7 +45,7 @@ def test_defaults(plugins):
 
 def test_defaults_give_way_to_the_file_and_the_file_to_options(plugins, write):
     file = write("tuner: {name: lora, rank: 4, alpha: 2}\ntraining:\n  learning_rate: 1e-4\n")
-    resolved = resolve(plugins, file, options(tuner__rank="32"))
+    resolved = resolve(plugins, file, as_options(tuner__rank="32"))
     assert resolved.recipe.tuner.model_dump()["rank"] == 32
     assert resolved.recipe.tuner.model_dump()["alpha"] == 2
     assert resolved.recipe.training.learning_rate == 1e-4
@@ -73,17 +57,17 @@ def test_defaults_give_way_to_the_file_and_the_file_to_options(plugins, write):
 
 
 def test_components_prefer_training_defaults(plugins):
-    resolved = resolve(plugins, None, options(aligner="raft"))
+    resolved = resolve(plugins, None, as_options(aligner="raft"))
     assert resolved.recipe.training.learning_rate == 1e-3
     assert str(resolved.origins["training.learning_rate"]) == "plugin aligner raft"
     assert (resolved.recipe.schedule.name, resolved.recipe.schedule.warmup) == ("constant", 0)
     assert str(resolved.origins["schedule.name"]) == str(resolved.origins["schedule.warmup"]) == "plugin aligner raft"
-    mine = resolve(plugins, None, options(aligner="raft", schedule="linear", schedule__warmup="0.5")).recipe.schedule
+    mine = resolve(plugins, None, as_options(aligner="raft", schedule="linear", schedule__warmup="0.5")).recipe.schedule
     assert (mine.name, mine.warmup) == ("linear", 0.5)
 
 
 def test_a_path_means_own_model_and_data(plugins):
-    recipe = resolve(plugins, None, options(model__path="x/y", data__path="z.jsonl")).recipe
+    recipe = resolve(plugins, None, as_options(model__path="x/y", data__path="z.jsonl")).recipe
     assert (recipe.model.name, recipe.format, recipe.reward) == ("pretrained", None, None)
 
 
@@ -148,13 +132,13 @@ def test_a_missing_file(plugins, tmp_path):
     ],
 )
 def test_option_texts(plugins, values: dict[str, str], field: str, expected: Any):
-    recipe = resolve(plugins, None, options(tuner="lora", **values)).recipe
+    recipe = resolve(plugins, None, as_options(tuner="lora", **values)).recipe
     assert recipe.tuner.model_dump()[field] == expected
 
 
 def test_none_and_paths_that_look_like_numbers(plugins):
     recipe = resolve(
-        plugins, None, options(training__max_grad_norm="none", data__path="2024", data__validation="0.2")
+        plugins, None, as_options(training__max_grad_norm="none", data__path="2024", data__validation="0.2")
     ).recipe
     assert recipe.training.max_grad_norm is None
     assert recipe.data.path == "2024"
@@ -162,7 +146,7 @@ def test_none_and_paths_that_look_like_numbers(plugins):
 
 
 def test_an_option_given_twice(plugins):
-    twice = [*options(tuner="lora"), *options(tuner="full")]
+    twice = [*as_options(tuner="lora"), *as_options(tuner="full")]
     with pytest.raises(RecipeError, match="--tuner: given twice"):
         resolve(plugins, None, twice)
 
@@ -173,7 +157,7 @@ def test_a_need_that_is_not_met(plugins):
 
 
 def test_shorthand(plugins):
-    recipe = resolve(plugins, None, options(reward="python:my.module:score")).recipe
+    recipe = resolve(plugins, None, as_options(reward="python:my.module:score")).recipe
     assert recipe.reward.model_dump() == {"function": "my.module:score"}
     assert "given twice" in problems(plugins, reward="python:a:b", reward__function="c:d")
     assert "takes no value" in problems(plugins, tuner="lora:4")
@@ -217,7 +201,7 @@ def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str
     component = plugins.offers("model")[values["model"]][0].component if "model" in values else None
     if component and component.missing():
         pytest.skip(f"model {values['model']} needs a package that is not installed")
-    text = dump(resolve(plugins, None, options(**values)).recipe)
+    text = dump(resolve(plugins, None, as_options(**values)).recipe)
     assert dump(resolve(plugins, write(text)).recipe) == text
 
 

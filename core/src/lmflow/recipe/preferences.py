@@ -38,12 +38,10 @@ def _fault(path: str, slot: str, order: Sequence[str], plugins: Plugins) -> str 
         return "the defaults of its own options are those of its fields"
     if section not in sections:
         return f"there is no such section{nearest(section, sections)}"
-    if section == TRAINING:
-        known: set[str] = set(PLAIN[TRAINING].model_fields)
-    else:
+    known = set(PLAIN[section].model_fields) if section in PLAIN else set()
+    if section != TRAINING:
         offers = plugins.offers(section).values()
-        known = {field for each in offers for offer in each for field in offer.component.model_fields}
-        known |= set(PLAIN[section].model_fields) if section in PLAIN else set()
+        known |= {field for each in offers for offer in each for field in offer.component.model_fields}
     if key == "name" and section != TRAINING:
         too_late = section in WITHOUT or order.index(section) < order.index(slot)
         return f"what fills the slot {section} is chosen before" if too_late else None

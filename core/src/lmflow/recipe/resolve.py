@@ -300,9 +300,8 @@ def _missing_for_options(chosen: Mapping[str, Choice | None], parts: Mapping[str
     """What to say of each package that the options of the components ask for and that is not installed."""
     for slot, choice in chosen.items():
         component: Component | None = parts["format" if slot == DATA else slot]
-        for each in component.required() if choice and component else ():
-            if choice and not each.installed:
-                yield not_installed(choice, each)
+        if choice and component:
+            yield from (not_installed(choice, each) for each in component.required() if not each.installed)
 
 
 def single_process_reasons(components: Iterable[type[Component] | Component]) -> Iterator[str]:

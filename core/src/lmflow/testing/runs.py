@@ -121,6 +121,12 @@ def over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return {**kept, **changes}
 
 
+def as_options(**values: Any) -> list[Setting]:
+    """Settings as the command line gives them: `tuner__rank="4"` is --tuner.rank 4."""
+    named = {name.replace("__", "."): value for name, value in values.items()}
+    return [Setting(path, value, Origin("option", f"--{path}")) for path, value in named.items()]
+
+
 def resolve_settings(plugins: Plugins, settings: Mapping[str, Any]) -> ResolvedRecipe:
     """The recipe these settings make, by dotted path. Raises RecipeError, as for options on the command line."""
     return resolve(plugins, None, [Setting(path, value, Origin("suite", "here")) for path, value in settings.items()])
