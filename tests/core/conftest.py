@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ def install_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     def install(name: str, source: str, *, version: str = "1.0", requires: Sequence[str] = ()) -> Path:
         module = name.replace("-", "_")
         sys.modules.pop(module, None)
-        (site / f"{module}.py").write_text(source)
+        source_file = site / f"{module}.py"
+        source_file.write_text(source)
+        # Bytecode of another source counts as its own where both were written in one second and are as long.
+        Path(cache_from_source(str(source_file))).unlink(missing_ok=True)
         folder = site / f"{module}-{version}.dist-info"
         folder.mkdir()
         needed = "".join(f"Requires-Dist: {each}\n" for each in requires)

@@ -152,9 +152,10 @@ def test_gradients_are_those_of_the_rounded_weights(kind, base):
 def test_the_plan_counts_quantised_weights(kind, recipe, plugins):
     """Within 15% of what the tensors of the loaded model take."""
     from lmflow.data.dataset import load_dataset
+    from lmflow.data.formats import formats_of
 
     resolved = recipe(kind).recipe
-    data, _ = load_dataset(resolved.data, plugins.classes("data"), 0)
+    data, _ = load_dataset(resolved.data, formats_of(resolved, plugins), 0)
     plan = make_plan(resolved, load_skeleton(resolved, plugins), data, plugins)
     real = resolved.tuner.prepare(resolved.model.load(LoadRequest()).module)
     taken = sum(p.nbytes for p in [*real.parameters(), *real.buffers()])

@@ -170,7 +170,7 @@ def test_micro_batches_of_any_size_give_one_step(vision: Callable[..., Any], ima
     for size in (1, 2, 5):
         model = vision().prepare(Projector())
         trainer = trainer_for(model, tmp_path / str(size), batch_size=5, micro_batch_size=size, learning_rate=0.1)
-        sequences = encode(model, samples, Llava())[0]
+        sequences = encode(model, samples, DataOptions())[0]
         check_model(trainer_for(model, tmp_path / f"packed-{size}", packing=True), sequences)
         trainer.plan(2)
         trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 2), start=0)
@@ -188,7 +188,7 @@ def test_bf16_and_recomputed_activations(
     for options in ({}, {"gradient_checkpointing": True}):
         model = vision().prepare(tuner)
         trainer = trainer_for(model, tmp_path / str(len(options)), precision="bf16", learning_rate=1e-2, **options)
-        sequences = encode(model, samples, Llava())[0]
+        sequences = encode(model, samples, DataOptions())[0]
         check_model(trainer, sequences)
         trainer.plan(3)
         losses.append(
@@ -208,7 +208,7 @@ def test_sight(vision: Callable[..., Any], tmp_path: Path):
         samples.append(Sample(turns, source=path.name))
     model = vision(layer=-1, projector_learning_rate=1e-2).prepare(Full())
     trainer = trainer_for(model, tmp_path / "run", batch_size=8, learning_rate=2e-3)
-    sequences = encode(model, samples[:24], Llava())[0]
+    sequences = encode(model, samples[:24], DataOptions())[0]
     trainer.plan(60)
     trainer.fit(sequences, steps=trainer.total_steps or trainer.steps_for(len(sequences), 20), start=0)
     test = samples[24:]

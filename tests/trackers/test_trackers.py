@@ -15,6 +15,7 @@ from lmflow.errors import LmflowError
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
+from lmflow.run import before_after
 from lmflow.run.run import run
 from lmflow.testing.runs import RECORDS, SETTINGS, SMALL, TIME, interrupt, stored_recipe, write_records
 
@@ -162,7 +163,7 @@ def test_a_failed_run_is_marked_so(plugins, store, model_directory, tmp_path, mo
     def fail(*_: Any) -> None:
         raise LmflowError("no more")
 
-    monkeypatch.setattr("lmflow.run.run.Run.compare", fail)
+    monkeypatch.setattr(before_after, "compare", fail)
     with pytest.raises(LmflowError, match="no more"):
         run(recipe(plugins, model_directory, tmp_path), plugins, output=tmp_path / "out")
     assert mlflow_runs(store)[1][0].info.status == "FAILED"

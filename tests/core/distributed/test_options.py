@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from lmflow.recipe.resolve.sections import launch as options_module
 
 from lmflow.components import Aligner
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.recipe import dump
 from lmflow.recipe.resolve import resolve
+from lmflow.recipe.sections import launch as options_module
 from lmflow.recipe.sections.launch import LaunchOptions
 from lmflow.recipe.settings import Origin, Setting
 from lmflow.testing.runs import plugins_with

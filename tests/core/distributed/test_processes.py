@@ -85,9 +85,9 @@ found["broadcast"] = group.broadcast({"from": rank})
 found["gather"] = group.gather(f"rank {rank}")
 found["sum"], found["max"] = group.sum(rank + 0.5), group.max(-rank)
 found["any"] = [group.any(False), group.any(rank == 1), group.any(True)]
-found["on_rank0"] = group.on_main(lambda: rank)
+found["on_rank0"] = group.on_rank0(lambda: rank)
 doubled = lambda some: [10 * each + rank for each in some]
-found["map"] = [group.map_shares(doubled, list(range(count))) for count in (5, 1, 0)]
+found["map"] = [group.map_sharded(doubled, list(range(count))) for count in (5, 1, 0)]
 
 def failing(error):
     def make(*_):
@@ -109,11 +109,11 @@ def read():
     index = RecordIndex()
     for i in range(3): index.append(Record({"i": i}, f"line {i}"))
     return index
-index = group.once_per_machine(read)
+index = group.once_per_node(read)
 found["once"] = [made, [index[i].fields["i"] for i in range(len(index))]]
 
 journal = RunLog(None, lambda *_, **__: None, None, group)
-with journal.listening():
+with journal.handle_signals():
     if rank == 1: signal.raise_signal(signal.SIGTERM)
     journal.check_stop()  # not yet: the other has not heard of it
     journal.step({"step": 1})
@@ -127,7 +127,7 @@ with journal.listening():
         journal.advance_or_stop()  # for itself, within a share
         return some
     try:
-        group.map_shares(sample, [1, 2])
+        group.map_sharded(sample, [1, 2])
     except Interrupted as stopped:
         found["stopped_sampling"] = stopped.signal_number
 found["said"] = is_reported_by_rank0("the same" if rank == 0 or sys.argv[2] == "alike" else "something else")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lmflow.components import Inferencer
+from lmflow.components import GenerateRequest, Inferencer
 from lmflow.inference.types import Completion
 from lmflow.run.log import RunLog
 
@@ -18,9 +18,9 @@ class Parrot(Inferencer):
     name = "parrot"
     texts: tuple[str, ...] = ()
 
-    def generate(self, model: Any, prompts: Any, sampling: Any, progress: Any = None) -> list[list[Completion]]:
-        ASKED.append((list(prompts), sampling))
-        return [[Completion((5,), text, (-0.5,), "eos")] for text in self.texts[: len(prompts)]]
+    def generate(self, request: GenerateRequest) -> list[list[Completion]]:
+        ASKED.append((list(request.prompts), request.sampling))
+        return [[Completion((5,), text, (-0.5,), "eos")] for text in self.texts[: len(request.prompts)]]
 
 
 ASKED: list[Any] = []

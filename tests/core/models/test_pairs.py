@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lmflow.data.formats.preferences import Preference
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pairs import encode_answered_pairs, encode_pairs
+from lmflow.recipe.sections.data import DataOptions
 
 
 def preference(chosen: str, rejected: str, *before: Message, source: str = "p:1", **record: Any) -> Sample:
@@ -20,8 +20,8 @@ def preference(chosen: str, rejected: str, *before: Message, source: str = "p:1"
     return Sample(next(sides), record=record, source=source, rejected=next(sides))
 
 
-def options(**given: Any) -> Preference:
-    return Preference(**given)
+def options(**given: Any) -> DataOptions:
+    return DataOptions(**given)
 
 
 def targets(model: LanguageModel, sequence: Any) -> str:

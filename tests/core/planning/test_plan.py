@@ -206,13 +206,17 @@ def test_a_tuner_that_needs_values_does_not_keep_a_run_from_going_on(plugins, pl
     assert any("cannot be estimated" in note for note in record["notes"])
 
 
-def test_long_held_out_samples_count_where_they_take_most(plan_of: MakePlan, tmp_path: Path):
-    """Short samples are trained one at a time; the held-out text fills a pass of its own."""
+def test_long_held_out_samples_count_where_they_take_most(
+    plan_of: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Short samples are trained one at a time, few parameters of them; the held-out text fills a pass of its own."""
+    monkeypatch.setattr(planning, "resident_memory", lambda: 0)
     short, held = tmp_path / "short.jsonl", tmp_path / "held.jsonl"
     rows = [{"prompt": f"Say {i}", "answer": str(i)} for i in range(4)]
     short.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    held.write_text(json.dumps({"prompt": "Say", "answer": "word " * 150}) + "\n")
-    options = {"data__path": short, "model": "demo", "training__batch_size": 1, "training__micro_batch_size": 1}
+    held.write_text(json.dumps({"prompt": "Say", "answer": "word " * 480}) + "\n")
+    options = {"data__path": short, "model": "demo", "tuner": "lora"}
+    options |= {"training__batch_size": 1, "training__micro_batch_size": 1}
     alone = plan_of(**options, data__validation="0")
     both = plan_of(**options, data__validation=held)
     assert alone.memory is not None

@@ -18,6 +18,7 @@ from lmflow.hookspecs import hookimpl
 from lmflow.plugins import Plugins, load_plugins
 from lmflow.recipe.resolve import resolve
 from lmflow.recipe.settings import Origin, Setting
+from lmflow.run import before_after
 from lmflow.run.run import RunResult, run
 from lmflow.run_files import METRICS
 from lmflow.testing.comparing import file_hashes
@@ -228,7 +229,7 @@ def test_events_come_in_order_with_what_they_name(carry_out, tmp_path):
 
 
 def test_a_failed_run_is_told_as_failed(carry_out, monkeypatch):
-    monkeypatch.setattr("lmflow.run.before_after.compare", lambda *_: throw(LmflowError("no more"))(None))
+    monkeypatch.setattr(before_after, "compare", lambda *_: throw(LmflowError("no more"))(None))
     teller = Teller()
     with pytest.raises(LmflowError, match="no more"):
         carry_out("out", teller)

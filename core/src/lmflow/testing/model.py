@@ -209,7 +209,7 @@ class ModelSuite:
 
     def test_saving_leaves_the_model_as_it_was(self, model_component: Model, tmp_path: Path) -> None:
         """`save` changes nothing in the model it writes: tensors, answers, modes, hooks and configuration stay."""
-        model = model_component.load(LoadRequest())
+        model = model_component.load(LoadRequest(plugins=load_plugins()))
         sequences = model.encode(Sample(DIALOGUE, source="dialogue"))
         logits, before, state = read_logits(model, sequences), all_tensors(model), state_of(model)
         model.save(tmp_path / "saved")
