@@ -72,6 +72,7 @@ bench: setup  ## the figures of benchmarks/results, measured anew
 	$(BIN)/python benchmarks/speculative.py
 	$(BIN)/python benchmarks/discovery.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/importing.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/plan.py $(DATA)
 	$(BIN)/python benchmarks/training.py $(DATA)

@@ -446,7 +446,7 @@ DISTRIBUTION = "test_sampling_follows_the_distribution"
         (SaysItAtTheEnd, "test_progress_counts_the_tokens", "it was told once"),
         (LeavesEvalMode, "test_the_model_is_left_as_it_was", "in the mode it was in"),
         (FreezesTheModel, "test_the_model_is_left_as_it_was", "expected parameters trainable"),
-        (TouchesTheWeights, "test_the_model_is_left_as_it_was", "expected drawing to change no weight"),
+        (TouchesTheWeights, "test_the_model_is_left_as_it_was", "expected sampling to change no weight"),
         (
             LeavesEvalModeWhenStopped,
             "test_a_drawing_that_is_stopped_leaves_the_model_as_it_was",
