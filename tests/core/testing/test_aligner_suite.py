@@ -376,7 +376,7 @@ BROKEN: list[tuple[Aligner, str, str]] = [
     (ReordersSamples(), EDITED, "data.train is in another order"),
     (ForetellsTooFew(), FORETOLD, "steps that workload() told; it took"),
     (UsesAReward(), NEEDS, "'NoneType' object has no attribute 'score'"),
-    (NeedsARewrad(), NEEDS, "found 'rewrad'"),
+    (NeedsARewrad(), NEEDS, "needs names 'rewrad', which is no slot"),
     (DropsInSilence(), MIXED, "names mixed.jsonl:13"),
     (TellsNothing(), BAD, "names bad.jsonl:1"),
     (StumblesOverThem(), BAD, "IndexError"),

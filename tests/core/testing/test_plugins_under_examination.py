@@ -35,7 +35,7 @@ def neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_component_that_is_not_installed_stands_beside_the_core_alone() -> None:
     plugins = plugins_with(Mine, companions=())
-    assert set(plugins.distributions()) == {"lmflow-core", "under-examination"}
+    assert set(plugins.distributions()) == {"lmflow-core", "in-process"}
     assert Mine in plugins.classes("inferencer")
     assert not plugins.broken
 
@@ -47,7 +47,7 @@ def test_a_component_of_the_core_needs_nothing_else() -> None:
 def test_an_installed_component_brings_its_own_plugin() -> None:
     speculative = pytest.importorskip("lmflow_speculative.speculative").Speculative
     plugins = plugins_with(speculative, Mine, companions=())
-    assert set(plugins.distributions()) == {"lmflow-core", "lmflow-speculative", "under-examination"}
+    assert set(plugins.distributions()) == {"lmflow-core", "lmflow-speculative", "in-process"}
 
 
 def test_companions_are_there_too() -> None:

@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -113,14 +114,15 @@ def test_layers_at_rest_stay_while_others_move(tmp_path: Path):
         "data.path": str(write_records(tmp_path / "records.jsonl", SOME_RECORDS)),
         **component_settings(plugins, Rotating(interval=1)),
     }
-    prepared = prepare(resolve_settings(plugins, settings), plugins, tmp_path / "run")
-    names, seed = sorted(prepared.trainable()), prepared.trainer.options.seed
-    prepared.trainer.plan(100)
-    for step in range(3):
-        before = all_tensors(prepared.model)
-        prepared.trainer.fit(prepared.sequences()[:3], steps=1, checkpoints=False)
-        moved = set(different(all_tensors(prepared.model), before))
-        assert moved == set(Rotating(interval=1).active(step, names, seed))
+    with ExitStack() as closing:
+        prepared = prepare(resolve_settings(plugins, settings), plugins, tmp_path / "run", closing)
+        names, seed = sorted(prepared.trainable()), prepared.trainer.options.seed
+        prepared.trainer.plan(100)
+        for step in range(3):
+            before = all_tensors(prepared.model)
+            prepared.trainer.fit(prepared.sequences()[:3], steps=1, checkpoints=False)
+            moved = set(different(all_tensors(prepared.model), before))
+            assert moved == set(Rotating(interval=1).active(step, names, seed))
 
 
 def norm(module: nn.Module) -> nn.Parameter:
