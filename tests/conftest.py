@@ -11,6 +11,7 @@ import sysconfig
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import Distribution, distribution, distributions
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+with suppress(ImportError):  # torch.compile imports it, which fails where something has imported distutils before
+    import setuptools  # noqa: F401
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background, and all it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -116,7 +116,7 @@ REVEALED = [
     "str",
     "typing.Iterator[str]",
     "lmflow.components.evaluator.Evaluation",
-    "lmflow.plugins.Plugins",
+    "lmflow.plugins.registry.Plugins",
     "str",
 ]
 

@@ -101,6 +101,12 @@ def test_a_mapping_means_what_its_yaml_means(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     assert settings(recipe) == {each.path: each.value for each in read_settings(file, [])}
+    file.write_text("data: demo\n")
+    assert (
+        settings({"data": "demo"})
+        == {each.path: each.value for each in read_settings(file, [])}
+        == {"data.name": "demo"}
+    )
     assert settings({"trackers": ["a", "b"]}) == {"trackers.name": ["a", "b"]}
     assert settings({"data.path": Path("a/b")}) == {"data.path": "a/b"}
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lmflow.recipe.settings import PLAIN, TRACKERS, Origin, Setting
+from lmflow.recipe.settings import OPTIONS_ONLY, TRACKERS, Origin, Setting
 
 ARGUMENT = Origin("argument")
 
@@ -24,7 +24,7 @@ def read_mapping(recipe: Mapping[str, Any], problems: list[str]) -> Iterator[Set
             yield _setting(f"{section}.name", list(value))
             for name, options in value.items():
                 yield from _section(f"{section}.{name}", options, problems)
-        elif isinstance(value, Mapping) or section in PLAIN:
+        elif isinstance(value, Mapping) or section in OPTIONS_ONLY:
             yield from _section(section, value, problems)
         else:
             yield _setting(f"{section}.name", value)

@@ -11,6 +11,7 @@ from lmflow.components import (
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe.settings import (
     DATA,
+    OPTIONS_ONLY,
     PLAIN,
     SOURCES,
     TRACKERS,
@@ -30,7 +31,7 @@ def schema(plugins: Plugins) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": sections
-        | {name: owner.model_json_schema() for name, owner in PLAIN.items() if name not in RECIPE_SLOTS}
+        | {name: PLAIN[name].model_json_schema() for name in OPTIONS_ONLY}
         | {TRACKERS: trackers, SOURCES: _sources_schema()},
         "$defs": definitions,
     }

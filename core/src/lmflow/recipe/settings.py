@@ -19,6 +19,8 @@ TRAINING = "training"
 LAUNCH = "launch"
 PLAIN: Mapping[str, type[BaseModel]] = {DATA: DataOptions, TRAINING: TrainingOptions, LAUNCH: LaunchOptions}
 """The sections of a recipe with options that belong to no component."""
+OPTIONS_ONLY = tuple(section for section in PLAIN if section not in RECIPE_SLOTS)
+"""Those of them that no component has a part in: a name alone cannot be what is meant."""
 TRACKERS = "trackers"
 """The section of a recipe that names any number of components, each with options of its own."""
 SOURCES = "plugins"

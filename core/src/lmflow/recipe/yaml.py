@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.plugins import RECIPE_SLOTS
-from lmflow.recipe.settings import PLAIN, SOURCES, TRACKERS, Origin, Setting
+from lmflow.recipe.settings import OPTIONS_ONLY, SOURCES, TRACKERS, Origin, Setting
 
 
 class Loader(yaml.SafeLoader):
@@ -65,7 +64,7 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
             yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
             for name, options, at in _entries(node, file, problems, f"{section}."):
                 yield from _section(f"{section}.{name}", options, at, file, problems)
-        elif isinstance(node, yaml.MappingNode) or (section in (*PLAIN, SOURCES) and section not in RECIPE_SLOTS):
+        elif isinstance(node, yaml.MappingNode) or section in (*OPTIONS_ONLY, SOURCES):
             yield from _section(section, node, line, file, problems)
         else:
             yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))
