@@ -17,7 +17,7 @@ class Site:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
 
     def install(self, name: str, version: str = "1.0", *requires: str, python: str = ">=3.8") -> Path:
         folder = self.path / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -134,6 +134,14 @@ def test_two_folders_may_drift_apart(site: Site, tmp_path: Path):
     assert finding.status == "warning"
     assert finding.message.startswith(f"acme is installed twice: 1.0 in {site.path}, which is imported, and 2.0 in ")
     assert finding.remedy == f"rm -r {beside}"
+
+
+def test_what_a_package_carries_for_itself_is_no_duplicate(site: Site):
+    site.install("acme")
+    carried = Site(site.path / "setuptools" / "_vendor")
+    carried.install("acme")
+    (site.path / "setuptools" / "__init__.py").touch()
+    assert site.duplicates("acme", beside=(carried.path,)) == []
 
 
 def test_one_folder_listed_twice_and_an_editable_one_s_remains_are_no_duplicates(site: Site):

@@ -81,10 +81,15 @@ def check_requirements(roots: Iterable[str], installed: Mapping[str, Distributio
 
 
 def check_duplicates(names: Iterable[str], distributions: Sequence[Distribution]) -> Iterator[Finding]:
-    """Distributions that are installed twice, or by halves; `names` are those of interest, normalised."""
+    """Distributions that are installed twice, or by halves; `names` are those of interest, normalised.
+
+    What a package carries in a folder of its own, as setuptools does, is its own business and not looked at.
+    """
     folders: dict[str, dict[Path, Distribution]] = {name: {} for name in names}
     for each in distributions:
         folder = folder_of(each)
+        if any((parent / "__init__.py").exists() for parent in folder.parents):
+            continue
         name = name_of(each)
         left = "" if name else normal_name(folder.name.partition("-")[0])
         if left in folders:
