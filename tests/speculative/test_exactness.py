@@ -19,7 +19,7 @@ from lmflow.inference.types import Sampling
 from lmflow_speculative import acceptance
 from lmflow_speculative.speculative import Speculative
 
-DRAWS = 20_000
+DRAWS = 6_000
 NEW = 4
 PROMPT = Prompt([1, 2, 3, 1, 2])
 SAMPLINGS = [

@@ -25,8 +25,17 @@ WHOLE = "reward"
 """The kind whose tests are run by the very command of its README, and which is installed by it."""
 RUNNING = [kind for kind in KINDS if kind not in ("evaluator", "exporter", "command")]
 """Kinds that a run has; the others are tried by what their own tests call."""
-ONE_OF_FIVE = "not follows_the_distribution or all-of-them"
-"""Of the five distributions an inferencer is examined on, the one with every filter at once."""
+THREE_OF_EACH = """
+def pytest_collection_modifyitems(items):
+    suites = {}
+    for item in items:
+        if item.function.__module__.startswith("lmflow.testing"):
+            suites.setdefault(item.path, []).append(item)
+    for suite in suites.values():
+        kept = {suite[0], suite[len(suite) // 2], suite[-1]}
+        items[:] = [item for item in items if item not in suite or item in kept]
+"""
+"""Keeps three checks of each conformance suite, which are tried whole elsewhere, and all that a plugin tests itself."""
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +88,17 @@ def test_a_plugin_passes_its_own_tests(environment, made):
 def outcomes(environment: Any, made: dict[str, Path]) -> list[str]:
     """A line for each test of every plugin, from one process, which imports the libraries once."""
     place = made[WHOLE].parent
+    (place / "three_of_each.py").write_text(THREE_OF_EACH)
     # The root is the place of them all, so that a test's line begins with its plugin; warnings would repeat the names.
     command = ["python", "-m", "pytest", "-v", f"--rootdir={place}", "--disable-warnings", "-p", "no:cacheprovider"]
-    command += ["--import-mode=importlib", "-k", ONE_OF_FIVE]
+    command += ["--import-mode=importlib", "-p", "three_of_each"]
     return environment.run(*command, *made.values(), cwd=place).stdout.splitlines()
 
 
 @pytest.mark.slow
 def test_a_plugin_of_each_kind_passes_its_own_tests(outcomes, plugin):
     own = [line for line in outcomes if line.startswith(f"{plugin.name}/tests/")]
-    assert len(own) >= 10, own
+    assert len(own) >= 4, own
     assert [line for line in own if "PASSED" not in line] == []
 
 

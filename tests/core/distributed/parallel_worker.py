@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class Tokenizer:
 def main(work: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     group = current_processes("cpu")
+    if work["origin"] and group.is_rank0:
+        shutil.copytree(work["origin"], work["checkpoints"])
+    group.barrier()
     module = AutoModelForCausalLM.from_pretrained(work["model"])
     if work["lora"]:
         from peft import LoraConfig, get_peft_model

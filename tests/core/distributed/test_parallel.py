@@ -3,11 +3,8 @@
 import importlib.util
 import json
 import random
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,9 @@ import pytest
 from lmflow.testing.tiny import tiny_module
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
+    not DEEPSPEED,
     reason="DeepSpeed is not installed (pip install 'lmflow-core[deepspeed]')",
 )
 OF_TORCH, OF_DEEPSPEED = ("ddp", "fsdp"), ("zero1", "zero2", "zero3")
@@ -41,8 +39,10 @@ class Work:
             ids = [draw.randint(3, 299) for _ in range(length)]
             self.rows.append([ids, [j >= prompt for j in range(length)], f"s{i}"])
 
-    def order(self, strategy: str, name: str, *, until: int, lora: bool = False) -> dict[str, Any]:
-        """A training up to a step, from the checkpoint in `name` if there is one."""
+    def order(
+        self, strategy: str, name: str, *, until: int, lora: bool = False, origin: str | None = None
+    ) -> dict[str, Any]:
+        """A training up to a step, from the checkpoint in `name`, or else in a copy of `origin`, if there is one."""
         return {
             "model": str(self.place / "model"),
             "sequences": self.rows,
@@ -53,6 +53,7 @@ class Work:
                 "max_grad_norm": 0.5,
             },
             "checkpoints": str(self.place / name),
+            "origin": origin and str(self.place / origin),
             "strategy": strategy,
             "warmup": 2,
             "planned": STEPS,
@@ -83,10 +84,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 @pytest.fixture(scope="module")
 def alone(work: Work) -> dict[str, Any]:
     """One process, all steps; its checkpoint at half the steps is in `half`."""
-    [first] = work.carry_out(1, work.order("ddp", "half", until=HALF))
-    shutil.copytree(work.place / "half", work.place / "alone")
-    [rest, lora] = work.carry_out(
-        1, work.order("ddp", "alone", until=STEPS), work.order("ddp", "lora-one", lora=True, until=3)
+    [first, rest, lora] = work.carry_out(
+        1,
+        work.order("ddp", "half", until=HALF),
+        work.order("ddp", "alone", until=STEPS, origin="half"),
+        work.order("ddp", "lora-one", lora=True, until=3),
     )
     return {**rest, **{name: first[name] + rest[name] for name in ("losses", "norms")}, "lora": lora}
 
@@ -101,35 +103,29 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def of_family(work: Work, alone: dict[str, Any]) -> Callable[[Sequence[str]], dict[str, Found]]:
-    """The trainings of several strategies, one after the other in the same processes, which import once."""
-
-    @cache
-    def carry_out(family: Sequence[str]) -> dict[str, Found]:
-        orders = {}
-        for strategy in family:
-            shutil.copytree(work.place / "half", work.place / f"{strategy}-one")
-            orders[strategy] = [
-                work.order(strategy, f"{strategy}-two", until=HALF),
-                work.order(strategy, f"{strategy}-one", until=STEPS),
-            ]
-            if strategy in WITH_ADAPTERS:
-                orders[strategy].append(work.order(strategy, f"{strategy}-lora-two", lora=True, until=3))
-        in_two = iter(work.carry_out(2, *(order for each in orders.values() for order in each)))
-        in_one = work.carry_out(1, *(work.order("ddp", f"{strategy}-two", until=STEPS) for strategy in family))
-        return {
-            strategy: Found(strategy, [next(in_two) for _ in each], goes_on)
-            for (strategy, each), goes_on in zip(orders.items(), in_one, strict=True)
-        }
-
-    return carry_out
+def found_by(work: Work, alone: dict[str, Any]) -> dict[str, Found]:
+    """The trainings of all strategies, one after the other in the same processes, which import once."""
+    orders = {}
+    for strategy in [*OF_TORCH, *(OF_DEEPSPEED if DEEPSPEED else ())]:
+        orders[strategy] = [
+            work.order(strategy, f"{strategy}-two", until=HALF),
+            work.order(strategy, f"{strategy}-one", until=STEPS, origin="half"),
+        ]
+        if strategy in WITH_ADAPTERS:
+            orders[strategy].append(work.order(strategy, f"{strategy}-lora-two", lora=True, until=3))
+    in_two = iter(work.carry_out(2, *(order for each in orders.values() for order in each)))
+    in_one = work.carry_out(1, *(work.order("ddp", f"{strategy}-two", until=STEPS) for strategy in orders))
+    return {
+        strategy: Found(strategy, [next(in_two) for _ in each], goes_on)
+        for (strategy, each), goes_on in zip(orders.items(), in_one, strict=True)
+    }
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_equal_one_and_continue_each_other(
-    strategy: str, of_family: Callable[[Sequence[str]], dict[str, Found]], alone: dict[str, Any]
+    strategy: str, found_by: dict[str, Found], alone: dict[str, Any]
 ):
-    found = of_family(OF_TORCH if strategy in OF_TORCH else OF_DEEPSPEED)[strategy]
+    found = found_by[strategy]
     assert found.together["losses"] == pytest.approx(alone["losses"][:HALF], rel=1e-5)
     for name in ("losses", "norms"):  # the first step's, which no optimizer has come between
         assert found.together[name][0] == pytest.approx(alone[name][0], rel=1e-6)

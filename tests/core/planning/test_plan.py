@@ -122,7 +122,8 @@ def test_where_nothing_is_enough_all_are_named(plan_of, only):
 
 def test_a_run_that_does_not_fit_says_so_and_goes_on(plugins, only, tmp_path):
     only(1_000_000)
-    record = carried_out(plugins, tmp_path, aligner="sft", training__max_steps=1, aligner__heldout_prompts=0).record
+    few = {"aligner": "sft", "data__limit": 20, "training__max_steps": 1, "aligner__heldout_prompts": 0}
+    record = carried_out(plugins, tmp_path, **few).record
     assert record["status"] == "completed"
     assert any("1 MB are available; with --training" in note for note in record["notes"])
     assert record["plan"]["fits"] is False
@@ -132,7 +133,7 @@ def test_a_tight_run_gives_freed_memory_back(plugins, plan_of, only, tmp_path, m
     given_back = []
     monkeypatch.setattr(stages, "give_back_freed_memory", lambda: given_back.append(True) or True)
     options = {"aligner": "sft", "training__max_steps": 1, "aligner__heldout_prompts": 0}
-    options |= {"training__batch_size": 128, "training__micro_batch_size": 128}
+    options |= {"data__limit": 80, "training__batch_size": 64, "training__micro_batch_size": 64}
     found = plan_of(**options)
     only(2 * found.memory.total + found.memory.activations)
     carried_out(plugins, tmp_path / "roomy", **options)
@@ -198,7 +199,7 @@ def test_a_tuner_that_needs_values_does_not_keep_a_run_from_going_on(plugins, pl
         return whole(self, model)
 
     monkeypatch.setattr(Full, "prepare", looks)
-    options = {"tuner": "full", "aligner": "sft", "training__max_steps": 1}
+    options = {"tuner": "full", "aligner": "sft", "data__limit": 20, "training__max_steps": 1}
     with pytest.raises(EstimateError, match="tuner full prepares no model whose weights have no values"):
         plan_of(**options)
     record = carried_out(plugins, tmp_path, **options).record

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def plugins() -> Plugins:
     return load_plugins()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def carry_out(plugins: Plugins, model_directory: Path) -> Callable[..., RunResult]:
     """A small run with the observers given; its output is a relative path, as users give it."""
 
@@ -174,6 +175,15 @@ def carry_out(plugins: Plugins, model_directory: Path) -> Callable[..., RunResul
     return start
 
 
+@pytest.fixture(scope="module")
+def alone(carry_out: Callable[..., RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody observes."""
+    place = tmp_path_factory.mktemp("alone")
+    with chdir(place):
+        carry_out("run")
+    return place / "run"
+
+
 def lines_of(directory: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
@@ -181,16 +191,14 @@ def lines_of(directory: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("deed", [*FAILING, *MEDDLING])
-def test_nothing_an_observer_does_reaches_the_run(deed, carry_out, tmp_path, capsys):
+def test_nothing_an_observer_does_reaches_the_run(deed, carry_out, alone, tmp_path, capsys):
     teller = Teller()
-    carry_out("alone")
-    capsys.readouterr()
     result = carry_out("watched", Hostile({**FAILING, **MEDDLING}[deed]), teller)
     assert result.status == "completed"
-    assert lines_of(tmp_path / "watched") == lines_of(tmp_path / "alone")
-    assert file_hashes(tmp_path / "watched" / "model") == file_hashes(tmp_path / "alone" / "model")
+    assert lines_of(tmp_path / "watched") == lines_of(alone)
+    assert file_hashes(tmp_path / "watched" / "model") == file_hashes(alone / "model")
     assert len([note for note in result.record["notes"] if note.startswith("tracker hostile")]) == (deed in FAILING)
-    assert [step for step, _ in teller.heard("step")] == [line["step"] for line in lines_of(tmp_path / "alone")]
+    assert [step for step, _ in teller.heard("step")] == [line["step"] for line in lines_of(alone)]
     assert capsys.readouterr().out == ""
 
 

@@ -29,8 +29,11 @@ class Plain(Inferencer):
     """One token after the other, the whole text read for each: a good inferencer."""
 
     name = "plain"
+    _known: dict[tuple[int, ...], Any] = PrivateAttr(default_factory=dict)
+    """Logits by what was read, within one call: a thousand completions of two tokens read the same few texts."""
 
     def generate(self, request):
+        self._known.clear()
         model, samplings = request.model, request.samplings
         limits = [sampling.max_new_tokens for sampling in samplings]
         rooms = completion_budgets(request.prompts, limits, model.context_length)
@@ -66,7 +69,9 @@ class Plain(Inferencer):
         return stream_key(prompt.ids, number, sampling.seed)
 
     def logits(self, model: Any, ids: Sequence[int]) -> Any:
-        return model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1].clone()
+        if tuple(ids) not in self._known:
+            self._known[tuple(ids)] = model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
+        return self._known[tuple(ids)].clone()
 
     def distribution(self, logits: Any, sampling: Sampling, drawn: int) -> Any:
         return filtered_logprobs(logits, sampling.temperature, sampling.top_k, sampling.top_p)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class Content:
         """Curves that no section of the page knows: what plugins add."""
         return {name: c for name, c in self.curves.items() if name not in KNOWN and len(c.points) > 1}
 
-    @property
+    @cached_property
     def components(self) -> dict[str, str]:
         """Each section's component, as the recipe names them; a data format that was recognised, as the record does."""
         recognised = self.part("data").get("format")
