@@ -26,8 +26,9 @@ demo: setup  ## the main job: LoRA weights trained by RAFT on the embedded model
 test: setup $(HELPER)  ## the whole suite
 	$(BIN)/python -m pytest $(WORKERS)
 
-test-fast: setup  ## most of it in a few minutes: without what starts whole runs, installs things or takes over ten seconds
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(addprefix --ignore=tests/,end_to_end templates core/testing)
+test-fast: setup  ## most of it in a few minutes: without conformance suites, and what starts, runs or installs whole things
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(addprefix --ignore=tests/,end_to_end templates core/testing) \
+		$(addprefix --ignore-glob=*/test_,conformance.py runs.py)
 
 setup: $(SETUP)  ## .venv with everything, and nothing else
 

@@ -83,6 +83,7 @@ def weights_of(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, recipe, plugins, tmp_path):
     whole = run(recipe(kind), plugins, output=tmp_path / "whole", estimate=False)

@@ -191,6 +191,7 @@ class Terminal:
             self.shown += os.read(self._end, 4096).decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_in_a_terminal(make_llama: Call, make_tokenizer: Call, tmp_path: Path) -> None:
     """A long answer is stopped by Ctrl-C and kept; a second Ctrl-C at the prompt leaves."""
     tokenizer = make_tokenizer()

@@ -168,6 +168,7 @@ def test_a_signal_keeps_what_is_finished(
     assert [record["index"] for record in records(output.read_text())] == list(range(12))
 
 
+@pytest.mark.slow
 def test_resume_after_the_process_was_killed(
     lmflow: Call, make_llama: Call, make_tokenizer: Call, tmp_path: Path
 ) -> None:

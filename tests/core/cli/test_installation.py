@@ -62,6 +62,7 @@ def environment(make_environment: Callable[..., Any]) -> Any:
 OFFLINE = ("--", "--no-deps", "--no-index")
 
 
+@pytest.mark.slow
 def test_a_wheel_is_installed_shown_and_removed(environment, tmp_path):
     file = wheel(tmp_path, "acme-mine", MODULE)
     done = environment.run("lmflow", "plugins", "install", file, *OFFLINE, cwd=tmp_path)
@@ -77,6 +78,7 @@ def test_a_wheel_is_installed_shown_and_removed(environment, tmp_path):
     assert "acme-mine" not in environment.run("lmflow", "plugins", cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_named_like_a_distribution_is_the_directory(environment, tmp_path):
     (tmp_path / "acme-local").mkdir()
     (tmp_path / "acme-local" / "pyproject.toml").write_text(PROJECT)
@@ -89,6 +91,7 @@ def test_a_directory_that_is_named_like_a_distribution_is_the_directory(environm
     environment.run("lmflow", "plugins", "uninstall", "acme-local", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_no_plugin_or_broken_is_an_error(environment, tmp_path):
     plain = wheel(tmp_path, "acme-plain", "", plugin=False)
     done = environment.run("lmflow", "plugins", "install", plain, *OFFLINE, cwd=tmp_path, code=1)

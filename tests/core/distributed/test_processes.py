@@ -136,6 +136,7 @@ Path(sys.argv[1] + str(rank)).write_text(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["alike", "otherwise"])
 def test_two_processes(tmp_path: Path, in_two_processes: InTwo, said: str):
     ended = in_two_processes(TWO, str(tmp_path / "found"), said)

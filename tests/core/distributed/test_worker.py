@@ -116,6 +116,7 @@ cli.main([])
 """
 
 
+@pytest.mark.slow
 def test_threads_of_torch_do_not_abort_a_process_that_ends(in_two_processes: InTwo):
     ended = in_two_processes(ENDING)
     assert [(each.returncode, each.stdout, each.stderr) for each in ended] == [(7, "not flushed", "")] * 2

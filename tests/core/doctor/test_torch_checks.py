@@ -46,6 +46,7 @@ def check(facts: dict[str, Any], *devices: dict[str, Any], gpu: bool = False, **
 # torch itself
 
 
+@pytest.mark.slow
 def test_this_torch_is_well(here: Answers):
     assert here.failure == ""
     [finding] = check_torch(here, os.environ, gpu_present=False)
@@ -145,6 +146,7 @@ def test_a_driver_or_a_device_shows_a_gpu(tmp_path: Path):
 # Attention
 
 
+@pytest.mark.slow
 def test_every_back_end_here_is_exact(here: Answers):
     tried = here.said["attention"]
     assert {"eager", "sdpa math"} <= set(tried)
@@ -209,6 +211,7 @@ def test_what_is_installed_here_loads(here: Answers):
     assert [finding.status for finding in findings] == (["ok"] if libraries else [])
 
 
+@pytest.mark.slow
 def test_a_library_that_does_not_load_beside_this_torch(tmp_path: Path):
     library = install(tmp_path, "acme-kernels", library=b"\x7fELF junk libc10.so junk")
     answers = ask_torch([library], [], os.environ)
@@ -220,6 +223,7 @@ def test_a_library_that_does_not_load_beside_this_torch(tmp_path: Path):
     assert uninstall.endswith(" acme-kernels")
 
 
+@pytest.mark.slow
 def test_a_torchvision_built_for_another_torch(tmp_path: Path):
     reason = "operator torchvision::nms does not exist"
     install(tmp_path, "torchvision", source=f"raise RuntimeError('{reason}')\n")

@@ -65,6 +65,7 @@ def carried_out(plugins: Plugins, place: Path, **options: Any) -> RunResult:
     return run(resolve(plugins, None, settings(options)), plugins, output=place / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -110,6 +111,7 @@ def test_what_does_not_fit_has_its_remedies(plan_of, only):
     assert again.memory.total == pytest.approx(plan.remedies[0].memory_total, rel=0.02)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_enough_all_are_named(plan_of, only):
     only(1_000_000)
     plan = plan_of(aligner="sft", tuner="full", training__batch_size=64, training__micro_batch_size=64)
@@ -120,6 +122,7 @@ def test_where_nothing_is_enough_all_are_named(plan_of, only):
     assert "a lower --data.max_length, a smaller model" in text
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_says_so_and_goes_on(plugins, only, tmp_path):
     only(1_000_000)
     few = {"aligner": "sft", "data__limit": 20, "training__max_steps": 1, "aligner__heldout_prompts": 0}
@@ -129,6 +132,7 @@ def test_a_run_that_does_not_fit_says_so_and_goes_on(plugins, only, tmp_path):
     assert record["plan"]["fits"] is False
 
 
+@pytest.mark.slow
 def test_a_tight_run_gives_freed_memory_back(plugins, plan_of, only, tmp_path, monkeypatch):
     given_back = []
     monkeypatch.setattr(stages, "give_back_freed_memory", lambda: given_back.append(True) or True)

@@ -190,6 +190,7 @@ def lines_of(directory: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if TIME not in name} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", [*FAILING, *MEDDLING])
 def test_nothing_an_observer_does_reaches_the_run(deed, carry_out, alone, tmp_path, capsys):
     teller = Teller()

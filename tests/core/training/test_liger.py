@@ -33,6 +33,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_equals_the_loss_in_chunks() -> None:
     pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
