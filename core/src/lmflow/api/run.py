@@ -96,7 +96,8 @@ def resolve_named(
     if file is None and has_stages(below):
         return resolve_written(plugins, below, above, problems)
     if file is None and has_stages(above):
-        return resolve_written(plugins, [*below, *above], [], problems)
+        replaced = {setting.path for setting in above}
+        return resolve_written(plugins, [*(each for each in below if each.path not in replaced), *above], [], problems)
     return resolve_written(plugins, written, [*below, *above], problems)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from lmflow.data.files import files_of
 from lmflow.distributed.environment import this_worker
 from lmflow.distributed.join import join
 from lmflow.distributed.processes import Processes
@@ -61,6 +62,8 @@ def run_stages(
     recording in run.json which stage ended why.
     """
     processes = join(staged.stages[0].planned.recipe) if this_worker() else Processes()
+    if not resume:
+        check_data(staged, output)
     directory = open_whole(staged, processes, output, resume, overwrite)
     record = PipelineRecord(staged, plugins, directory, resumed=resume)
     pipeline = Pipeline(staged, plugins, directory, processes, record, make_display, flags, resume)
@@ -68,6 +71,29 @@ def run_stages(
         for number, stage in enumerate(staged.stages, 1):
             carry_out(pipeline, stage, number)
     return RunResult(directory.path, record.values)
+
+
+def check_data(staged: StagedRecipe, output: Path | None) -> None:
+    """Raise DataError where a stage names data that is not there, before any begins, unless another may write it."""
+    for stage in staged.stages:
+        data = stage.planned.recipe.data
+        named = [data.path, *data.mix, data.validation]
+        for path in (Path(each) for each in named if isinstance(each, str)):
+            if output is None or not path.absolute().is_relative_to(output.absolute()):
+                with naming(stage):
+                    files_of(path)
+
+
+@contextmanager
+def naming(stage: Stage) -> Iterator[None]:
+    """Within the context errors say which stage they are about; that it was interrupted is said of the whole."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except LmflowError as error:
+        error.args = (f"stage {stage.name}: {error}", *error.args[1:])
+        raise
 
 
 def open_whole(
@@ -146,13 +172,8 @@ def carry_out(pipeline: Pipeline, stage: Stage, number: int) -> None:
     if finished:
         return
     pipeline.record.write(running=stage.name)
-    try:
+    with naming(stage):
         asked = run_stage(pipeline, stage, place, resume=begun)
-    except Interrupted:
-        raise
-    except LmflowError as error:
-        error.args = (f"stage {stage.name}: {error}", *error.args[1:])
-        raise
     asked = int(pipeline.processes.max(asked or 0))
     if asked and number < count:
         raise Interrupted(asked, how_to_resume(pipeline.directory.path))
