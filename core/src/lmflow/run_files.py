@@ -16,6 +16,8 @@ SAMPLES = "samples"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
 TRACKERS = "trackers"
+STAGES = "stages"
+"""The folder that has a run's directory for each stage of a recipe."""
 LOCK = ".lock"
 
 
@@ -24,6 +26,17 @@ def read_record(path: Path) -> dict[str, Any]:
     record = path / RECORD
     content: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     return content
+
+
+def holds_run(path: Path) -> bool:
+    """Whether there is a run at `path`, in whatever state."""
+    return (path / RECORD).exists() or (path / RECIPE).exists()
+
+
+def whole_run(path: Path) -> Path:
+    """What the run at `path` is a part of, and is continued with: the run of all stages where it is one of them."""
+    above = path.parent.parent
+    return above if path.parent.name == STAGES and holds_run(above) else path
 
 
 def write_atomically(path: Path, text: str) -> None:

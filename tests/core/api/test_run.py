@@ -320,3 +320,67 @@ def test_the_program_is_never_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "exit", lambda *_: pytest.fail("sys.exit was called"))
     with pytest.raises(lmflow.LmflowError):
         lmflow.run(model=str(tmp_path / "nothing"))
+
+
+# Stages
+
+
+STAGES = {"sft": {"tuner": {"name": "lora", "rank": 2}}, "more": {"model": "stage:sft", "tuner": "full"}}
+
+
+def test_stages_end_with_the_result_of_the_last(carried_out, tmp_path):
+    result = carried_out(stages=STAGES, **{"training.max_steps": 1})
+    assert list(result.record["stages"]) == ["sft", "more"]
+    assert result.result == tmp_path / "out" / "stages" / "more" / "model"
+    assert result.metrics == result.record["stages"]["more"]["metrics"]
+    assert result.metrics["steps"] == 1
+    with lmflow.load_model(result, device="cpu") as loaded:
+        assert loaded.model.source == str(result.result)
+    again = lmflow.run(output=tmp_path / "out", resume=True)
+    assert (again.status, again.metrics) == ("completed", result.metrics)
+
+
+def length(prompts, completions, records):
+    return [float(len(each)) for each in completions]
+
+
+def test_sections_beside_stages_are_below_them_and_those_by_keyword_on_top():
+    from lmflow.api.components import plugins_for
+    from lmflow.api.run import resolve_named
+
+    class Mine(lmflow.Reward):
+        """Mine."""
+
+        name = "mine"
+
+        def score(self, samples, completions):
+            return [0.0 for _ in completions]
+
+    stages = [{"name": "a", "training": {"seed": 5}}, {"name": "b", "reward": Mine, "training": {"batch_size": 1}}]
+    named, plugins = plugins_for({"training": {"seed": 3}, "stages": stages, "reward": length}, ())
+    below = resolve_named(plugins, None, named, {})
+    assert [each.resolved.recipe.training.seed for each in below.stages] == [5, 3]
+    assert [each.resolved.recipe.reward.name for each in below.stages] == ["python", "mine"]
+    above = resolve_named(plugins, None, named, {"training.seed": 9, "stages.b.training.batch_size": 2})
+    assert [each.resolved.recipe.training.seed for each in above.stages] == [9, 9]
+    assert [each.resolved.recipe.training.batch_size for each in above.stages] == [8, 2]
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ({}, "stages: expected recipes by name, got {}"),
+        ("sft", "stages: expected recipes by name, got 'sft'"),
+        ({"a/b": {}}, "stages: 'a/b' cannot be the name of a stage"),
+        ([{"name": "a"}, {"name": "a"}], "stages: a is given twice"),
+        ([{"tuner": "lora"}], "stages: each stage of a list needs a name"),
+        ({"a": "lora"}, "stages.a: expected sections by name, got 'lora'"),
+        ({"a": {"training": {"seed": 1}, "training.seed": 2}}, "stages.a.training.seed: given twice"),
+        ({"a": {"tuner": {"rnak": 2}}}, "tuner.rnak: unknown option"),
+    ],
+)
+def test_mistakes_in_stages(stages, expected, tmp_path):
+    with pytest.raises(lmflow.RecipeError) as caught:
+        lmflow.run(stages=stages, output=tmp_path / "out")
+    assert any(problem.startswith(expected) for problem in caught.value.problems), caught.value.problems
+    assert not (tmp_path / "out").exists()

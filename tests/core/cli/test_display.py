@@ -6,9 +6,10 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from lmflow.cli.display import result_lines, summary_table
+from lmflow.cli.display import result_lines, show_summary, summary_table
 
 RECORD: dict[str, Any] = {
     "status": "completed",
@@ -54,3 +55,14 @@ def test_after_the_table_come_result_report_and_the_next_commands():
     assert "Result   runs/a/adapter" in lines
     assert "Report   runs/a/report.html" in lines
     assert "Next     lmflow export merge runs/a --output runs/a-merged" in lines
+
+
+def test_of_stages_there_is_a_table_each_and_the_result_of_the_last(capsys: pytest.CaptureFixture[str]):
+    stages = {"sft": RECORD, "rl": {**RECORD, "result": "stages/rl/adapter"}}
+    whole = {"status": "completed", "wall_seconds": 184.8, "stages": stages, "result": "stages/rl/adapter"}
+    show_summary(whole, Path("runs/a"))
+    out = capsys.readouterr().out
+    assert out.index("Stage sft completed") < out.index("Stage rl completed")
+    assert "2 stages completed in 3 min 5 s" in out
+    assert "Result   runs/a/stages/rl/adapter" in out
+    assert "lmflow export merge runs/a --output runs/a-merged" in out

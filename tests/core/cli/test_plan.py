@@ -69,3 +69,32 @@ def test_help(lmflow):
     done = lmflow("plan", "--help")
     assert done.code == 0
     assert "--training.batch_size" in done.out
+
+
+STAGES = "training: {max_steps: 2}\nstages:\n  sft: {tuner: lora}\n  full: {model: stage:sft}\n"
+
+
+def test_stages_are_planned_one_by_one(lmflow, tmp_path):
+    (tmp_path / "r.yaml").write_text(STAGES)
+    done = lmflow("plan", str(tmp_path / "r.yaml"))
+    assert done.code == 0
+    sft, full = done.out.split("\n\n")
+    assert sft.splitlines()[0].split() == ["stage", "sft"]
+    assert full.splitlines()[0].split() == ["stage", "full"]
+    assert "(100.0%)" in full, "the demo stands for what sft will give"
+    found = json.loads(lmflow("plan", str(tmp_path / "r.yaml"), "--json").out)
+    assert [each["steps"]["count"] for each in found["stages"].values()] == [2, 2]
+
+
+def test_one_stage_too_large_is_too_much(lmflow, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "r.yaml").write_text(STAGES)
+    real = planning.make_plan
+    monkeypatch.setattr(planning, "make_plan", lambda recipe, *rest: too_large(real(recipe, *rest), recipe))
+    assert lmflow("plan", str(tmp_path / "r.yaml")).code == 1
+
+
+def too_large(plan, recipe):
+    """The plan, on a machine that has next to no memory where all parameters are trained."""
+    from dataclasses import replace
+
+    return replace(plan, available=1) if recipe.tuner.name == "full" else plan

@@ -207,7 +207,7 @@ def test_a_written_recipe_is_a_fixed_point(plugins, write, values: dict[str, str
 
 def test_schema_describes_every_component(plugins):
     described = schema(plugins)
-    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers", "plugins"}
+    assert described["properties"].keys() == {*RECIPE_SLOTS, "training", "launch", "trackers", "plugins", "stages"}
     for slot in RECIPE_SLOTS:
         named = [option["properties"]["name"] for option in described["properties"][slot]["anyOf"][1:]]
         if slot == "data":  # it may be left to be recognised, and has options all the same

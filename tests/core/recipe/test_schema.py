@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lmflow.components import Model
 from lmflow.plugins import RECIPE_SLOTS, load_plugins
 from lmflow.recipe.schema import schema
 
@@ -37,8 +38,9 @@ def test_it_is_json_of_the_draft_that_it_names(described: dict[str, Any]):
 
 def test_what_is_referred_to_is_there(described: dict[str, Any]):
     for reference in references(described):
-        assert reference.startswith("#/$defs/")
-        assert reference.removeprefix("#/$defs/") in described["$defs"], reference
+        here, group, name = reference.split("/", 2)
+        assert (here, group in ("$defs", "properties")) == ("#", True)
+        assert name in described[group], reference
 
 
 @pytest.mark.parametrize("slot", [slot for slot in RECIPE_SLOTS if slot != "data"])
@@ -70,3 +72,22 @@ def test_without_plugins_there_are_the_core_s_components():
     alone = schema(load_plugins(()))
     assert alone["properties"].keys() == schema(load_plugins())["properties"].keys()
     assert alone["properties"]["tuner"]["anyOf"][1:] == []
+
+
+def test_a_stage_has_the_sections_of_a_recipe_but_stages(described: dict[str, Any]):
+    by_name, listed = described["properties"]["stages"]["anyOf"]
+    assert by_name["additionalProperties"] == {"$ref": "#/$defs/stage"}
+    assert listed["items"] == {"$ref": "#/$defs/named stage"}
+    stage, named = (described["$defs"][name] for name in ("stage", "named stage"))
+    assert stage["properties"].keys() == described["properties"].keys() - {"stages"}
+    assert named["properties"].keys() == stage["properties"].keys() | {"name"}
+    assert named["required"] == ["name"]
+    assert stage["additionalProperties"] is named["additionalProperties"] is False
+    assert stage["properties"]["tuner"] == {"$ref": "#/properties/tuner"}
+
+
+def test_a_stage_may_start_from_another_with_the_options_of_every_model(described: dict[str, Any]):
+    usual, result = described["$defs"]["stage"]["properties"]["model"]["anyOf"]
+    assert usual == {"$ref": "#/properties/model"}
+    assert result["properties"].keys() == {"name", *Model.model_fields}
+    assert result["properties"]["name"]["pattern"] == "^stage:"

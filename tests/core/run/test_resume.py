@@ -91,3 +91,19 @@ def test_what_to_type():
     assert resume_command(Path("runs/a")) == "lmflow run --resume --output runs/a"
     told = how_to_resume(Path("runs/a"))
     assert told == "Stopped; what was finished is in runs/a. Continue with: lmflow run --resume --output runs/a"
+
+
+def test_a_stage_is_continued_with_all_of_them(tmp_path: Path):
+    stage = tmp_path / "out" / "stages" / "sft"
+    stage.mkdir(parents=True)
+    assert resume_command(stage) == f"lmflow run --resume --output {stage}", "no run is there that it is a part of"
+    (tmp_path / "out" / "recipe.yaml").write_text("stages: {}\n")
+    assert resume_command(stage) == f"lmflow run --resume --output {tmp_path / 'out'}"
+
+
+def test_lines_of_stages_are_told_apart():
+    old = "stages:\n  a: {training: {seed: 1}, launch: {processes: 1}}\n  b: {training: {seed: 1}}\n"
+    lines = without_launch(old)
+    assert lines[0] == "stages a, b"
+    assert lines.count("stage a: seed: 1") == lines.count("stage b: seed: 1") == 1
+    assert not [line for line in lines if "processes" in line]

@@ -36,7 +36,10 @@ def shortened(arguments: list[str]) -> list[str]:
         place = words.index(STEPS)
         del words[place : place + 2]
     recipes = [Path(word).read_text() for word in words if word.endswith(".yaml") and Path(word).is_file()]
-    aligned = "raft" in words or any("raft" in recipe for recipe in recipes)
+    single = [
+        recipe for recipe in recipes if "stages:" not in recipe
+    ]  # options are for every stage, and not all have it
+    aligned = "raft" in words or any("raft" in recipe for recipe in single)
     extra = {STEPS: "2"} | (QUICK_RAFT if aligned else {})
     return [*words, *(word for pair in extra.items() if pair[0] not in words for word in pair)]
 

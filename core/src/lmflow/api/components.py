@@ -13,7 +13,8 @@ from lmflow.data.sample import Sample
 from lmflow.errors import PluginError
 from lmflow.plugins import Plugins
 from lmflow.plugins.in_process import load_plugins_with, slot_of
-from lmflow.recipe.settings import TRACKERS
+from lmflow.recipe.mapping import named_stages
+from lmflow.recipe.settings import STAGES, TRACKERS
 
 RewardFunction = Callable[..., Any]
 """Called with three lists (prompt texts, completion texts, records); returns one number per completion."""
@@ -25,16 +26,36 @@ def plugins_for(
     """The recipe with names in the place of Python objects, and plugins that offer those under these names.
 
     A class, or an instance with its options, may stand for a component's name in any section, and a function in
-    `reward`. Raises PluginError for what is no component.
+    `reward`; in the sections of a stage too. Raises PluginError for what is no component.
     """
+    sections = _with_reward_class(recipe)
+    stages = {
+        name: _with_reward_class(each) if isinstance(each, Mapping) else each
+        for name, each in named_stages(recipe.get(STAGES, {}), [])
+    }
+    held = [each for part in [sections, *stages.values()] if isinstance(part, Mapping) for each in _objects(part)]
+    plugins = load_plugins_with([as_class(each) for each in [*components, *held]])
+    named = _all_named(plugins, sections)
+    if stages and len(stages) == len(recipe[STAGES]):  # otherwise what is wrong with them is told later
+        named[STAGES] = {
+            name: _all_named(plugins, each) if isinstance(each, Mapping) else each for name, each in stages.items()
+        }
+    return named, plugins
+
+
+def _with_reward_class(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections in which a reward function is named, where it can be imported, or else has become a class."""
     sections = dict(recipe)
     reward: Any = sections.get("reward")
     if is_function(reward):
         reference = importable_name(reward)
         sections["reward"] = f"python:{reference}" if reference else reward_class(reward)
-    classes = [as_class(each) for each in [*components, *_objects(sections)]]
-    plugins = load_plugins_with(classes)
-    return {section: _named(plugins, section, value) for section, value in sections.items()}, plugins
+    return sections
+
+
+def _all_named(plugins: Plugins, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections as a file would have them."""
+    return {section: _named(plugins, section, value) for section, value in sections.items()}
 
 
 def _objects(sections: Mapping[str, Any]) -> Iterator[type[Component]]:

@@ -28,17 +28,23 @@ def show_summary(record: Mapping[str, Any], directory: Path) -> None:
     from rich.console import Console
 
     console = Console(soft_wrap=False)
-    console.print(summary_table(record))
+    for name, stage in record.get("stages", {}).items():
+        console.print(summary_table(stage, f"Stage {name}"))
+        console.print()
+    if "stages" in record:
+        console.print(f"{len(record['stages'])} stages {record['status']} in {duration(record['wall_seconds'])}")
+    else:
+        console.print(summary_table(record))
     for line in result_lines(record, directory):
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def summary_table(record: Mapping[str, Any]) -> Table:
+def summary_table(record: Mapping[str, Any], title: str = "Run") -> Table:
     """What changed, before and after, and what it cost; metrics the run does not have are left out."""
     from rich.table import Table
 
     metrics = record["metrics"]
-    table = Table(title=f"Run {record['status']}", title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(title=f"{title} {record['status']}", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")

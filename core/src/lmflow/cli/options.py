@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
 from lmflow.recipe.recipe import ResolvedRecipe
-from lmflow.recipe.resolve import resolve
-from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Origin, Scope, Setting
+from lmflow.recipe.settings import RUN_SCOPE, STAGES, TRACKERS, Origin, Scope, Setting
+from lmflow.recipe.stages import StagedRecipe, resolve_recipe
 from lmflow.recipe.values import is_flag
 
 NUMBER = re.compile(r"^-\d|^-\.\d")
@@ -110,6 +110,8 @@ def _take_setting(
 def _flags(path: str, arguments: Sequence[str], plugins: Plugins, scope: Scope) -> list[bool]:
     """Whether the option is a flag, for the component that the arguments name, or for every one that has it."""
     section, _, key = path.partition(".")
+    if section == STAGES and key.count(".") > 1:
+        return _flags(key.partition(".")[2], arguments, plugins, scope)
     if section in scope.sections and key in scope.sections[section].model_fields:
         return [is_flag(scope.sections[section].model_fields[key])]
     slot, key = ("tracker", key.rpartition(".")[2]) if section == TRACKERS else (section, key)
@@ -134,10 +136,10 @@ def _unknown(option: str, fixed: Mapping[str, bool], scope: Scope) -> str:
     return f"{option}: unknown option; {hint}"
 
 
-def resolve_scanned(scanned: Scanned, plugins: Plugins, file: Path | None) -> ResolvedRecipe:
-    """The recipe of a command line; raises RecipeError with everything wrong in it."""
+def resolve_scanned(scanned: Scanned, plugins: Plugins, file: Path | None) -> ResolvedRecipe | StagedRecipe:
+    """The recipe of a command line, or its stages; raises RecipeError with everything wrong in it."""
     try:
-        resolved = resolve(plugins, file, scanned.settings)
+        resolved = resolve_recipe(plugins, file, scanned.settings)
     except RecipeError as error:
         raise RecipeError([*scanned.problems, *error.problems]) from None
     if scanned.problems:

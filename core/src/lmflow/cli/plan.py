@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +16,13 @@ from lmflow.cli.options import resolve_scanned, scan
 from lmflow.cli.output import stdout_for_results
 from lmflow.formatting import number, size
 from lmflow.plugins import Plugins
+from lmflow.recipe.settings import STAGES
+from lmflow.recipe.stages import StagedRecipe
 
 if TYPE_CHECKING:
+    from lmflow.data.dataset import DataSummary
     from lmflow.planning.plan import Plan, Steps
+    from lmflow.recipe.recipe import Recipe
 
 FIXED = {"--json": False, "--output": True, "--overwrite": False, "--quiet": False}
 """Options and whether they take a value; all but the first mean nothing here, and are there for `lmflow run`'s sake."""
@@ -57,24 +61,42 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         _overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
         _quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
-        """Foresee one recipe."""
-        resolved = resolve_scanned(scanned, plugins, recipe).recipe
-        from lmflow.data.dataset import load_dataset
-        from lmflow.data.formats import formats_of
-        from lmflow.planning.plan import load_skeleton, make_plan
-
-        with warnings.catch_warnings(action="ignore"), stdout_for_results():
-            model = load_skeleton(resolved, plugins)
-            data, summary = load_dataset(resolved.data, formats_of(resolved, plugins), resolved.training.seed)
-            found = make_plan(resolved, model, data, plugins)
-        if as_json:
-            sys.stdout.write(json.dumps(found.as_dict()) + "\n")
+        """Estimate one recipe, or its stages."""
+        resolved = resolve_scanned(scanned, plugins, recipe)
+        if isinstance(resolved, StagedRecipe):
+            plans = {stage.name: estimate(stage.planned.recipe, plugins) for stage in resolved.stages}
         else:
-            sys.stdout.write("\n".join([f"data        {summary.describe()}", *plan_lines(found)]) + "\n")
-        if not found.fits:
+            plans = {"": estimate(resolved.recipe, plugins)}
+        if as_json:
+            described = {name: found.as_dict() for name, (found, _) in plans.items()}
+            sys.stdout.write(json.dumps(described.get("", {STAGES: described})) + "\n")
+        else:
+            sys.stdout.write("\n".join(all_lines(plans)) + "\n")
+        if not all(found.fits for found, _ in plans.values()):
             raise typer.Exit(1)
 
     return plan, scanned.rest
+
+
+def estimate(recipe: Recipe, plugins: Plugins) -> tuple[Plan, DataSummary]:
+    """What one run takes, and the data it reads."""
+    from lmflow.data.dataset import load_dataset
+    from lmflow.data.formats import formats_of
+    from lmflow.planning.plan import load_skeleton, make_plan
+
+    with warnings.catch_warnings(action="ignore"), stdout_for_results():
+        model = load_skeleton(recipe, plugins)
+        data, summary = load_dataset(recipe.data, formats_of(recipe, plugins), recipe.training.seed)
+        return make_plan(recipe, model, data, plugins), summary
+
+
+def all_lines(plans: Mapping[str, tuple[Plan, DataSummary]]) -> Iterator[str]:
+    """Plans as they are printed, each below the name of its stage where it is one of several."""
+    for at, (name, (found, summary)) in enumerate(plans.items()):
+        if name:
+            yield from [*([""] if at else []), f"stage       {name}"]
+        yield f"data        {summary.describe()}"
+        yield from plan_lines(found)
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

@@ -14,7 +14,8 @@ from lmflow.cli.options import resolve_scanned, scan
 from lmflow.plugins import Plugins
 from lmflow.recipe.recipe import ResolvedRecipe, as_dict, dump
 from lmflow.recipe.schema import schema
-from lmflow.recipe.settings import TRACKERS
+from lmflow.recipe.settings import STAGES, TRACKERS, Origin
+from lmflow.recipe.stages import StagedRecipe, dump_stages
 
 SHOW = "Print the resolved recipe as YAML."
 EXPLAIN = "Print every value and where it came from."
@@ -30,16 +31,16 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
         return None
     group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-    def command(name: str, text: str, show: Callable[[ResolvedRecipe], None]) -> None:
+    def command(name: str, text: str, show: Callable[[ResolvedRecipe | StagedRecipe], str]) -> None:
         def function(
             recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="A recipe file.")] = None,
         ) -> None:
-            show(resolve_scanned(scanned, plugins, recipe))
+            _write(show(resolve_scanned(scanned, plugins, recipe)))
 
         group.command(name, help=text)(function)
 
-    command("show", SHOW, lambda resolved: _write(dump(resolved.recipe)))
-    command("explain", EXPLAIN, lambda resolved: _write(explain(resolved)))
+    command("show", SHOW, show)
+    command("explain", EXPLAIN, explain)
 
     @group.command("schema", help="Print the JSON schema of recipe files, for editors.")
     def print_schema() -> None:
@@ -50,14 +51,27 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
     return group, [*arguments[:1], *scanned.rest]
 
 
-def explain(resolved: ResolvedRecipe) -> str:
+def show(resolved: ResolvedRecipe | StagedRecipe) -> str:
+    """The recipe, or its stages, as YAML."""
+    return dump_stages(resolved) if isinstance(resolved, StagedRecipe) else dump(resolved.recipe)
+
+
+def explain(resolved: ResolvedRecipe | StagedRecipe) -> str:
     """One line per value: path, value, origin."""
-    rows = []
-    for section, values in as_dict(resolved.recipe).items():
-        for path, value in _paths(section, values):
-            rows.append((path, _shown(value), str(resolved.origins.get(path, "default"))))
+    if isinstance(resolved, StagedRecipe):
+        parts = [(f"{STAGES}.{stage.name}.", stage.as_dict(), stage.origins) for stage in resolved.stages]
+    else:
+        parts = [("", as_dict(resolved.recipe), resolved.origins)]
+    rows = [row for part in parts for row in _rows(*part)]
     widths = [min(max(len(row[column]) for row in rows), 44) for column in (0, 1)]
     return "".join(f"{path:<{widths[0]}}  {value:<{widths[1]}}  {origin}\n" for path, value, origin in rows)
+
+
+def _rows(prefix: str, sections: Mapping[str, Any], origins: Mapping[str, Origin]) -> Iterator[tuple[str, str, str]]:
+    """Path, value and origin of every value."""
+    for section, values in sections.items():
+        for path, value in _paths(section, values):
+            yield f"{prefix}{path}", _shown(value), str(origins.get(path, "default"))
 
 
 def _paths(section: str, values: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:

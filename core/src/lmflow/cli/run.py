@@ -1,12 +1,13 @@
-"""`lmflow run`: one run."""
+"""`lmflow run`: one run, or the stages of a recipe."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,9 +18,11 @@ from lmflow.cli.output import print_error
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import LAUNCH, Setting
+from lmflow.recipe.stages import StagedRecipe
 
 if TYPE_CHECKING:
     from lmflow.recipe.recipe import Recipe, ResolvedRecipe
+    from lmflow.run.display import Display
     from lmflow.run.record import RunResult
 
 FIXED = {"--output": True, "--resume": False, "--overwrite": False, "--quiet": False, "--json": False}
@@ -29,6 +32,10 @@ HELP = (
     ("--overwrite", "Replace the run in --output."),
     ("--quiet", "Print nothing but errors."),
     ("--json", "Print run.json on standard output, and nothing else."),
+    (
+        "--stages.NAME.OPTION VALUE",
+        "An option for one stage of a recipe that has stages; all others are for every stage.",
+    ),
     ("--debug", "Show tracebacks."),
 )
 ABOUT = (
@@ -61,14 +68,21 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         from lmflow.run.terminal import make_run_display
         from lmflow.run.workers import needs_workers
 
+        worker = this_worker()
+        shows = worker is None or worker.is_rank0
+        make_display = partial(make_run_display, silent=quiet or as_json or not shows)
+        if isinstance(resolved, StagedRecipe):
+            follow_launcher()
+            where = {"output": output, "resume": resume, "overwrite": overwrite}
+            result = run_all(resolved, plugins, make_display, quiet=quiet or as_json, **where)
+            if shows:
+                show_result(result, quiet=quiet, as_json=as_json)
+            return
         if needs_workers(resolved.recipe):
             flags = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet, "--json": as_json}
             start_workers(resolved.recipe, output, [flag for flag, given in flags.items() if given])
         follow_launcher()
-        worker = this_worker()
-        shows = worker is None or worker.is_rank0
-        display = make_run_display(silent=quiet or as_json or not shows)
-        with closing(display), quiet_libraries():
+        with closing(make_display()) as display, quiet_libraries():
             result = run(resolved, plugins, output=output, resume=resume, overwrite=overwrite, display=display)
         if shows:
             show_result(result, quiet=quiet, as_json=as_json)
@@ -78,7 +92,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
 
 def resolve_run(
     plugins: Plugins, scanned: Scanned, recipe: Path | None, output: Path | None, *, resume: bool
-) -> ResolvedRecipe:
+) -> ResolvedRecipe | StagedRecipe:
     """The recipe of the command line; that of the run itself where one is resumed and nothing else is said of it."""
     if resume and output is None:
         raise RunDirectoryError("--resume needs --output DIR, the directory of the run to continue.")
@@ -92,6 +106,17 @@ def resolve_run(
 def of_launch(setting: Setting) -> bool:
     """Whether an option says in how many processes to go on, and nothing of what the run is."""
     return setting.path.startswith(f"{LAUNCH}.")
+
+
+def run_all(
+    staged: StagedRecipe, plugins: Plugins, make_display: Callable[[], Display], *, quiet: bool, **where: Any
+) -> RunResult:
+    """Carry out the stages of a recipe."""
+    from lmflow.run.pipeline import run_stages
+
+    flags = [*(["--quiet"] if quiet else []), *(["--debug"] if "--debug" in sys.argv else [])]
+    with quiet_libraries():
+        return run_stages(staged, plugins, make_display=make_display, flags=flags, **where)
 
 
 def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> NoReturn:

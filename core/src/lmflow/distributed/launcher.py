@@ -79,11 +79,18 @@ class Stop:
 
 
 def launch(
-    options: LaunchOptions, recipe: str, output: Path, arguments: Sequence[str], *, show_all: bool = False
+    options: LaunchOptions,
+    recipe: str,
+    output: Path,
+    arguments: Sequence[str],
+    *,
+    show_all: bool = False,
+    show_result: bool = True,
 ) -> Outcome:
     """Carry out `recipe` (YAML) in several processes on this machine; returns how they ended, once all have.
 
-    `arguments` go on with `lmflow run RECIPE --output OUTPUT`. With `show_all` every process writes to the terminal.
+    `arguments` go on with `lmflow run RECIPE --output OUTPUT`. With `show_all` every process writes to the terminal;
+    without `show_result` none writes to standard output.
     """
     with tempfile.TemporaryDirectory(prefix="lmflow-launch-") as folder, handle_signals() as stop:
         file = Path(folder) / "recipe.yaml"
@@ -94,7 +101,7 @@ def launch(
         try:
             for local_rank in range(options.processes):
                 environment = worker_environment(options, local_rank, Path(folder), os.environ)
-                workers.append(start(command, environment, Path(folder), show=show_all))
+                workers.append(start(command, environment, Path(folder), show=show_all, show_result=show_result))
             ended = supervise(workers, stop)
         finally:
             for worker in workers:
@@ -102,7 +109,9 @@ def launch(
         return summarize(ended, options.total, output, stop.asked[0] if stop.asked else None)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, *, show: bool) -> WorkerProcess:
+def start(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, *, show: bool, show_result: bool = True
+) -> WorkerProcess:
     """Start one process. It is a session of its own: a Ctrl-C reaches it through the launcher alone, and so once."""
     rank = int(environment["RANK"])
     seen = show or rank == 0
@@ -112,7 +121,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=None if rank == 0 else subprocess.DEVNULL if seen else file,
+            stdout=None if rank == 0 and show_result else subprocess.DEVNULL if seen else file,
             stderr=None if seen else file,
             start_new_session=True,
         )

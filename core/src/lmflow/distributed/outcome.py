@@ -6,13 +6,13 @@ import json
 import shlex
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lmflow.distributed.worker import Report
 from lmflow.report import write_report
-from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, write_atomically
+from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, whole_run, write_atomically
 
 SHOWN = 5
 """Lines of a crashed process that are shown."""
@@ -46,6 +46,8 @@ class Outcome:
 
     code: int
     lines: Sequence[str] = ()
+    asked: int | None = field(default=None, compare=False)
+    """A signal that the user sent, be it when all was done."""
 
 
 def summarize(ended: Sequence[ExitStatus], size: int, output: Path, asked: int | None) -> Outcome:
@@ -54,7 +56,7 @@ def summarize(ended: Sequence[ExitStatus], size: int, output: Path, asked: int |
     Where the main process could not write what became of the run, or knew less, run.json and the report are completed.
     """
     if (ended[0].kind == "completed" and ended[0].rank == 0) or all(each.kind == "completed" for each in ended):
-        return Outcome(0)
+        return Outcome(0, asked=asked)
     # A process that is asked to stop before it listens to signals has no words for it.
     failures = [each for each in ended if each.kind == "error" or (each.kind == "crashed" and not asked)]
     stopped = asked or next((each.report.code - 128 for each in ended if each.report and each.kind == "interrupted"), 0)
@@ -101,7 +103,7 @@ def _fate(code: int) -> str:
 def _how_to_go_on(output: Path) -> str:
     steps = [int(path.name.rpartition("-")[2]) for path in (output / CHECKPOINTS).glob("step-*[0-9]")]
     kept = f"The last checkpoint is that of step {max(steps)}" if steps else "There is no checkpoint yet"
-    return f"{kept}. Continue with: lmflow run --resume --output {shlex.quote(str(output))}"
+    return f"{kept}. Continue with: lmflow run --resume --output {shlex.quote(str(whole_run(output)))}"
 
 
 def _complete_record(ended: Sequence[ExitStatus], output: Path, status: str, error: str | None) -> bool:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lmflow.recipe.settings import SOURCES, TRACKERS, Scope, Setting
+from lmflow.recipe.settings import SOURCES, STAGES, TRACKERS, Scope, Setting
 from lmflow.recipe.yaml import read_settings
 
 
 def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems: list[str]) -> dict[str, Setting]:
     """Settings by path; an option replaces what the file says, two options for one path are a mistake."""
-    settings: dict[str, Setting] = {}
-    if file is not None:
-        settings = {setting.path: setting for setting in read_settings(file, problems)}
+    return merge([] if file is None else read_settings(file, problems), options, scope, problems)
+
+
+def merge(
+    written: Iterable[Setting], options: Sequence[Setting], scope: Scope, problems: list[str]
+) -> dict[str, Setting]:
+    """The same for settings that are read already."""
+    settings = {setting.path: setting for setting in written}
     seen: dict[str, Setting] = {}
     for option in options:
         names_component = option.path in scope.slots or (scope.trackers and option.path == TRACKERS)
@@ -31,6 +36,7 @@ def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems
             near = difflib.get_close_matches(section, scope.names, n=1)
             where = replace(setting, path=section).place
             hint = f"did you mean {near[0]}?" if near else f"lmflow {scope.command} has {', '.join(scope.names)}"
+            hint = "stages stand at the top of a recipe file, beside its sections" if section == STAGES else hint
             line = f"{where}: unknown section; {hint}"
             problems += [] if line in problems else [line]
     return settings | seen

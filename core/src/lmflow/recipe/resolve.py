@@ -55,7 +55,11 @@ def resolve(plugins: Plugins, file: Path | None = None, options: Sequence[Settin
     Raises RecipeError with every mistake at once, each with its place and, for a misspelt name, the nearest valid one.
     """
     problems: list[str] = []
-    settings = gather(file, options, RUN_SCOPE, problems)
+    return resolve_settings(plugins, gather(file, options, RUN_SCOPE, problems), problems)
+
+
+def resolve_settings(plugins: Plugins, settings: Mapping[str, Setting], problems: list[str]) -> ResolvedRecipe:
+    """The recipe of settings by path; raises RecipeError with all that is wrong in them, after `problems`."""
     check_sources(settings, problems)
     chosen: dict[str, Choice | None] = {}
     for slot in CHOOSING_ORDER:

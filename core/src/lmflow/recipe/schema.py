@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmflow.components import (
     Component,
+    Model,
 )
 from lmflow.plugins import RECIPE_SLOTS, Plugins
 from lmflow.recipe.settings import (
@@ -14,8 +15,10 @@ from lmflow.recipe.settings import (
     OPTIONS_ONLY,
     PLAIN,
     SOURCES,
+    STAGES,
     TRACKERS,
 )
+from lmflow.recipe.stage_names import NAME
 
 
 def schema(plugins: Plugins) -> dict[str, Any]:
@@ -24,15 +27,15 @@ def schema(plugins: Plugins) -> dict[str, Any]:
     sections: dict[str, Any] = {
         slot: {"anyOf": list(_slot_schemas(plugins, slot, definitions))} for slot in RECIPE_SLOTS
     }
-    trackers = _trackers_schema(plugins, definitions)
+    sections |= {name: PLAIN[name].model_json_schema() for name in OPTIONS_ONLY}
+    sections |= {TRACKERS: _trackers_schema(plugins, definitions), SOURCES: _sources_schema()}
+    definitions |= _stage_schemas(sections)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lmflow recipe",
         "type": "object",
         "additionalProperties": False,
-        "properties": sections
-        | {name: PLAIN[name].model_json_schema() for name in OPTIONS_ONLY}
-        | {TRACKERS: trackers, SOURCES: _sources_schema()},
+        "properties": sections | {STAGES: _stages_schema()},
         "$defs": definitions,
     }
 
@@ -71,6 +74,31 @@ def _trackers_schema(plugins: Plugins, definitions: dict[str, Any]) -> dict[str,
             {"type": "array", "items": {"type": "string"}, **names},
             {"type": "object", "properties": options, "additionalProperties": {"type": ["object", "null"]}},
         ]
+    }
+
+
+def _stage_schemas(sections: Iterable[str]) -> dict[str, Any]:
+    """Definitions of a stage, whose sections are those of a recipe, and of one with a name, as it stands in a list."""
+    model = {"properties": {"name": {"type": "string", "pattern": "^stage:"}}, "required": ["name"]}
+    model["properties"] |= Model.model_json_schema()["properties"]
+    of_recipe: dict[str, Any] = {section: {"$ref": f"#/properties/{section}"} for section in sections}
+    of_recipe["model"] = {"anyOf": [of_recipe["model"], {"type": "object", "additionalProperties": False, **model}]}
+    stage = {"type": ["object", "null"], "additionalProperties": False, "properties": of_recipe}
+    name = {"type": "string", "pattern": f"^{NAME.pattern}$", "description": "Name of the stage, and of its directory."}
+    named = {**stage, "type": "object", "properties": {"name": name, **of_recipe}, "required": ["name"]}
+    return {"stage": stage, "named stage": named}
+
+
+def _stages_schema() -> dict[str, Any]:
+    """Stages by name, or a list of stages that have a name."""
+    text = "Recipes carried out in order; each may name the result of an earlier one, as in `model: stage:NAME`."
+    by_name = {"type": "object", "propertyNames": {"pattern": f"^{NAME.pattern}$"}, "minProperties": 1}
+    return {
+        "description": f"{text} Sections beside this one are defaults of every stage.",
+        "anyOf": [
+            {**by_name, "additionalProperties": {"$ref": "#/$defs/stage"}},
+            {"type": "array", "items": {"$ref": "#/$defs/named stage"}, "minItems": 1},
+        ],
     }
 
 

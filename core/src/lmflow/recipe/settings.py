@@ -25,6 +25,8 @@ TRACKERS = "trackers"
 """The section of a recipe that names any number of components, each with options of its own."""
 SOURCES = "plugins"
 """The section of a resolved recipe that says which distribution brought each component."""
+STAGES = "stages"
+"""The section of a recipe that holds several, each of which is carried out with what those before it gave."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lmflow.errors import RecipeError
-from lmflow.recipe.settings import OPTIONS_ONLY, SOURCES, TRACKERS, Origin, Setting
+from lmflow.recipe.settings import OPTIONS_ONLY, SOURCES, STAGES, TRACKERS, Origin, Setting
+from lmflow.recipe.stage_names import faulty_name
 
 
 class Loader(yaml.SafeLoader):
@@ -50,16 +52,23 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
     """Every value of the recipe with its place; mistakes of form are added to `problems`.
 
     A section is a component's name, or a mapping with `name` and its options; `trackers` is names, or a mapping from
-    names to options. Raises RecipeError for a file that
-    cannot be read as YAML at all.
+    names to options; `stages` holds named recipes, whose values have paths that begin with "stages.NAME", which is also
+    a setting by itself. Raises RecipeError for a file that cannot be read as YAML at all.
     """
     root = _compose(file)
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError([f"{file}:1: expected sections such as `tuner: lora`, found something else"])
+    yield from _sections(root, file, problems)
+
+
+def _sections(root: yaml.MappingNode, file: Path, problems: list[str]) -> Iterator[Setting]:
+    """The values of all sections of a recipe."""
     for section, node, line in _entries(root, file, problems):
-        if section == TRACKERS and isinstance(node, yaml.MappingNode):
+        if section == STAGES:
+            yield from _stages(node, line, file, problems)
+        elif section == TRACKERS and isinstance(node, yaml.MappingNode):
             names = [str(key.value) for key, _ in node.value]
             yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
             for name, options, at in _entries(node, file, problems, f"{section}."):
@@ -68,6 +77,44 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
             yield from _section(section, node, line, file, problems)
         else:
             yield Setting(f"{section}.name", _construct(node), Origin("file", f"{file}:{line}"))
+
+
+def _stages(node: yaml.Node, line: int, file: Path, problems: list[str]) -> Iterator[Setting]:
+    """The values of every stage, below its name."""
+    known = len(problems)
+    found = list(_named_stages(node, file, problems))
+    if not found and len(problems) == known:
+        problems.append(f"{file}:{line}: {STAGES}: expected stages by name, each a recipe; there is none")
+    for name, sections, at in found:
+        if fault := faulty_name(name):
+            problems.append(f"{file}:{at}: {STAGES}: {fault}")
+            continue
+        start = f"{STAGES}.{name}"
+        yield Setting(start, None, Origin("file", f"{file}:{at}"))
+        if isinstance(sections, yaml.MappingNode):
+            inner = _sections(sections, file, problems)
+            yield from (replace(setting, path=f"{start}.{setting.path}") for setting in inner)
+        elif _construct(sections) is not None:
+            problems.append(f"{file}:{at}: {start}: expected sections such as `tuner: lora`")
+
+
+def _named_stages(node: yaml.Node, file: Path, problems: list[str]) -> Iterator[tuple[str, yaml.Node, int]]:
+    """Names, sections and lines of the stages of a mapping, or of a list whose items have a `name`."""
+    if isinstance(node, yaml.MappingNode):
+        yield from _entries(node, file, problems, f"{STAGES}.")
+    seen: dict[str, int] = {}
+    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+        line = item.start_mark.line + 1
+        entries = item.value if isinstance(item, yaml.MappingNode) else ()
+        name = next((str(value.value) for key, value in entries if key.value == "name"), None)
+        if name is None:
+            problems.append(f"{file}:{line}: {STAGES}: each stage of a list needs a name, as in `- name: sft`")
+        elif name in seen:
+            problems.append(f"{file}:{line}: {STAGES}.{name}: given twice (first in line {seen[name]})")
+        else:
+            seen[name] = line
+            rest = [(key, value) for key, value in entries if key.value != "name"]
+            yield name, yaml.MappingNode(item.tag, rest, item.start_mark, item.end_mark), line
 
 
 def _section(section: str, node: yaml.Node, line: int, file: Path, problems: list[str]) -> Iterator[Setting]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lmflow.report.content import read_content
 from lmflow.report.page import render_page
+from lmflow.report.stages import render_stages
 from lmflow.run_files import REPORT, write_atomically
 
 __all__ = ["write_report"]
@@ -13,6 +14,6 @@ __all__ = ["write_report"]
 
 def write_report(directory: Path) -> Path:
     """Write the page for the run at `directory`, whatever state the run is in; returns its path."""
-    path = directory / REPORT
-    write_atomically(path, render_page(read_content(directory)))
+    path, content = directory / REPORT, read_content(directory)
+    write_atomically(path, render_stages(content) if content.part("stages") else render_page(content))
     return path

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmflow.run_files import whole_run
+
 
 def next_commands(record: Mapping[str, Any], directory: Path) -> list[str]:
     """Commands that continue from the run at `directory`, the most useful first."""
     run = shlex.quote(str(directory))
     if record.get("status") != "completed":
-        return [f"lmflow run --resume --output {run}"]
+        return [f"lmflow run --resume --output {shlex.quote(str(whole_run(directory)))}"]
     commands = []
-    if record.get("result") == "adapter":
+    if Path(str(record.get("result"))).name == "adapter":
         commands.append(f"lmflow export merge {run} --output {shlex.quote(f'{directory}-merged')}")
     commands.append(f"lmflow run --model {run} --data.path YOUR.jsonl")
     commands.append(f"lmflow run {shlex.quote(str(directory / 'recipe.yaml'))} --training.seed 1")

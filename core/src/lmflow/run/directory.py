@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,23 +21,45 @@ from lmflow.run_files import (
     RECORD,
     REPORT,
     SAMPLES,
+    STAGES,
     TRACKERS,
+    holds_run,
     read_record,
     write_atomically,
     write_lines,
 )
 
-CONTENTS = (RECIPE, RECORD, METRICS, COMPARISON, SAMPLES, CHECKPOINTS, REPORT, TRACKERS, LOCK, "adapter", "model")
+CONTENTS = (
+    RECIPE,
+    RECORD,
+    METRICS,
+    COMPARISON,
+    SAMPLES,
+    CHECKPOINTS,
+    REPORT,
+    TRACKERS,
+    STAGES,
+    LOCK,
+    "adapter",
+    "model",
+)
 
 
 class RunDirectory:
-    """An opened run directory, locked against other processes until closed.
+    """An opened run directory, locked against other processes until closed; `folders` are made in it.
 
     A directory that holds anything but a run is never touched. Raises RunDirectoryError when it cannot be used
     as asked, saying which option would allow it.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        folders: Sequence[str] = (SAMPLES, CHECKPOINTS),
+    ) -> None:
         self.path = path
         check_usable(path, resume=resume, overwrite=overwrite)
         existed = path.exists()
@@ -45,8 +67,8 @@ class RunDirectory:
         self._lock = lock(path)
         if existed and overwrite:
             remove_run(path)
-        (path / SAMPLES).mkdir(exist_ok=True)
-        (path / CHECKPOINTS).mkdir(exist_ok=True)
+        for folder in folders:
+            (path / folder).mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Release the lock."""
@@ -132,15 +154,15 @@ def check_usable(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise RunDirectoryError("--resume and --overwrite exclude each other.")
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file; --output takes a directory.")
-    holds_run = (path / RECORD).exists() or (path / RECIPE).exists()
-    if resume and not holds_run:
+    begun = holds_run(path)
+    if resume and not begun:
         raise RunDirectoryError(f"{path} holds no run to resume.")
     strangers = [entry.name for entry in path.iterdir() if entry.name not in CONTENTS] if path.exists() else []
-    if strangers and not holds_run:
+    if strangers and not begun:
         raise RunDirectoryError(
             f"{path} is not empty and holds no run ({', '.join(sorted(strangers)[:3])}); choose another --output."
         )
-    if holds_run and not (resume or overwrite):
+    if begun and not (resume or overwrite):
         status = read_record(path).get("status", "unfinished")
         raise RunDirectoryError(
             f"{path} already holds a run ({status}); continue it with --resume, or replace it with --overwrite."

@@ -113,6 +113,11 @@ class RunLog:
         if self._directory:
             self._directory.drop_metrics_after(step)
 
+    @property
+    def asked_to_stop(self) -> int | None:
+        """The signal that asked this process to stop, be it too late for the run to."""
+        return self.stop_signal or self._asked
+
     def sync_stop(self) -> None:
         """Let all processes know whether one was asked to stop, so that they stop at the same place: all call it."""
         asked = int(self.processes.max(self._asked or 0))

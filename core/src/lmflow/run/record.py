@@ -27,6 +27,8 @@ class RunResult:
 
     directory: Path
     record: Mapping[str, Any] = field(repr=False)
+    stop_signal: int | None = field(default=None, repr=False, compare=False)
+    """A signal that asked the run to stop when all was done: what would come after it does not begin."""
 
     @property
     def status(self) -> str:

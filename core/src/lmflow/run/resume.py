@@ -7,9 +7,9 @@ from typing import Any
 
 from lmflow.errors import RunDirectoryError
 from lmflow.recipe.recipe import Recipe, dump
-from lmflow.recipe.settings import LAUNCH, SOURCES
+from lmflow.recipe.settings import LAUNCH, SOURCES, STAGES
 from lmflow.run.directory import RunDirectory, check_usable
-from lmflow.run_files import RECIPE
+from lmflow.run_files import RECIPE, whole_run
 
 
 def recipe_to_resume(output: Path) -> Path:
@@ -20,9 +20,14 @@ def recipe_to_resume(output: Path) -> Path:
 
 def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> None:
     """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first difference."""
+    check_same_text(directory, dump(recipe), resume)
+
+
+def check_same_text(directory: RunDirectory, recipe: str, resume: bool) -> None:
+    """The same of a recipe, or of several stages, as YAML."""
     if not (resume and directory.recipe.exists()):
         return
-    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(dump(recipe))
+    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(recipe)
     differences = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new) if a != b]
     if old != new:
         shown = "\n".join(differences[:5]) or "  (sections differ)"
@@ -33,10 +38,25 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
 
 
 def without_launch(recipe: str) -> list[str]:
-    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins."""
+    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins.
+
+    Those of stages come one after the other, each line with its stage.
+    """
     import yaml
 
     sections: dict[str, Any] = yaml.safe_load(recipe) or {}
+    if STAGES in sections:
+        names = f"stages {', '.join(sections[STAGES])}"
+        return [
+            names,
+            *(f"stage {name}: {line.strip()}" for name, each in sections[STAGES].items() for line in _lines(each)),
+        ]
+    return _lines(sections)
+
+
+def _lines(sections: dict[str, Any]) -> list[str]:
+    import yaml
+
     sections.pop(LAUNCH, None)
     sections[SOURCES] = {key: str(source).partition(" ")[0] for key, source in (sections.get(SOURCES) or {}).items()}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
@@ -44,7 +64,7 @@ def without_launch(recipe: str) -> list[str]:
 
 def resume_command(directory: Path) -> str:
     """What to type to continue."""
-    return f"lmflow run --resume --output {directory}"
+    return f"lmflow run --resume --output {whole_run(directory)}"
 
 
 def how_to_resume(directory: Path) -> str:

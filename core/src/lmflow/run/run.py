@@ -70,7 +70,7 @@ def run(
             work.directory.write_comparison(compare(before, after))
         work.record.values["result"] = result.name
         summarize(work, context)
-    return RunResult(work.directory.path, work.record.values)
+    return RunResult(work.directory.path, work.record.values, work.log.asked_to_stop)
 
 
 @contextmanager
@@ -167,7 +167,12 @@ def summarize(work: stages.Work, context: AlignContext) -> None:
 
 def default_output(recipe: Recipe) -> Path:
     """`runs/<time>-<tuner>-<aligner>`, with a number appended if that exists."""
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe.tuner.name}-{recipe.aligner.name}"
+    return new_output(f"{recipe.tuner.name}-{recipe.aligner.name}")
+
+
+def new_output(label: str) -> Path:
+    """`runs/<time>-<label>`, with a number appended if that exists."""
+    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{label}"
     candidate, number = base, 2
     while candidate.exists():
         candidate, number = base.with_name(f"{base.name}-{number}"), number + 1

@@ -1,0 +1,14 @@
+"""What a stage of a recipe may be called: it is a directory's name, and part of an option's."""
+
+from __future__ import annotations
+
+import re
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def faulty_name(name: str) -> str | None:
+    """What is wrong with a stage's name; None if nothing."""
+    if NAME.fullmatch(name):
+        return None
+    return f"{name!r} cannot be the name of a stage, which names a directory too: use letters, digits, - and _"

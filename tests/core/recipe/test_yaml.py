@@ -1,0 +1,82 @@
+"""Reading recipe files with stages: every value with its line, every mistake of form with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmflow.recipe.yaml import read_settings, write
+
+Write = Callable[[str], Path]
+
+BY_NAME = (
+    "training: {seed: 1}\nstages:\n  sft:\n    tuner: {name: lora, rank: 4}\n  rl:\n    model: stage:sft\n  last:\n"
+)
+LISTED = (
+    "training: {seed: 1}\nstages:\n  - name: sft\n    tuner: {name: lora, rank: 4}\n"
+    "  - model: stage:sft\n    name: rl\n  - name: last\n"
+)
+
+
+@pytest.mark.parametrize(("text", "lines"), [(BY_NAME, [3, 4, 5, 6, 7]), (LISTED, [3, 4, 5, 5, 7])])
+def test_stages_are_read_by_name_and_from_a_list(text: str, lines: list[int], write: Write):
+    problems: list[str] = []
+    found = list(read_settings(write(text), problems))
+    assert problems == []
+    assert [(setting.path, setting.value) for setting in found] == [
+        ("training.seed", 1),
+        ("stages.sft", None),
+        ("stages.sft.tuner.name", "lora"),
+        ("stages.sft.tuner.rank", 4),
+        ("stages.rl", None),
+        ("stages.rl.model.name", "stage:sft"),
+        ("stages.last", None),
+    ]
+    sft, name, rl, model, last = (found[index] for index in (1, 2, 4, 5, 6))
+    assert [int(each.origin.place.rpartition(":")[2]) for each in (sft, name, rl, model, last)] == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stages: {}\n", ":1: stages: expected stages by name, each a recipe; there is none"),
+        ("stages:\n", ":1: stages: expected stages by name, each a recipe; there is none"),
+        ("stages: lora\n", ":1: stages: expected stages by name, each a recipe; there is none"),
+        ("stages: []\n", ":1: stages: expected stages by name, each a recipe; there is none"),
+        ("stages:\n  a: {}\n  a: {}\n", ":3: stages.a: given twice (first in line 2)"),
+        ("stages:\n- name: a\n- name: a\n", ":3: stages.a: given twice (first in line 2)"),
+        ("stages:\n- name: a\n- tuner: lora\n", ":3: stages: each stage of a list needs a name, as in `- name: sft`"),
+        ("stages:\n- name: a\n- lora\n", ":3: stages: each stage of a list needs a name, as in `- name: sft`"),
+        ("stages:\n  a: lora\n", ":2: stages.a: expected sections such as `tuner: lora`"),
+        ("stages:\n  a:\n    tuner: {rank: 1, rank: 2}\n", ":3: tuner.rank: given twice (first in line 3)"),
+    ],
+)
+def test_mistakes_of_form_name_their_line(text: str, expected: str, write: Write):
+    problems: list[str] = []
+    file = write(text)
+    list(read_settings(file, problems))
+    assert problems == [f"{file}{expected}"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "..", ".a", "a.b", "a b", "", "-a", "ä"])
+def test_a_name_is_that_of_a_directory(name: str, write: Write):
+    problems: list[str] = []
+    file = write(f"stages: {{{name!r}: {{}}}}\n")
+    assert list(read_settings(file, problems)) == []
+    assert problems == [
+        f"{file}:1: stages: {name!r} cannot be the name of a stage, which names a directory too: "
+        "use letters, digits, - and _"
+    ]
+
+
+def test_what_is_written_reads_as_the_same(tmp_path: Path):
+    file = tmp_path / "r.yaml"
+    file.write_text(write({"stages": {"a": {"data": {"path": "on"}}, "b": {"training": {"seed": 1}}}}))
+    assert {each.path: each.value for each in read_settings(file, [])} == {
+        "stages.a": None,
+        "stages.a.data.path": "on",
+        "stages.b": None,
+        "stages.b.training.seed": 1,
+    }

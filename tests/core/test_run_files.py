@@ -1,0 +1,26 @@
+"""The files of a run's directory: whether there is a run, and what it is a part of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lmflow.run_files import holds_run, whole_run
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "run.json"])
+def test_a_recipe_or_a_record_is_a_run(tmp_path: Path, name: str):
+    assert not holds_run(tmp_path)
+    (tmp_path / name).write_text("{}")
+    assert holds_run(tmp_path)
+
+
+def test_a_stage_is_a_part_of_the_run_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stage = tmp_path / "stages" / "sft"
+    assert whole_run(stage) == stage, "a folder that happens to be called stages"
+    (tmp_path / "run.json").write_text("{}")
+    assert whole_run(stage) == tmp_path
+    assert whole_run(tmp_path) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert whole_run(Path("stages/sft")) == Path()
