@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from lmflow.data.collate import Batch
 from lmflow.distributed.strategies.base import blocks, trainable_parameters
+from lmflow.models.heads import HEADS
 from lmflow.training.chunked_loss import LogitTransform, checkpointed_logprobs, chunked_nll
 from lmflow.training.loss import forward_inputs
 from lmflow.training.output_head import configured_cap, in_place_of_logits
@@ -78,7 +79,7 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) ->
     in the optimizer's step. Raises what the model does where its forward pass depends on values.
     """
     trainable = list(trainable_parameters(module).values())
-    moving = MASTER * sum(each.numel() for each in trainable)
+    moving = moving_bytes(module)
     targets = batch.num_targets  # outside of the mode, in which nothing has a value
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -109,7 +110,23 @@ def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -
 
     Raises what the model does where its forward pass depends on values.
     """
-    moving = MASTER * sum(each.numel() for each in trainable_parameters(module).values())
+    ledger = pass_without_gradients(module, batch, setting)
+    return replace(between_steps(module, setting), **passing(ledger))
+
+
+def predict_other(module: nn.Module, other: nn.Module, batch: Batch, setting: StepSettings) -> Footprint:
+    """The peak of a pass of another model, which is frozen, over `batch` while `module` is trained.
+
+    Its own weights are not counted here. An objective may ask it within a step, when there are gradients of the
+    micro-batches before. Raises what the model does where its forward pass depends on values.
+    """
+    ledger = pass_without_gradients(other, batch, setting)
+    gradients = moving_bytes(module) if setting.passes > 1 else 0
+    return replace(between_steps(module, setting, gradients), **passing(ledger))
+
+
+def pass_without_gradients(module: nn.Module, batch: Batch, setting: StepSettings) -> Ledger:
+    """A forward pass in eval mode, as it was counted."""
     targets = batch.num_targets
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -118,9 +135,31 @@ def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -
             ledger.watch(fake)
             with autocast(setting.precision):
                 fake_loss(fake, batch, targets, ledger)
-    weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
+    return ledger
+
+
+def passing(ledger: Ledger) -> dict[str, int]:
+    """What a pass held at its peak."""
+    return {part: ledger.at[part] for part in ("activations", "logits")}
+
+
+def between_steps(module: nn.Module, setting: StepSettings, gradients: int = 0) -> Footprint:
+    """What is held while no pass is made: one process's part of weights, optimizer state and so many gradients."""
+    moving = moving_bytes(module)
+    weights = sum(size_when_trained(each) for each in (*module.parameters(), *module.buffers()))
     state = round(moving / MASTER * setting.optimizer_bytes)
-    return split_over(Footprint(weights, 0, state, ledger.at["activations"], ledger.at["logits"]), setting, module)
+    held = Footprint(weights + (moving if setting.keeps_start else 0), gradients, state, 0, 0)
+    return split_over(held, setting, module)
+
+
+def moving_bytes(module: nn.Module) -> int:
+    """Bytes of the trainable parameters, as the trainer has them."""
+    return MASTER * sum(each.numel() for each in trainable_parameters(module).values())
+
+
+def size_when_trained(tensor: Tensor) -> int:
+    """Bytes of a parameter or buffer, as the trainer has it."""
+    return tensor.numel() * (MASTER if tensor.requires_grad else tensor.element_size())
 
 
 def split_over(footprint: Footprint, setting: StepSettings, module: nn.Module) -> Footprint:
@@ -205,21 +244,38 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def fake_loss(module: nn.Module, batch: Batch, targets: int, ledger: Ledger) -> Tensor:
-    """The loss of `lmflow.training.loss`, for so many targets in place of those of the batch."""
-    head: nn.Module = module.get_output_embeddings()  # type: ignore[operator]  # every causal language model has it
+    """The loss of `lmflow.training.loss`, for so many targets in place of those of the batch; or a scorer's scores.
+
+    Heads that an aligner added are applied where the targets are predicted.
+    """
+    head = output_embeddings(module)
+    if head is None:
+        scores: Tensor = module(**forward_inputs(batch)).logits
+        return scores.sum()
     transform = LogitTransform(cap=configured_cap(module))
     wanted = torch.zeros(targets, dtype=torch.long)
+
+    added: Any = getattr(module, HEADS, {})
 
     def compute(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
         with ledger.counting("logits"):
             chosen = hidden.flatten(0, -2).index_select(0, wanted)
+            values = [each(chosen.float()).float().sum() for each in added.values()]
             if type(head) is nn.Linear:
-                return chunked_nll(chosen, head.weight, head.bias, wanted, transform)
-            return -checkpointed_logprobs(chosen, own, wanted, transform).sum()
+                loss = chunked_nll(chosen, head.weight, head.bias, wanted, transform)
+            else:
+                loss = -checkpointed_logprobs(chosen, own, wanted, transform).sum()
+            return sum(values, loss)
 
     with in_place_of_logits(head, compute) as results:
         module(**forward_inputs(batch))
     return results[0]
+
+
+def output_embeddings(module: nn.Module) -> nn.Module | None:
+    """The layer that makes logits; None of a model that scores whole sequences."""
+    get: Callable[[], nn.Module | None] | None = getattr(module, "get_output_embeddings", None)
+    return get() if get else None
 
 
 def without_values(module: nn.Module) -> nn.Module:
