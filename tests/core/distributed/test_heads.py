@@ -88,7 +88,7 @@ def train(place: Path) -> Train:
         }
         written = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "lmflow", "run", *written, "--quiet", "--output", str(place / name), *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
     return carry_out
 

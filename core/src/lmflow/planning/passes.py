@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lmflow.components import LoadRequest, Model
+from lmflow.components import Aligner, LoadRequest, Model
 from lmflow.plugins import Plugins
 from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe
@@ -50,14 +50,9 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(each.numel() * each.element_size() for each in module.parameters())
 
 
-def kept_states(module: nn.Module, batch: Batch) -> int:
-    """Bytes of what an objective may keep of another model until its own pass: a hidden state for each target."""
-    from lmflow.models.heads import hidden_size
-    from lmflow.planning.footprint import output_embeddings
-
-    if output_embeddings(module) is None:  # of whose states nothing is kept but scores
-        return 0
-    return batch.num_targets * hidden_size(module) * next(module.parameters()).element_size()
+def asks_in_steps(aligner: Aligner) -> bool:
+    """Whether the objective asks the aligner's models in each step; those that `annotate` asks have answered before."""
+    return type(aligner).annotate is Aligner.annotate
 
 
 def largest_validation(recipe: Recipe, model: LanguageModel, items: Sequence[Item]) -> Batch:

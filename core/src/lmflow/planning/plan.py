@@ -13,8 +13,8 @@ from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
 from lmflow.planning.passes import (
+    asks_in_steps,
     computing,
-    kept_states,
     largest_scoring,
     largest_validation,
     other_skeletons,
@@ -231,8 +231,7 @@ def peaks_of(
     """What a run takes where it may take most: in a step, and in the passes without gradients around it."""
     from lmflow.planning.footprint import predict_footprint, predict_other, predict_validation
 
-    step = predict_footprint(model.module, batch, setting)
-    yield replace(step, activations=step.activations + sum(kept_states(each, batch) for each in others))
+    yield predict_footprint(model.module, batch, setting, others if asks_in_steps(recipe.aligner) else ())
     if workload.heldout:
         yield predict_validation(model.module, largest_validation(recipe, model, workload.heldout), setting)
     scored = largest_scoring(model, workload.items)
