@@ -18,7 +18,6 @@ from lmflow.models.heads import (
     FOLDER,
     HEADS,
     HeadLayers,
-    add_heads,
     head_names,
     heads_apart,
     heads_of,
@@ -37,7 +36,7 @@ WANTED = {"value": Head(), "reward": Head(outputs=2, hidden=(8, 4), bias=False)}
 
 @pytest.fixture
 def model() -> LanguageModel:
-    return add_heads(tiny_model(), WANTED, seed=7)
+    return tiny_model().with_heads(WANTED, seed=7)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -59,7 +58,7 @@ def test_a_head_has_the_layers_it_says():
 def test_it_starts_from_its_name_and_the_seed_alone(model: LanguageModel):
     torch.manual_seed(99)
     torch.rand(3)
-    again = add_heads(tiny_model("gpt2"), {"reward": WANTED["reward"]}, seed=7)
+    again = tiny_model("gpt2").with_heads({"reward": WANTED["reward"]}, seed=7)
     assert same(again.heads["reward"], model.heads["reward"])
     assert not same(new_head("reward", WANTED["reward"], 32, 8), model.heads["reward"])
     assert not same(new_head("other", Head(), 32, 7), model.heads["value"])
@@ -94,7 +93,7 @@ def test_they_are_a_part_of_the_module_and_train(model: LanguageModel):
 
 def test_another_module_brings_its_own(model: LanguageModel):
     """As where processes have parts of the weights, and a copy is put together to be saved."""
-    other = add_heads(tiny_model(), WANTED, seed=8)
+    other = tiny_model().with_heads(WANTED, seed=8)
     assert model.with_module(other.module).heads["value"] is other.heads["value"]
     assert model.with_module(tiny_model().module).heads["value"] is model.heads["value"]
 
@@ -131,18 +130,18 @@ def test_weights_in_bf16_leave_heads_exact(model: LanguageModel, tmp_path: Path)
 def test_one_that_was_saved_is_trained_further_and_the_rest_left_out(model: LanguageModel, tmp_path: Path):
     model.save(tmp_path)
     loaded = Pretrained(path=str(tmp_path)).load(LoadRequest())
-    further = add_heads(loaded, {"value": Head(starts_at_zero=True)}, seed=3)
+    further = loaded.with_heads({"value": Head(starts_at_zero=True)}, seed=3)
     assert same(further.heads["value"], model.heads["value"])
     assert all(each.requires_grad for each in further.heads["value"].parameters())
     assert further.heads.keys() == {"value"}
-    assert add_heads(loaded, {}, seed=3).heads == {}
+    assert loaded.with_heads({}, seed=3).heads == {}
 
 
 def test_one_of_another_shape_is_refused(model: LanguageModel, tmp_path: Path):
     model.save(tmp_path)
     loaded = Pretrained(path=str(tmp_path)).load(LoadRequest())
     with pytest.raises(LmflowError, match=r"its head value has the shape .*'bias': True.*wants .*'bias': False"):
-        add_heads(loaded, {"value": Head(bias=False)}, seed=3)
+        loaded.with_heads({"value": Head(bias=False)}, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_one_of_another_shape_is_refused(model: LanguageModel, tmp_path: Path):
 )
 def test_what_is_no_head(name: str, head: Head, message: str):
     with pytest.raises(LmflowError, match=message):
-        add_heads(tiny_model(), {name: head}, 0)
+        tiny_model().with_heads({name: head}, 0)
 
 
 def test_a_model_that_scores_has_one_already():
@@ -164,13 +163,13 @@ def test_a_model_that_scores_has_one_already():
     with pytest.raises(
         LmflowError, match=r"scores whole sequences by a head of its own; the aligner adds the head value"
     ):
-        add_heads(scorer, {"value": Head()}, 0)
+        scorer.with_heads({"value": Head()}, 0)
 
 
 def test_a_skeleton_has_heads_without_values(tmp_path: Path):
     tiny_model().save(tmp_path)
     skeleton: Any = Pretrained(path=str(tmp_path)).skeleton(LoadRequest())
-    found = add_heads(skeleton, WANTED, 0)
+    found = skeleton.with_heads(WANTED, 0)
     assert all(each.is_meta for each in found.heads["reward"].parameters())
 
 

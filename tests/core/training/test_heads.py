@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lmflow.components import Head, Tuner
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
-from lmflow.models.heads import add_heads
 from lmflow.models.language_model import LanguageModel
 from lmflow.testing.tiny import tiny_model
 from lmflow.training.heads import head_applied, head_outputs, last_positions
@@ -25,7 +24,7 @@ SEQUENCES = [TokenSequence(list(range(5, 5 + n)), [False] * 2 + [True] * (n - 2)
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request: Any) -> LanguageModel:
-    return add_heads(tiny_model(request.param, sharpness=3.0), {"value": Head(outputs=2, hidden=(8,))}, seed=1)
+    return tiny_model(request.param, sharpness=3.0).with_heads({"value": Head(outputs=2, hidden=(8,))}, seed=1)
 
 
 def packed(sequences: list[TokenSequence] = SEQUENCES) -> Batch:
@@ -82,7 +81,7 @@ def test_beside_log_probabilities_neither_changes(model: LanguageModel):
 
 def test_the_first_pass_of_a_model_is_none_of_its_results():
     """What becomes of logits is tried once on two tokens, which have no places of the batch."""
-    model = add_heads(tiny_model(seed=3), {"value": Head()}, 0)
+    model = tiny_model(seed=3).with_heads({"value": Head()}, 0)
     batch = collate(SEQUENCES, 2)
     with head_applied(model.module, model.heads["value"], batch.target_positions) as found:
         target_logprobs(model.module, model.module, batch)

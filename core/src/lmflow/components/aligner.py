@@ -81,7 +81,8 @@ class Aligner(Component):
         """Further models that it uses (a reference, a teacher), by name: what `--model` takes, or a component.
 
         A run opens each once in every process, on its device and in its dtype, frozen and in eval mode, and puts it
-        into `context.models` under that name; `lmflow plan` counts its weights. Two names of one model share it.
+        into `context.models` under that name; `lmflow plan` counts its weights, and its passes without
+        gradients: in each step, unless `annotate` is overridden to ask it before. Two names of one model share it.
         """
         return {}
 

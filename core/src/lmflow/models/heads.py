@@ -7,19 +7,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from lmflow.components import Head
 from lmflow.errors import LmflowError
-
-if TYPE_CHECKING:
-    from lmflow.models.language_model import LanguageModel
 
 HEADS = "aligner_heads"
 """The submodule that holds the heads of a model under training: part of the names of their parameters."""
@@ -54,37 +50,33 @@ def shape_of(head: Head, hidden_size: int) -> dict[str, Any]:
 # Adding
 
 
-def add_heads(model: LanguageModel, wanted: Mapping[str, Head], seed: int) -> LanguageModel:
-    """The model with exactly the heads that are wanted, which train: those it was saved with, or new ones of the seed.
+def attach_heads(
+    module: nn.Module, saved: Mapping[str, HeadLayers], wanted: Mapping[str, Head], seed: int, source: str
+) -> dict[str, HeadLayers]:
+    """The heads that are wanted, which train: those `saved` with the model at `source`, or new ones of the seed.
 
-    They are part of its module from now on. Raises LmflowError for a model that scores whole sequences, a name that
-    cannot be a parameter's, and a head that was saved in another shape.
+    They are part of the module from now on. Raises LmflowError for a name that cannot be a parameter's, and a head that
+    was saved in another shape.
     """
     if not wanted:
-        return replace(model, heads={})
-    if model.kind == "scorer":
-        raise LmflowError(
-            f"{model.source} scores whole sequences by a head of its own; the aligner adds {listed(wanted)} to models "
-            "that give logits for the next token. Choose one of those with --model."
-        )
-    size = hidden_size(model.module)
-    found = {
-        name: _matching(model, name, head, size) or new_head(name, head, size, seed) for name, head in wanted.items()
-    }
-    attached = nn.ModuleDict(found).requires_grad_(True).to(model.device)
-    model.module.add_module(HEADS, attached)
-    return replace(model, heads=found)
+        return {}
+    size = hidden_size(module)
+    for name, head in wanted.items():
+        check_shape(name, head, size, saved, source)
+    found = {name: saved.get(name) or new_head(name, head, size, seed) for name, head in wanted.items()}
+    attached = nn.ModuleDict(found).requires_grad_(True)
+    module.add_module(HEADS, attached.to(next(module.parameters()).device))
+    return found
 
 
-def _matching(model: LanguageModel, name: str, head: Head, size: int) -> HeadLayers | None:
-    """The head that the model was saved with under this name, if there is one."""
-    saved, asked = model.heads.get(name), shape_of(head, size)
-    if saved is not None and saved.shape != asked:
+def check_shape(name: str, head: Head, size: int, saved: Mapping[str, HeadLayers], source: str) -> None:
+    """Raise LmflowError where a head of this name was saved, and in another shape."""
+    asked = shape_of(head, size)
+    if name in saved and saved[name].shape != asked:
         raise LmflowError(
-            f"{model.source}: its head {name} has the shape {saved.shape}, and the aligner wants {asked}. Give the "
+            f"{source}: its head {name} has the shape {saved[name].shape}, and the aligner wants {asked}. Give the "
             f"aligner the options that it was trained with, or remove the folder {FOLDER} to begin with a new head."
         )
-    return saved
 
 
 def new_head(name: str, head: Head, size: int, seed: int) -> HeadLayers:

@@ -13,11 +13,11 @@ from torch import nn
 
 from lmflow.data.sample import Prompt, Sample, TokenSequence
 from lmflow.data.tokenize import encode_prompt, encode_samples
-from lmflow.errors import DataError
-from lmflow.models.heads import HEADS, HeadLayers, heads_apart, write_heads
+from lmflow.errors import DataError, LmflowError
+from lmflow.models.heads import HEADS, HeadLayers, attach_heads, heads_apart, listed, write_heads
 
 if TYPE_CHECKING:
-    from lmflow.components import Attention, Tuner
+    from lmflow.components import Attention, Head, Tuner
 
 
 Kind = Literal["causal", "scorer", "vision-language"]
@@ -68,6 +68,18 @@ class LanguageModel:
         """The same model around another module, as after a tuner has wrapped it."""
         heads: Any = getattr(module, HEADS, None)
         return replace(self, module=module, heads=self.heads if heads is None else dict(heads.items()))
+
+    def with_heads(self, wanted: Mapping[str, Head], seed: int) -> LanguageModel:
+        """The model with exactly the heads that are wanted, as a part of `module` that trains: see `Aligner.heads`.
+
+        Raises LmflowError for a model that scores whole sequences, and for a head that was saved in another shape.
+        """
+        if wanted and self.kind == "scorer":
+            raise LmflowError(
+                f"{self.source} scores whole sequences by a head of its own; the aligner adds {listed(wanted)} to "
+                "models that give logits for the next token. Choose one of those with --model."
+            )
+        return replace(self, heads=attach_heads(self.module, self.heads, wanted, seed, self.source))
 
     def prepare(self, tuner: Tuner) -> LanguageModel:
         """The model as `tuner` made it trainable; a model of several parts overrides this to say which one is tuned."""

@@ -172,12 +172,10 @@ def prepared(model: LanguageModel, recipe: Recipe) -> LanguageModel:
 
     Raises EstimateError where that takes weights with values.
     """
-    from lmflow.models.heads import add_heads
-
     tuner = recipe.tuner
     try:
         model = model.prepare(tuner)
-        return add_heads(model, recipe.aligner.heads(model), recipe.training.seed)
+        return model.with_heads(recipe.aligner.heads(model), recipe.training.seed)
     except LmflowError:
         raise
     except Exception as error:

@@ -156,7 +156,7 @@ def prepare(work: Work, model: LanguageModel) -> LanguageModel:
 
 def with_heads(work: Work, model: LanguageModel) -> LanguageModel:
     """The model with the heads that the aligner trains; it is said which of them go on, and which are left out."""
-    from lmflow.models.heads import add_heads, listed
+    from lmflow.models.heads import listed
 
     aligner, log = work.recipe.aligner, work.log
     wanted = aligner.heads(model)
@@ -164,7 +164,7 @@ def with_heads(work: Work, model: LanguageModel) -> LanguageModel:
         log.note(f"{listed(kept)} of {model.source} {'are' if len(kept) > 1 else 'is'} trained further")
     if left := sorted(model.heads.keys() - wanted.keys()):
         log.note(f"aligner {aligner.name} does not train {listed(left)} of {model.source}: left out of the result")
-    return add_heads(model, wanted, work.recipe.training.seed)
+    return model.with_heads(wanted, work.recipe.training.seed)
 
 
 def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mapping[str, LanguageModel]) -> AlignContext:
