@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -142,15 +143,27 @@ def test_beside_an_adapter_weights_that_are_split_train_it_as_one_process_does(
         torch.testing.assert_close(value, head(place / "lora")[name], atol=2e-5, rtol=1e-3)
 
 
-def test_the_same_two_processes_give_the_same_bits_and_another_number_goes_on(train: Train, place: Path, alone: Path):
-    """A run of two that ended after half of its steps is resumed by one: the checkpoint holds the head and its state."""
-    sound(train("one-ddp"))
-    sound(train("other-ddp"))
-    assert all(torch.equal(value, head(place / "other-ddp")[name]) for name, value in head(place / "one-ddp").items())
-    checkpoint = place / "one-ddp" / "checkpoints" / "step-000006"
-    weights = load_file(checkpoint / "trainable.safetensors")
-    assert all(torch.equal(value, weights[f"aligner_heads.{name}"]) for name, value in head(place / "one-ddp").items())
-    assert "aligner_heads.value.0.weight/exp_avg" in load_file(checkpoint / "optimizer.safetensors")
+def test_resumed_from_half_its_steps_it_ends_alike(train: Train, place: Path):
+    """To the bit in as many processes as before, and up to rounding in another number."""
+    every = {"training__checkpoint_every": 3}
+    sound(train("whole", **every))
+    for processes in (2, 1):
+        half = place / f"half-{processes}"
+        shutil.copytree(place / "whole", half)
+        shutil.rmtree(half / "checkpoints" / "step-000006")
+        record = json.loads((half / "run.json").read_text())
+        (half / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+        sound(train(half.name, "--resume", processes=processes, **every))
+        ended = json.loads((half / "run.json").read_text())
+        assert (ended["status"], ended["metrics"]["steps"]) == ("completed", 6)
+    weights = load_file(place / "half-2" / "checkpoints" / "step-000006" / "trainable.safetensors")
+    for name, value in head(place / "whole").items():
+        assert torch.equal(head(place / "half-2")[name], value)
+        assert torch.equal(weights[f"aligner_heads.{name}"], value)
+        torch.testing.assert_close(head(place / "half-1")[name], value, atol=2e-5, rtol=1e-3)
+    assert "aligner_heads.value.0.weight/exp_avg" in load_file(
+        place / "half-2" / "checkpoints" / "step-000003" / "optimizer.safetensors"
+    )
 
 
 def test_an_objective_that_leaves_it_out_of_a_step_is_refused_where_gradients_are_exchanged(train: Train, place: Path):
