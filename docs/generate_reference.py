@@ -62,6 +62,7 @@ CONTEXTS = (
     "Log",
     "ParameterGroup",
     "Workload",
+    "Head",
 )
 """What calls of components are given, or give."""
 OBJECTS = (
@@ -110,6 +111,9 @@ PARTS = (
     "lmflow.training.loss:sequence_logprobs",
     "lmflow.training.loss:target_map",
     "lmflow.training.loss:target_states",
+    "lmflow.training.heads:head_applied",
+    "lmflow.training.heads:head_outputs",
+    "lmflow.training.heads:last_positions",
     "lmflow.training.chunked_loss:chunked_map",
     "lmflow.training.distributions:entropy",
     "lmflow.training.distributions:kl_divergence",

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from lmflow.builtin.full import Full
-from lmflow.components import GenerateRequest, LoadRequest
+from lmflow.components import GenerateRequest, Head, LoadRequest
 from lmflow.data.collate import collate, collate_packed
 from lmflow.data.lengths import fit_lengths
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, LmflowError, RecipeError
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Sampling
+from lmflow.models.heads import heads_apart, write_heads
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
 from lmflow.plugins import load_plugins
+from lmflow.training.heads import head_outputs
 from lmflow.training.loss import forward_inputs, negative_log_likelihood
 from lmflow_multimodal.component import VisionLanguage
 from lmflow_multimodal.model import spread
@@ -305,6 +307,33 @@ def test_what_a_tuner_trained_comes_back(vision: Load, images: dict[str, str], t
         assert whole.name == "model"
         third = VisionLanguage(path=str(whole)).load(LoadRequest(plugins=load_plugins()))
         torch.testing.assert_close(logits(third, *third.encode(sample)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_an_aligners_head_reads_what_follows_an_image_and_comes_back(
+    vision: Load, images: dict[str, str], tmp_path: Path, tuner: str
+):
+    from lmflow_lora.lora import Lora
+
+    chosen = {"full": Full(), "lora": Lora(rank=2)}[tuner]
+    model = vision().prepare(chosen).with_heads({"value": Head()}, 0)
+    model.module.eval()
+    batch = collate(model.encode(talk("<image> fox", "jumps", images["red"])), model.pad_id)
+    expected = head_outputs(model.module, model.module, batch, model.heads["value"])
+    assert len(expected) == batch.num_targets
+    expected.sum().backward()
+    assert all(each.grad.any() for each in model.heads["value"].parameters())
+    with heads_apart(model.module):
+        saved = model.save_tuned(chosen, tmp_path)
+    write_heads(model.heads, saved)
+    places = [saved]
+    if tuner == "full":
+        model.save(tmp_path / "whole")
+        places.append(tmp_path / "whole")
+    for place in places:
+        again = VisionLanguage(path=str(place)).load(LoadRequest(plugins=load_plugins()))
+        found = head_outputs(again.module, again.module, batch, again.heads["value"])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_refusals(vision: Load, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,6 +86,7 @@ class VisionLanguage(Model):
     def _load_saved(self, directory: Path, request: LoadRequest) -> LanguageModel:
         from safetensors.torch import load_file
 
+        from lmflow.models.heads import read_heads
         from lmflow_multimodal.model import LANGUAGE, PROJECTOR, TOWER
         from lmflow_multimodal.projector import make_projector
         from lmflow_multimodal.tower import load_tower
@@ -105,7 +107,8 @@ class VisionLanguage(Model):
             projector.load_state_dict(load_file(directory / PROJECTOR))
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise LmflowError(f"model.path: {directory} is damaged: {error}") from error
-        return self._assemble(language, tower, projector, config["projector"], str(directory))
+        heads = {name: each.to(request.device) for name, each in read_heads(directory).items()}
+        return replace(self._assemble(language, tower, projector, config["projector"], str(directory)), heads=heads)
 
     def _assemble(self, language: LanguageModel, tower: Tower, projector: Any, kind: str, source: str) -> LanguageModel:
         from lmflow_multimodal.features import FeatureStore

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmflow.data.sample import Prompt, Sample, TokenSequence
 from lmflow.data.tokenize import encode_prompt, encode_samples
 from lmflow.errors import DataError
+from lmflow.models.heads import write_heads
 from lmflow.models.language_model import LanguageModel
 from lmflow_multimodal.features import FEATURES, FeatureStore
 from lmflow_multimodal.images import MARK, check_marks
@@ -120,6 +121,7 @@ class VisionLanguageModel(LanguageModel):
         """Write everything: the tower, the projector, and the language model with its tokenizer in a folder."""
         directory.mkdir(parents=True, exist_ok=True)
         self._tuned_language().save(directory / LANGUAGE)
+        write_heads(self.heads, directory)
         self._save_parts(directory)
 
     def save_tuned(self, tuner: Tuner, directory: Path) -> Path:

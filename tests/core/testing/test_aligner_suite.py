@@ -11,16 +11,28 @@ import torch
 from pydantic import Field, PrivateAttr, field_serializer
 
 from lmflow.builtin.sft import Sft
-from lmflow.components import AlignContext, Aligner, GenerateRequest, Log, Need, PlanContext, Workload
+from lmflow.components import (
+    AlignContext,
+    Aligner,
+    GenerateRequest,
+    Head,
+    Log,
+    Need,
+    PlanContext,
+    RunContext,
+    Workload,
+)
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 from lmflow.errors import DataError, RecipeError
 from lmflow.inference.types import Completion, Sampling
 from lmflow.models.encoding import encode, prompts_with_room
+from lmflow.models.heads import HeadLayers
 from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import load_plugins
 from lmflow.testing import AlignerSuite
+from lmflow.training.heads import head_applied
 from lmflow.training.loss import negative_log_likelihood
-from lmflow.training.objective import FunctionObjective
+from lmflow.training.objective import FunctionObjective, Objective
 from lmflow.training.trainer import Trainer
 
 
@@ -316,6 +328,53 @@ class StumblesOverThem(Good):
         return every
 
 
+class HasAHead(Good):
+    """A good one, which learns a number beside the answers."""
+
+    def heads(self, model: LanguageModel) -> dict[str, Head]:
+        return {"value": Head()}
+
+    def objective(self, context: RunContext) -> Objective:
+        self._heads.append(context.model.heads["value"])
+        return FunctionObjective(self.loss)
+
+    def loss(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+        with head_applied(unwrapped, self._heads[-1], batch.target_positions) as found:
+            loss = super().loss(forward, unwrapped, batch)
+        return loss + (found[0] - 1).square().sum()
+
+    _heads: list[HeadLayers] = PrivateAttr(default_factory=list)
+
+
+class FreezesItsHead(HasAHead):
+    """Uses its head, and does not train it."""
+
+    def align(self, context: AlignContext) -> None:
+        self._heads[-1].requires_grad_(False)
+        super().align(context)
+
+
+class StartsItsHeadAnew(HasAHead):
+    """Gives its head first weights when it begins, in a resumed run too."""
+
+    def align(self, context: AlignContext) -> None:
+        start_anew(self._heads[-1])
+        super().align(context)
+
+
+class ForgetsTheSavedHead(HasAHead):
+    """Gives its head first weights before it begins, though the model came with one."""
+
+    def objective(self, context: RunContext) -> Objective:
+        start_anew(context.model.heads["value"])
+        return super().objective(context)
+
+
+def start_anew(head: HeadLayers) -> None:
+    for each in head.parameters():
+        each.data.fill_(0.01)
+
+
 class LosesAnOption(Good):
     """Writes fewer digits of an option than it computes with."""
 
@@ -328,6 +387,7 @@ IMPROVES, OPTIONS = "test_improves_its_objective_on_the_embedded_task", "test_op
 SAME, OTHER = "test_the_same_seed_gives_the_same_run", "test_another_seed_gives_other_weights"
 RESUMED, STEPS = "test_a_resumed_run_equals_an_uninterrupted_one", "test_takes_no_more_steps_than_asked_for"
 FULL, LORA, NEEDS = "test_trains_with_tuner_full", "test_trains_with_tuner_lora", "test_needs_are_declared_and_enforced"
+HEADS, FURTHER = "test_its_heads_train_and_are_saved", "test_trains_the_heads_of_an_earlier_run_further"
 FORETOLD = "test_foretells_the_steps_it_takes"
 STEPPING, ENDS = "test_every_fit_takes_a_step", "test_trains_the_token_that_ends_an_answer"
 HELD_OUT, EDITED = "test_trains_on_no_held_out_record", "test_leaves_the_samples_as_they_are"
@@ -349,6 +409,8 @@ ALL = {
     ENDS,
     HELD_OUT,
     EDITED,
+    HEADS,
+    FURTHER,
 }
 
 NOT_OF_SAMPLES = {IMPROVES, OTHER, RESUMED, SAME, FULL, LORA, STEPS, MIXED, BAD}
@@ -380,6 +442,9 @@ BROKEN: list[tuple[Aligner, str, str]] = [
     (DropsInSilence(), MIXED, "names mixed.jsonl:13"),
     (TellsNothing(), BAD, "names bad.jsonl:1"),
     (StumblesOverThem(), BAD, "IndexError"),
+    (FreezesItsHead(), HEADS, "; value ended as it had started"),
+    (StartsItsHeadAnew(), RESUMED, "the first lines that differ"),
+    (ForgetsTheSavedHead(), FURTHER, "; value started anew"),
     (LosesAnOption(weight=0.123), OPTIONS, "'weight': 0.123} to come back"),
 ]
 SHORT = {"data.limit": 96, "training.max_steps": 12}
@@ -390,8 +455,9 @@ def failed(reports: dict[str, Any]) -> set[str]:
     return {name for name, report in reports.items() if report.outcome == "failed"}
 
 
-def test_a_good_aligner_passes(examine: Callable[..., dict[str, Any]]):
-    reports = examine(AlignerSuite, aligner=Good(rounds=4), task_settings=SHORT)
+@pytest.mark.parametrize("aligner", [Good(rounds=4), HasAHead(rounds=4)], ids=["plain", "with a head"])
+def test_a_good_aligner_passes(examine: Callable[..., dict[str, Any]], aligner: Aligner):
+    reports = examine(AlignerSuite, aligner=aligner, task_settings=SHORT)
     assert reports.keys() == ALL
     assert not failed(reports), reports
 

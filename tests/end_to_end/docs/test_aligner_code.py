@@ -146,3 +146,25 @@ def test_grpo_equals_the_formula_of_the_paper(packed: bool, group_relative: Modu
             divergence += kl / count
     assert float(found.total) == pytest.approx(expected, rel=1e-4)
     assert float(found.metrics["kl"]) == pytest.approx(divergence, rel=1e-4)
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_the_example_of_a_head_learns_what_it_says(tuner: str, tmp_path: Path):
+    from lmflow.testing.runs import RECORDS
+
+    [text] = [each.text for each in blocks(ROOT / "docs" / "plugins" / "examples.md") if "class Progress" in each.text]
+    (tmp_path / "progress_example.py").write_text(text, encoding="utf-8")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        aligner = importlib.import_module("progress_example").Progress(heldout_prompts=0)
+    finally:
+        sys.path.remove(str(tmp_path))
+    tiny_model(sharpness=6.0).save(tmp_path / "base")
+    (tmp_path / "bench").mkdir()
+    base = Pretrained(path=str(tmp_path / "base"))
+    bench = Bench(tmp_path / "bench", plugins_with(type(aligner)), aligner, base, RECORDS)
+    settings = {**SMALL, "tuner.name": tuner, "training.epochs": 4, "training.learning_rate": 1e-2}
+    found = bench.run("whole", settings)
+    errors = [found.metrics[f"eval_value_error_{when}"] for when in ("before", "after")]
+    assert errors[1] < 0.7 * errors[0]
+    assert bench.load(found.directory).heads["value"](torch.zeros(2, 32)).shape == (2, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -18,6 +19,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.settings import Origin, Scope, Setting
 from lmflow.run.export import export as export_model
+from lmflow.run.terminal import make_progress
 
 FIXED = {"--output": True}
 HELP = (
@@ -47,8 +49,8 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     ) -> None:
         """Write what a run trained for another tool."""
         exporter = resolve(plugins, scanned, scope)
-        with stdout_for_results():
-            written = export_model(exporter, plugins, str(run), output)
+        with stdout_for_results(), closing(make_progress(quiet=False)) as display:
+            written = export_model(exporter, plugins, str(run), output, display)
         sys.stdout.write(f"{written}\n")
 
     return export, scanned.rest

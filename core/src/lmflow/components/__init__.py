@@ -5,7 +5,7 @@ first line is its help, and one or two methods do the work. Heavy imports belong
 listing plugins and showing help never loads torch.
 """
 
-from lmflow.components.aligner import Aligner, Workload
+from lmflow.components.aligner import Aligner, Head, Workload
 from lmflow.components.base import Component, Conflict, Need, Requirement
 from lmflow.components.command import Command
 from lmflow.components.contexts import (
@@ -44,6 +44,7 @@ __all__ = [
     "ExportContext",
     "Exporter",
     "GenerateRequest",
+    "Head",
     "Inferencer",
     "LoadRequest",
     "Log",

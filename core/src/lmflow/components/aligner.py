@@ -31,6 +31,24 @@ class Workload:
     """Held-out items, which passes without gradients go through; `lmflow plan` fills them in."""
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Layers that an aligner adds to the model it trains: from a hidden state to numbers, such as a value or a reward.
+
+    A hidden state is what the model's output embeddings are given at a position, (hidden size,).
+    """
+
+    outputs: int = 1
+    """Numbers at each position."""
+    hidden: tuple[int, ...] = ()
+    """Sizes of the layers between, each followed by tanh; without any the head is one linear layer."""
+    bias: bool = True
+    """Whether the layers have biases."""
+    starts_at_zero: bool = False
+    """Whether a new head gives 0 everywhere; else its matrices start from a normal distribution of deviation
+    1 / sqrt(inputs + 1)."""
+
+
 class Aligner(Component):
     """Slot `aligner`: the objective, and the loop around the trainer. The fields here are common to all aligners."""
 
@@ -63,7 +81,18 @@ class Aligner(Component):
         """Further models that it uses (a reference, a teacher), by name: what `--model` takes, or a component.
 
         A run opens each once in every process, on its device and in its dtype, frozen and in eval mode, and puts it
-        into `context.models` under that name; `lmflow plan` counts its weights. Two names of one model share it.
+        into `context.models` under that name; `lmflow plan` counts its weights, and its passes without
+        gradients: in each step, unless `annotate` is overridden to ask it before. Two names of one model share it.
+        """
+        return {}
+
+    def heads(self, model: LanguageModel) -> Mapping[str, Head]:
+        """Parameters that it adds to the model it trains, by name: a value head, a reward head.
+
+        A new one starts from the seed; where `model` was saved with a head of that name, training goes on from it. They
+        are in `context.model.heads`, and objectives apply them with `head_outputs` or `head_applied`. They train in
+        every step, whatever the tuner trains, and are in checkpoints, in `start_weights()`, in what `lmflow plan`
+        counts, and in a folder beside the result. The weights of `model` may have no values.
         """
         return {}
 

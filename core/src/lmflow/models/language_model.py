@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,11 @@ from torch import nn
 
 from lmflow.data.sample import Prompt, Sample, TokenSequence
 from lmflow.data.tokenize import encode_prompt, encode_samples
-from lmflow.errors import DataError
+from lmflow.errors import DataError, LmflowError
+from lmflow.models.heads import HEADS, HeadLayers, attach_heads, heads_apart, listed, write_heads
 
 if TYPE_CHECKING:
-    from lmflow.components import Attention, Tuner
+    from lmflow.components import Attention, Head, Tuner
 
 
 Kind = Literal["causal", "scorer", "vision-language"]
@@ -51,6 +52,10 @@ class LanguageModel:
     vision-language is a causal model that sees images too."""
     attention: Attention | None = field(default=None, kw_only=True, repr=False, compare=False)
     """What was asked for at loading, for models that are loaded to work beside it; None left it to the model."""
+    heads: Mapping[str, HeadLayers] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    """What aligners added to it (`Aligner.heads`), by name: (…, hidden size) to (…, outputs), in float32.
+
+    As loaded they lie beside `module`; in a run that trains them they are a part of it, too."""
     weights: WeightCounter = field(default_factory=lambda: WeightCounter(), kw_only=True, repr=False, compare=False)
     """Counts changes of the weights; wrapped modules share it."""
 
@@ -61,7 +66,20 @@ class LanguageModel:
 
     def with_module(self, module: nn.Module) -> LanguageModel:
         """The same model around another module, as after a tuner has wrapped it."""
-        return replace(self, module=module)
+        heads: Any = getattr(module, HEADS, None)
+        return replace(self, module=module, heads=self.heads if heads is None else dict(heads.items()))
+
+    def with_heads(self, wanted: Mapping[str, Head], seed: int) -> LanguageModel:
+        """The model with exactly the heads that are wanted, as a part of `module` that trains: see `Aligner.heads`.
+
+        Raises LmflowError for a model that scores whole sequences, and for a head that was saved in another shape.
+        """
+        if wanted and self.kind == "scorer":
+            raise LmflowError(
+                f"{self.source} scores whole sequences by a head of its own; the aligner adds {listed(wanted)} to "
+                "models that give logits for the next token. Choose one of those with --model."
+            )
+        return replace(self, heads=attach_heads(self.module, self.heads, wanted, seed, self.source))
 
     def prepare(self, tuner: Tuner) -> LanguageModel:
         """The model as `tuner` made it trainable; a model of several parts overrides this to say which one is tuned."""
@@ -143,9 +161,11 @@ class LanguageModel:
         return next(self.module.parameters()).device
 
     def save(self, directory: Path) -> None:
-        """Write weights and tokenizer as Transformers does."""
-        self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
+        """Write weights and tokenizer as Transformers does, and heads in a folder beside them."""
+        with heads_apart(self.module):
+            self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
         self.tokenizer.save_pretrained(directory)
+        write_heads(self.heads, directory)
 
 
 def refuse_images(sample: Sample) -> None:

@@ -173,13 +173,17 @@ def unsupported_attention(config: Any, request: LoadRequest, why: str) -> Lmflow
 def assemble(module: Any, tokenizer: Any, source: str, request: LoadRequest) -> LanguageModel:
     """Weights and tokenizer, loaded as `request` says, as a LanguageModel in eval mode, with a chat template.
 
+    Heads that lie beside the model at `source` come with it.
+
     Raises LmflowError when there is no token that could end an answer.
     """
     from lmflow.data.tokenize import ensure_chat_template
+    from lmflow.models.heads import read_heads
     from lmflow.models.language_model import LanguageModel
 
     ensure_chat_template(tokenizer)
-    model = LanguageModel(module.eval(), tokenizer, source, attention=request.attention)
+    heads = {name: each.to(request.device) for name, each in read_heads(source).items()}
+    model = LanguageModel(module.eval(), tokenizer, source, attention=request.attention, heads=heads)
     if not model.end_ids:
         raise LmflowError(f"{source}: neither tokenizer nor generation configuration names an end-of-text token.")
     return model

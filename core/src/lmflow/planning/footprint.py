@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -22,7 +22,15 @@ from torch.utils._pytree import tree_leaves
 
 from lmflow.data.collate import Batch
 from lmflow.distributed.strategies.base import blocks, trainable_parameters
-from lmflow.training.chunked_loss import LogitTransform, checkpointed_logprobs, chunked_nll
+from lmflow.models.heads import HEADS
+from lmflow.training.chunked_loss import (
+    LogitTransform,
+    checkpointed_logprobs,
+    chunked_logprobs,
+    chunked_map,
+    chunked_nll,
+)
+from lmflow.training.distributions import kl_divergence
 from lmflow.training.loss import forward_inputs
 from lmflow.training.output_head import configured_cap, in_place_of_logits
 
@@ -71,14 +79,18 @@ class StepSettings:
     """Bytes of state that the optimizer keeps of each parameter."""
 
 
-def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) -> Footprint:
+def predict_footprint(
+    module: nn.Module, batch: Batch, setting: StepSettings, teachers: Sequence[nn.Module] = ()
+) -> Footprint:
     """The peak of training `module` on micro-batches like `batch`.
 
-    The module may be on the meta device; it is left as it is. The peak lies in the backward pass or, for short batches,
-    in the optimizer's step. Raises what the model does where its forward pass depends on values.
+    `teachers` are frozen models that the objective asks in each pass, and whose logits it compares; their weights are
+    not counted here. The modules may be on the meta device; they are left as they are. The peak lies in the backward
+    pass or, for short batches, in the optimizer's step. Raises what a model does where its forward pass depends on
+    values.
     """
     trainable = list(trainable_parameters(module).values())
-    moving = MASTER * sum(each.numel() for each in trainable)
+    moving = moving_bytes(module)
     targets = batch.num_targets  # outside of the mode, in which nothing has a value
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -86,13 +98,17 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) ->
         if setting.gradient_checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         fake.train()
+        asked = [without_values(each).eval() for each in teachers]
         with ledger:
             ledger.watch(fake)
+            for each in asked:
+                ledger.note_weights(each, "models")
             for _ in range(min(setting.passes, 2)):
                 with autocast(setting.precision):
-                    loss = fake_loss(fake, batch, targets, ledger)
+                    answers = [fake_states(each, batch, targets) for each in asked]
+                    loss = fake_loss(fake, batch, targets, ledger, answers)
                 loss.backward()  # type: ignore[no-untyped-call]
-                del loss
+                del loss, answers
     weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
     state = round(moving / MASTER * setting.optimizer_bytes)
     passing = Footprint(weights, ledger.at["gradients"], state, ledger.at["activations"], ledger.at["logits"])
@@ -109,7 +125,25 @@ def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -
 
     Raises what the model does where its forward pass depends on values.
     """
-    moving = MASTER * sum(each.numel() for each in trainable_parameters(module).values())
+    ledger = pass_without_gradients(module, batch, setting)
+    return replace(between_steps(module, setting), **passing(ledger))
+
+
+def predict_other(module: nn.Module, other: nn.Module, batch: Batch, setting: StepSettings) -> Footprint:
+    """The peak of a pass of another model, which is frozen, over `batch` while `module` is trained.
+
+    Its own weights are not counted here. An objective may ask it within a step, when there are gradients of the
+    micro-batches before. Raises what the model does where its forward pass depends on values.
+    """
+    ledger = pass_without_gradients(other, batch, setting, chunked_logprobs)
+    gradients = moving_bytes(module) if setting.passes > 1 else 0
+    return replace(between_steps(module, setting, gradients), **passing(ledger))
+
+
+def pass_without_gradients(
+    module: nn.Module, batch: Batch, setting: StepSettings, chunked: Callable[..., Tensor] = chunked_nll
+) -> Ledger:
+    """A forward pass in eval mode, as it was counted."""
     targets = batch.num_targets
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -117,10 +151,32 @@ def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -
         with ledger, torch.no_grad():
             ledger.watch(fake)
             with autocast(setting.precision):
-                fake_loss(fake, batch, targets, ledger)
-    weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
+                fake_loss(fake, batch, targets, ledger, chunked=chunked)
+    return ledger
+
+
+def passing(ledger: Ledger) -> dict[str, int]:
+    """What a pass held at its peak."""
+    return {part: ledger.at[part] for part in ("activations", "logits")}
+
+
+def between_steps(module: nn.Module, setting: StepSettings, gradients: int = 0) -> Footprint:
+    """What is held while no pass is made: one process's part of weights, optimizer state and so many gradients."""
+    moving = moving_bytes(module)
+    weights = sum(size_when_trained(each) for each in (*module.parameters(), *module.buffers()))
     state = round(moving / MASTER * setting.optimizer_bytes)
-    return split_over(Footprint(weights, 0, state, ledger.at["activations"], ledger.at["logits"]), setting, module)
+    held = Footprint(weights + (moving if setting.keeps_start else 0), gradients, state, 0, 0)
+    return split_over(held, setting, module)
+
+
+def moving_bytes(module: nn.Module) -> int:
+    """Bytes of the trainable parameters, as the trainer has them."""
+    return MASTER * sum(each.numel() for each in trainable_parameters(module).values())
+
+
+def size_when_trained(tensor: Tensor) -> int:
+    """Bytes of a parameter or buffer, as the trainer has it."""
+    return tensor.numel() * (MASTER if tensor.requires_grad else tensor.element_size())
 
 
 def split_over(footprint: Footprint, setting: StepSettings, module: nn.Module) -> Footprint:
@@ -155,11 +211,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def watch(self, module: nn.Module) -> None:
         """Count the module's parameters and buffers as weights, and from now on what autograd leaves with them."""
-        with self.counting("weights"):
-            for each in (*module.parameters(), *module.buffers()):
-                self._note(each)
+        self.note_weights(module, "weights")
         for parameter in trainable_parameters(module).values():
             parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+
+    def note_weights(self, module: nn.Module, part: str) -> None:
+        """Count the module's parameters and buffers as `part`."""
+        with self.counting(part):
+            for each in (*module.parameters(), *module.buffers()):
+                self._note(each)
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
@@ -204,22 +264,90 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.held[part] -= size
 
 
-def fake_loss(module: nn.Module, batch: Batch, targets: int, ledger: Ledger) -> Tensor:
-    """The loss of `lmflow.training.loss`, for so many targets in place of those of the batch."""
-    head: nn.Module = module.get_output_embeddings()  # type: ignore[operator]  # every causal language model has it
+@dataclass(frozen=True)
+class FakeStates:
+    """What a frozen model knows of the targets: hidden states (N, H), and what makes logits of them."""
+
+    states: Tensor
+    logits: Callable[[Tensor], Tensor] | None
+    """None of a model that scores whole sequences."""
+    vocabulary: int = 0
+
+
+@torch.no_grad()
+def fake_states(module: nn.Module, batch: Batch, targets: int) -> FakeStates:
+    """What `target_states` of `lmflow.training.loss` gives, for so many targets in place of those of the batch."""
+    head = output_embeddings(module)
+    if head is None:
+        return FakeStates(module(**forward_inputs(batch)).logits, None)
+
+    def select(hidden: Tensor, _: Callable[[Tensor], Tensor]) -> Tensor:
+        return hidden.flatten(0, -2).index_select(0, torch.zeros(targets, dtype=torch.long))
+
+    with in_place_of_logits(head, select) as results:
+        module(**forward_inputs(batch))
+    return FakeStates(results[0], head, vocabulary_of(head))
+
+
+def fake_loss(
+    module: nn.Module,
+    batch: Batch,
+    targets: int,
+    ledger: Ledger,
+    teachers: Sequence[FakeStates] = (),
+    chunked: Callable[..., Tensor] = chunked_nll,
+) -> Tensor:
+    """The loss of `lmflow.training.loss`, for so many targets in place of those of the batch; or a scorer's scores.
+
+    Heads that an aligner added are applied where the targets are predicted. With teachers it is the divergence from
+    them, as far as they have the same tokens.
+    """
+    head = output_embeddings(module)
+    if head is None:
+        scores: Tensor = module(**forward_inputs(batch)).logits
+        return scores.sum()
     transform = LogitTransform(cap=configured_cap(module))
     wanted = torch.zeros(targets, dtype=torch.long)
+    added: Any = getattr(module, HEADS, {})
+    alike = [each for each in teachers if each.vocabulary == vocabulary_of(head)]
 
     def compute(hidden: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
         with ledger.counting("logits"):
             chosen = hidden.flatten(0, -2).index_select(0, wanted)
-            if type(head) is nn.Linear:
-                return chunked_nll(chosen, head.weight, head.bias, wanted, transform)
-            return -checkpointed_logprobs(chosen, own, wanted, transform).sum()
+            values = [each(chosen.float()).float().sum() for each in added.values()]
+            if alike:
+                loss = divergence(chosen, lambda part: transform.apply(own(part).float()), alike)
+            elif type(head) is nn.Linear:
+                loss = chunked(chosen, head.weight, head.bias, wanted, transform).sum()
+            else:
+                loss = -checkpointed_logprobs(chosen, own, wanted, transform).sum()
+            return sum(values, loss)
 
     with in_place_of_logits(head, compute) as results:
         module(**forward_inputs(batch))
     return results[0]
+
+
+def divergence(chosen: Tensor, logits: Callable[[Tensor], Tensor], teachers: Sequence[FakeStates]) -> Tensor:
+    """The sum of divergences from the teachers over all targets, a chunk of logits at a time."""
+
+    def compare(ours: Tensor, *theirs: Tensor) -> Tensor:
+        pairs = zip(teachers, theirs, strict=True)
+        found = [kl_divergence(each.logits(part).float(), ours) for each, part in pairs if each.logits]
+        return torch.stack(found).sum(0)
+
+    return chunked_map(chosen, logits, compare, *(each.states for each in teachers)).sum()
+
+
+def vocabulary_of(head: Any) -> int:
+    """Number of logits that output embeddings make."""
+    return int(head.weight.shape[0])
+
+
+def output_embeddings(module: nn.Module) -> nn.Module | None:
+    """The layer that makes logits; None of a model that scores whole sequences."""
+    get: Callable[[], nn.Module | None] | None = getattr(module, "get_output_embeddings", None)
+    return get() if get else None
 
 
 def without_values(module: nn.Module) -> nn.Module:

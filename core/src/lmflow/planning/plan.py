@@ -8,18 +8,28 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lmflow.components import Aligner, LoadRequest, Model, PlanContext, Tuner, Workload
+from lmflow.components import Aligner, LoadRequest, PlanContext, Tuner, Workload
 from lmflow.errors import EstimateError, LmflowError
 from lmflow.formatting import size
 from lmflow.planning.machine_memory import machine_memory, resident_memory
-from lmflow.recipe.other_models import other_models
+from lmflow.planning.passes import (
+    asks_in_steps,
+    computing,
+    largest_scoring,
+    largest_validation,
+    other_skeletons,
+    weight_bytes,
+    weight_of,
+)
 from lmflow.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lmflow.data.collate import Batch
-    from lmflow.data.sample import Dataset, Item
+    from lmflow.data.sample import Dataset
     from lmflow.models.language_model import LanguageModel
-    from lmflow.planning.footprint import Footprint
+    from lmflow.planning.footprint import Footprint, StepSettings
     from lmflow.plugins import Plugins
 
 STEPS_LOOKED_AT = 1000
@@ -120,10 +130,10 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
     device, precision = computing(recipe)
     told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
     workload = told or told_by_data(recipe.aligner, model, data)
-    others = other_weights(recipe, plugins)
-    model = prepared(model, recipe.tuner)
+    others = other_skeletons(recipe, plugins)
+    model = prepared(model, recipe)
     workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
-    steps, memory, not_estimated = estimate(recipe, model, workload)
+    steps, memory, not_estimated = estimate(recipe, model, workload, others)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
     plan = Plan(
@@ -134,21 +144,13 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         parameters=count_parameters(model.module),
         trainable_parameters=count_parameters(model.module, trainable_only=True),
         steps=steps,
-        memory=memory and replace(memory, libraries=libraries, models=others),
+        memory=memory and replace(memory, libraries=libraries, models=sum(map(weight_bytes, others))),
         not_estimated=not_estimated,
         available=available_memory(device, recipe.launch.processes),
     )
     if plan.fits:
         return plan
-    return replace(plan, remedies=list(remedies(plan, recipe, model, workload, plugins)))
-
-
-def computing(recipe: Recipe) -> tuple[str, str]:
-    """Device and precision of a recipe."""
-    from lmflow.models.device import choose_device, choose_precision
-
-    device = choose_device(recipe.training.device)
-    return device, choose_precision(recipe.training.precision, device)
+    return replace(plan, remedies=list(remedies(plan, recipe, model, workload, others, plugins)))
 
 
 def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
@@ -165,10 +167,15 @@ def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
     return model
 
 
-def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
-    """The outline as the tuner makes it trainable. Raises EstimateError where that takes weights with values."""
+def prepared(model: LanguageModel, recipe: Recipe) -> LanguageModel:
+    """The skeleton as the tuner makes it trainable, with the aligner's heads.
+
+    Raises EstimateError where that takes weights with values.
+    """
+    tuner = recipe.tuner
     try:
-        return model.prepare(tuner)
+        model = model.prepare(tuner)
+        return model.with_heads(recipe.aligner.heads(model), recipe.training.seed)
     except LmflowError:
         raise
     except Exception as error:
@@ -186,26 +193,11 @@ def told_by_data(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workl
     return Workload(items_of(aligner, model, data.train, data), None)
 
 
-def other_weights(recipe: Recipe, plugins: Plugins) -> int:
-    """Bytes of the weights of the models that the aligner uses beside the one it trains; equal ones once.
-
-    They compute without a gradient, so that their activations are few beside those of training, and are not counted.
-    """
-    import torch
-
-    from lmflow.models.device import DTYPES
-
-    width = getattr(torch, DTYPES[computing(recipe)[1]]).itemsize
-    components: list[Model] = []
-    for each in other_models(recipe.aligner, plugins).values():
-        components += [] if each in components else [each]
-    modules = [each.skeleton(LoadRequest(plugins=plugins)).module for each in components]
-    return sum(width * sum(p.numel() for p in module.parameters()) for module in modules)
-
-
-def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Footprint | None, str]:
+def estimate(
+    recipe: Recipe, model: LanguageModel, workload: Workload, others: Sequence[nn.Module] = ()
+) -> tuple[Steps, Footprint | None, str]:
     """The steps of a prepared model, the memory they take, or else why that cannot be said."""
-    from lmflow.planning.footprint import StepSettings, predict_footprint, predict_validation
+    from lmflow.planning.footprint import StepSettings
 
     steps, batch = lay_out_steps(recipe, model, workload)
     device, precision = computing(recipe)
@@ -220,13 +212,32 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
         optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
     )
     try:
-        memory = predict_footprint(model.module, batch, setting)
-        if workload.heldout:
-            passing = predict_validation(model.module, largest_validation(recipe, model, workload.heldout), setting)
-            memory = max(memory, passing, key=lambda footprint: footprint.total)
-        return steps, memory, ""
+        peaks = peaks_of(recipe, model, workload, others, batch, setting)
+        return steps, max(peaks, key=lambda footprint: footprint.total), ""
     except Exception as error:  # of whatever kind: it is the model's own code, on tensors that it was not written for
         return steps, None, f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def peaks_of(
+    recipe: Recipe,
+    model: LanguageModel,
+    workload: Workload,
+    others: Sequence[nn.Module],
+    batch: Batch,
+    setting: StepSettings,
+) -> Iterator[Footprint]:
+    """What a run takes where it may take most: in a step, and in the passes without gradients around it."""
+    from lmflow.planning.footprint import predict_footprint, predict_other, predict_validation
+
+    yield predict_footprint(model.module, batch, setting, others if asks_in_steps(recipe.aligner) else ())
+    if workload.heldout:
+        yield predict_validation(model.module, largest_validation(recipe, model, workload.heldout), setting)
+    scored = largest_scoring(model, workload.items)
+    if recipe.aligner.compares_with_start:
+        yield predict_validation(model.module, scored, setting)
+    for other in others:
+        for each in (batch, scored):
+            yield predict_other(model.module, other, each, setting)
 
 
 def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:
@@ -259,19 +270,6 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
     return steps, largest
 
 
-def largest_validation(recipe: Recipe, model: LanguageModel, items: Sequence[Item]) -> Batch:
-    """The largest batch of held-out items, which the trainer goes through without gradients."""
-    from lmflow.training.batches import bounded_batches
-
-    batches = bounded_batches(items, model.pad_id, recipe.training.micro_batch_size)
-    return max((batch for _, batch in batches), key=weight_of)
-
-
-def weight_of(batch: Batch) -> tuple[int, int]:
-    """What decides how much memory a batch takes: its tokens with padding, then its targets."""
-    return batch.input_ids.numel(), batch.num_targets
-
-
 # What there is, and what to do where it is too little
 
 
@@ -287,7 +285,12 @@ def available_memory(device: str, processes: int) -> int | None:
 
 
 def remedies(
-    plan: Plan, recipe: Recipe, model: LanguageModel, workload: Workload, plugins: Plugins
+    plan: Plan,
+    recipe: Recipe,
+    model: LanguageModel,
+    workload: Workload,
+    others: Sequence[nn.Module],
+    plugins: Plugins,
 ) -> Iterator[Remedy]:
     """Options that lower the peak, each together with those before it, up to the first that is enough."""
     assert plan.memory is not None
@@ -298,8 +301,8 @@ def remedies(
         if changed == recipe:
             continue
         if changed.tuner != recipe.tuner:
-            model = prepared(load_skeleton(changed, plugins), changed.tuner)
-        _, memory, _ = estimate(changed, model, workload)
+            model = prepared(load_skeleton(changed, plugins), changed)
+        _, memory, _ = estimate(changed, model, workload, others)
         if memory is None or memory.total > NOTABLE * least:
             continue
         recipe, least, options = changed, memory.total, f"{options} {option}".strip()

@@ -148,9 +148,23 @@ def prepare(work: Work, model: LanguageModel) -> LanguageModel:
     before = parameter_names(model)
     prepared = model.prepare(recipe.tuner)
     check_savable(recipe.tuner, before, parameter_names(prepared))
+    prepared = with_heads(work, prepared)
     metrics["parameters"] = count_parameters(prepared.module)
     metrics["trainable_parameters"] = count_parameters(prepared.module, trainable_only=True)
     return prepared
+
+
+def with_heads(work: Work, model: LanguageModel) -> LanguageModel:
+    """The model with the heads that the aligner trains; it is said which of them go on, and which are left out."""
+    from lmflow.models.heads import listed
+
+    aligner, log = work.recipe.aligner, work.log
+    wanted = aligner.heads(model)
+    if kept := sorted(model.heads.keys() & wanted.keys()):
+        log.note(f"{listed(kept)} of {model.source} {'are' if len(kept) > 1 else 'is'} trained further")
+    if left := sorted(model.heads.keys() - wanted.keys()):
+        log.note(f"aligner {aligner.name} does not train {listed(left)} of {model.source}: left out of the result")
+    return model.with_heads(wanted, work.recipe.training.seed)
 
 
 def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mapping[str, LanguageModel]) -> AlignContext:
@@ -206,8 +220,17 @@ def open_inferencer(work: Work, context: AlignContext) -> None:
 
 def save(work: Work, trainer: Trainer) -> Path:
     """Write the result, by one process for all; where it lies."""
+    from lmflow.models.heads import heads_apart, write_heads
+
     full = trainer.full_model()  # of weights that are split, every process gives its part
-    return work.log.processes.on_rank0(lambda: full.save_tuned(work.recipe.tuner, work.directory.path))
+
+    def write() -> Path:
+        with heads_apart(full.module):  # a tuner writes what it knows
+            place = full.save_tuned(work.recipe.tuner, work.directory.path)
+        write_heads(full.heads, place)
+        return place
+
+    return work.log.processes.on_rank0(write)
 
 
 def parameter_names(model: LanguageModel) -> set[str]:

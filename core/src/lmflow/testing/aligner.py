@@ -13,7 +13,7 @@ from lmflow.errors import LmflowError, RecipeError, TrainingError
 from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe.choices import OPTIONAL
 from lmflow.run.record import RunResult
-from lmflow.testing.comparing import all_tensors, different, some
+from lmflow.testing.comparing import all_tensors, different, some, tensors_of
 from lmflow.testing.runs import SMALL, Bench, RunSuite, over, resolve_settings, write_records
 from lmflow.testing.watching import check_error
 
@@ -127,6 +127,35 @@ class AlignerSuite(RunSuite):
         )
         resumed, whole = bench.run_in_pieces("whole", self._small({})), self._whole(bench)
         bench.check_same(resumed, whole, cause)
+
+    # Parameters of its own
+
+    def test_its_heads_train_and_are_saved(self, bench: Bench) -> None:
+        """Each head that `heads` names lies beside the result, with other weights than it started with."""
+        start = bench.prepare(self._small({})).model.heads
+        found = bench.load(self._whole(bench).directory).heads
+        assert found.keys() == start.keys(), (
+            f"expected the result to have the heads {sorted(start)}; it has {sorted(found)}. Usual cause: heads() "
+            "depends on more than the aligner's options and the model."
+        )
+        still = [name for name in start if not different(tensors_of(found[name]), tensors_of(start[name]))]
+        assert not still, (
+            f"expected each head to move while the aligner trains; {some(still)} ended as it had started. Usual cause: "
+            "an objective that uses it without a gradient, or in no step, or requires_grad switched off in align()."
+        )
+
+    def test_trains_the_heads_of_an_earlier_run_further(self, bench: Bench) -> None:
+        """In a run from the result of another, each head starts with the weights that it ended with there."""
+        ended = self._whole(bench)
+        found = bench.load(ended.directory).heads
+        if not found:
+            return
+        begun = bench.prepare(self._small({"model.name": str(ended.directory)})).model.heads
+        moved = [name for name in found if different(tensors_of(begun[name]), tensors_of(found[name]))]
+        assert not moved, (
+            f"expected a run from {ended.directory.name} to go on from its heads; {some(moved)} started anew. Usual "
+            "cause: align() or objective() gives it first weights of its own, where `Head` says how a new one starts."
+        )
 
     # Composition
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lmflow.data.sample import TokenSequence
     from lmflow.models.language_model import LanguageModel
@@ -17,10 +17,22 @@ if TYPE_CHECKING:
 
 
 def all_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer by name, whether it is saved or not; tied ones appear once."""
+    """A copy of every parameter and buffer by name, saved or not, those of heads among them; tied ones appear once."""
+    from torch import nn
+
+    from lmflow.models.heads import HEADS
+
     module = model.module
     named = [*module.named_parameters(), *module.named_buffers()]
+    if not hasattr(module, HEADS):  # as loaded, they lie beside it
+        beside = nn.ModuleDict(model.heads)
+        named += [(f"{HEADS}.{name}", parameter) for name, parameter in beside.named_parameters()]
     return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a part of a model, by name."""
+    return dict(module.state_dict())
 
 
 NOTED = {"architectures", "dtype", "transformers_version", "_name_or_path"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lmflow.components import Tuner
 from lmflow.errors import TrainingError
+from lmflow.models.heads import is_head
 
 if TYPE_CHECKING:
     from lmflow.distributed.strategies.ddp import DDP
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 def rotates(tuner: Tuner | None) -> bool:
     """Whether the tuner names other parameters at other steps."""
     return tuner is not None and type(tuner).active is not Tuner.active
+
+
+def split_heads(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Parameters of heads, which train at every step, and the others, which the tuner knows."""
+    heads = [name for name in names if is_head(name)]
+    return heads, [name for name in names if not is_head(name)]
 
 
 class Rotation:
@@ -32,15 +39,17 @@ class Rotation:
         """Let the parameters of `step` have gradients, and drop the optimizer's state of the others."""
         if self._tuner is None:
             return
-        named = self._tuner.active(step, list(self._trainable), self._seed)
-        active = frozenset(self._trainable if named is None else named)
-        if unknown := active - self._trainable.keys():
+        heads, known = split_heads(self._trainable)
+        named = self._tuner.active(step, known, self._seed)
+        active = frozenset(known if named is None else named)
+        if unknown := active - set(known):
             raise TrainingError(
                 f"tuner {self._tuner.name}: active() names {sorted(unknown)[0]}, which prepare() left frozen; "
                 "parameters that train at some steps need requires_grad from the start."
             )
         if not active:
             raise TrainingError(f"tuner {self._tuner.name}: active() names no parameter at step {step + 1}.")
+        active |= set(heads)
         if active == self._active:
             return
         self._active = active

@@ -13,6 +13,7 @@ from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
+from lmflow.models.heads import heads_of, is_head, listed
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.quantization import computes_in_float32
 from lmflow.training.batches import flat, sequences_of
@@ -52,7 +53,8 @@ def check_model(trainer: Trainer, items: Sequence[Item]) -> None:
                 if packing:
                     check_isolation(model, probes)
             check_gradients(trainer, min(items, key=lambda item: sum(map(len, sequences_of(item)))))
-            check_movement(model, collate(probes[:1], model.pad_id).to(model.device))
+            if any(not is_head(name) for name in trainable_parameters(model.module)):
+                check_movement(model, collate(probes[:1], model.pad_id).to(model.device))
     finally:
         model.module.train(training)
         model.module.zero_grad(set_to_none=True)
@@ -193,6 +195,11 @@ def check_gradients(trainer: Trainer, item: Item) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     missed = [name for name, p in model.module.named_parameters() if p.requires_grad and p.grad is None]
     leaked = [name for name, p in model.module.named_parameters() if not p.requires_grad and p.grad is not None]
+    if heads := heads_of(missed):
+        raise TrainingError(
+            f"Self-test: the objective gives no gradient to {listed(heads)}, which the aligner adds to the model. Let "
+            "the objective apply it (lmflow.training.heads), or leave it out of Aligner.heads."
+        )
     if missed or leaked:
         what = "does not reach" if missed else "reaches the frozen"
         names = missed or leaked

@@ -22,6 +22,7 @@ from lmflow.distributed.strategies.base import (
     shard_like,
     trainable_parameters,
 )
+from lmflow.errors import TrainingError
 
 
 class DDP:
@@ -64,8 +65,23 @@ class DDP:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> float:
-        """The norm of the gradient of all parameters, which is then scaled down to the limit."""
+        """The norm of the gradient of all parameters, which is then scaled down to the limit.
+
+        Raises TrainingError where several processes exchange gradients and a parameter has none: theirs would be apart
+        from then on.
+        """
+        if self._processes.size > 1:
+            self._check_gradients()
         return float(nn.utils.clip_grad_norm_(self.trainable.values(), self._limit))
+
+    def _check_gradients(self) -> None:
+        missed = [name for name, each in self.trainable.items() if each.requires_grad and each.grad is None]
+        if missed:
+            raise TrainingError(
+                f"{len(missed)} parameters that train have no gradient in this step, such as {missed[0]}. In several "
+                "processes the objective of every step has to reach all of them; use one process "
+                "(--launch.processes 1), or one objective for all that trains."
+            )
 
     def step(self) -> None:
         """Move the parameters, and forget the gradients."""
