@@ -14,7 +14,7 @@ from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe.choices import OPTIONAL
 from lmflow.run.record import RunResult
 from lmflow.testing.comparing import all_tensors, different, some
-from lmflow.testing.runs import SMALL, Bench, RunSuite, over, resolve_settings, write_records
+from lmflow.testing.runs import SMALL, Bench, RunSuite, metrics_lines, over, resolve_settings, write_records
 from lmflow.testing.watching import check_error
 
 TOO_LONG = {"prompt": "word " * 400, "answer": "no room for it"}
@@ -98,6 +98,24 @@ class AlignerSuite(RunSuite):
             f"expected {self.metric} to {'rise' if self.higher_is_better else 'fall'} by at least {self.improvement:g} "
             f"on the embedded task; it went from {before:.4f} to {after:.4f}. Usual cause: a loss of the wrong sign, "
             "too few steps (the aligner's options, `task_settings`), or another metric is what it improves (`metric`)."
+        )
+
+    def test_micro_batches_change_no_step(self, bench: Bench) -> None:
+        """A step taken one item at a time has the loss, the metrics and the gradient of one taken at once."""
+        whole, apart = (
+            metrics_lines(bench.run(name, self._small({"training.max_steps": 1, **more})).directory)
+            for name, more in (("one-step", {}), ("one-step-apart", {"training.micro_batch_size": 1}))
+        )
+        unlike = [
+            f"{key} {value:g} and {other.get(key)}"
+            for line, other in zip(whole, apart, strict=True)
+            for key, value in line.items()
+            if value != pytest.approx(other.get(key), rel=1e-3, abs=1e-4)
+        ]
+        assert not unlike, (
+            f"expected a step the same at once and with training.micro_batch_size 1; found {', '.join(unlike)}. Usual "
+            "cause: an objective that returns a mean over the batch, where the trainer divides sums (Loss), or that "
+            "compares items of a batch with each other."
         )
 
     # Repeating a run
