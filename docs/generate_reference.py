@@ -68,6 +68,7 @@ CONTEXTS = (
 OBJECTS = (
     "lmflow.data.sample:Message",
     "lmflow.data.sample:Sample",
+    "lmflow.data.sample:Answer",
     "lmflow.data.sample:Dataset",
     "lmflow.data.sample:TokenSequence",
     "lmflow.models.language_model:LanguageModel",
@@ -89,8 +90,11 @@ OBJECTS = (
     "lmflow.inference.types:Sampling",
     "lmflow.data.sample:Prompt",
     "lmflow.inference.types:Completion",
+    "lmflow.components.engine:Engine",
+    "lmflow.components.engine:Update",
     "lmflow.components:Evaluation",
     "lmflow.recipe.recipe:Recipe",
+    "lmflow.plugins:Plugins",
 )
 """What hooks and components are given or return."""
 PARTS = (
@@ -99,6 +103,7 @@ PARTS = (
     "lmflow.models.encoding:encode",
     "lmflow.models.encoding:encode_answered",
     "lmflow.models.encoding:prompts_with_room",
+    "lmflow.models.pairs:Pair",
     "lmflow.models.pairs:encode_pairs",
     "lmflow.models.pairs:encode_answered_pairs",
     "lmflow.training.loss:negative_log_likelihood",
@@ -129,14 +134,47 @@ PARTS = (
     "lmflow.inference.rollouts:completion_sequence",
     "lmflow.inference.shard:generate_sharded",
     "lmflow.inference.decoder:eval_mode",
+    "lmflow.inference.decoder:concatenate_inputs",
+    "lmflow.inference.hf:HuggingFace",
     "lmflow.inference.engine:PassInferencer",
+    "lmflow.inference.batching:PassEngine",
+    "lmflow.inference.batching:finish",
+    "lmflow.inference.generate:completion_budgets",
+    "lmflow.inference.generate:SamplingRules",
+    "lmflow.inference.generate:check_finite",
     "lmflow.inference.sampling:filtered_logprobs",
     "lmflow.inference.sampling:sample",
+    "lmflow.inference.sampling:sample_scored",
+    "lmflow.inference.sampling:stream_key",
+    "lmflow.inference.sampling:uniforms",
+    "lmflow.inference.text_stream:TextStream",
+    "lmflow.inference.prompts:Framing",
+    "lmflow.inference.prompts:prompt_sample",
+    "lmflow.inference.prompts:complete",
     "lmflow.plugins:load_plugins",
     "lmflow.recipe.resolve:model_from_reference",
     "lmflow.models.load:load_for_inference",
+    "lmflow.models.pretrained:Pretrained",
+    "lmflow.models.pretrained:assemble",
+    "lmflow.models.pretrained:explained_attention",
+    "lmflow.run.run:run",
 )
 """What the core's own components are made of, and others may be."""
+BY_ARGUMENT = {"exporter": "export NAME"}
+"""Commands that name the component of a slot by an argument, where no option does."""
+
+RUNS = (
+    "RECORDS",
+    "write_records",
+    "plugins_with",
+    "resolve_settings",
+    "stored_recipe",
+    "prepare",
+    "Prepared",
+    "interrupt",
+    "metrics_lines",
+)
+"""Of lmflow.testing.runs, what tests of a plugin's own begin runs with."""
 
 Entry = tuple[str, str]
 """A heading, and the Markdown below it."""
@@ -154,7 +192,7 @@ def render() -> str:
         "Parts to build on": ("", [imported(each) for each in PARTS]),
         "Errors": (error_table(), []),
         "Versions and switches": (switches(), []),
-        "Conformance suites": (docstring_of(lmflow.testing), [*suites(), *small_models()]),
+        "Conformance suites": (docstring_of(lmflow.testing), [*suites(), *small_models(), *for_tests()]),
     }
     body = "\n\n".join(section(title, *content) for title, content in sections.items()) + "\n"
     return formatted(f"{HEAD}\n{contents(sections)}\n{linked(body)}")
@@ -235,7 +273,7 @@ def chosen_with(slot: Slot) -> str:
     several = slot.base is components.Tracker
     commands = [each.command for each in scopes() if (each.trackers if several else slot.name in each.slots)]
     option = f"--{TRACKERS} NAME,…" if several else f"--{slot.name} NAME"
-    return f"`{option}` ({', '.join(commands)})"
+    return f"`{option}` ({', '.join(commands)})" if commands else f"`lmflow {BY_ARGUMENT[slot.name]}`"
 
 
 # Hooks
@@ -387,6 +425,14 @@ def small_models() -> Iterator[Entry]:
     module = importlib.import_module("lmflow.testing.tiny")
     for node in Source.of(module).functions():
         yield imported(f"lmflow.testing.tiny:{node.name}")
+
+
+def for_tests() -> Iterator[Entry]:
+    """What tests of a plugin's own take beside the suites: whole runs, and what a component is given in a call."""
+    yield from (imported(f"lmflow.testing.runs:{name}") for name in RUNS)
+    module = importlib.import_module("lmflow.testing.contexts")
+    for node in Source.of(module).functions():
+        yield imported(f"lmflow.testing.contexts:{node.name}")
 
 
 if __name__ == "__main__":

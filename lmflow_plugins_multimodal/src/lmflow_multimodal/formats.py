@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from lmflow.components import DataFormat
-from lmflow.data.formats import bad, text_of, turns_of
+from lmflow.data.formats.fields import bad, text_of, turns_of
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow_multimodal.images import MARK, check, check_marks, locate

@@ -157,7 +157,7 @@ def test_an_unknown_aligner_tells_nothing(plan_of, monkeypatch):
     plan = plan_of(aligner="sft", data__limit=20)
     assert plan.steps.count is None
     assert plan.memory.total > 0
-    assert "steps       steps over" in "\n".join(plan_lines(plan))
+    assert "steps       as many as the aligner takes over" in "\n".join(plan_lines(plan))
 
 
 def test_a_model_that_looks_at_values_cannot_be_foreseen(plan_of, monkeypatch):

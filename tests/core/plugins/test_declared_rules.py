@@ -76,6 +76,12 @@ def test_a_docstring_may_be_a_parent_s(install_distribution):
     assert "  tuner      yours                 Train nothing." in list(listing(load_plugins()))
 
 
+def test_a_name_wider_than_its_column_is_apart_from_what_follows(install_distribution):
+    name = "a-tuner-of-a-very-long-name"
+    install_distribution("acme-mine", SOURCE.replace('"mine"', f'"{name}"'))
+    assert f"  tuner      {name} Train nothing." in list(listing(load_plugins()))
+
+
 def test_every_broken_rule_is_told_at_once(install_distribution):
     install_distribution("acme-mine", SOURCE.replace('    """Train nothing."""\n', "").replace('"mine"', '"Mine"'))
     [broken] = load_plugins().broken

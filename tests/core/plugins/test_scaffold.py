@@ -47,7 +47,8 @@ def test_a_name_is_written_as_package_indexes_write_it(name):
 @pytest.mark.parametrize(
     ("name", "better"),
     [
-        ("1up", "up"),
+        ("1up", "my-1up"),
+        ("3d", "my-3d"),
         ("json", "json-tuner"),
         ("Ärger!", "arger"),
         ("tuner", "tuner-tuner"),

@@ -89,6 +89,13 @@ class Ascends(Good):
         return -0.1 * super().loss(forward, unwrapped, batch)
 
 
+class TakesMeans(Good):
+    """Divides by the targets of the batch, as the trainer will by those of the step."""
+
+    def loss(self, forward: Any, unwrapped: Any, batch: Any) -> torch.Tensor:
+        return super().loss(forward, unwrapped, batch) / batch.num_targets
+
+
 class DrawsFromElsewhere(Good):
     """The order of the samples comes from the operating system."""
 
@@ -389,6 +396,7 @@ RESUMED, STEPS = "test_a_resumed_run_equals_an_uninterrupted_one", "test_takes_n
 FULL, LORA, NEEDS = "test_trains_with_tuner_full", "test_trains_with_tuner_lora", "test_needs_are_declared_and_enforced"
 HEADS, FURTHER = "test_its_heads_train_and_are_saved", "test_trains_the_heads_of_an_earlier_run_further"
 FORETOLD = "test_foretells_the_steps_it_takes"
+MICRO = "test_micro_batches_change_no_step"
 STEPPING, ENDS = "test_every_fit_takes_a_step", "test_trains_the_token_that_ends_an_answer"
 HELD_OUT, EDITED = "test_trains_on_no_held_out_record", "test_leaves_the_samples_as_they_are"
 BAD, MIXED = "test_an_error_names_the_bad_record", "test_a_bad_record_among_good_ones_is_named"
@@ -400,6 +408,7 @@ ALL = {
     RESUMED,
     STEPS,
     FORETOLD,
+    MICRO,
     FULL,
     LORA,
     NEEDS,
@@ -419,6 +428,7 @@ NOT_OF_SAMPLES = {IMPROVES, OTHER, RESUMED, SAME, FULL, LORA, STEPS, MIXED, BAD}
 # An aligner, the check that is there to catch it, and what it is told.
 BROKEN: list[tuple[Aligner, str, str]] = [
     (Ascends(), IMPROVES, "expected eval_loss to fall by at least 0.02"),
+    (TakesMeans(), MICRO, "an objective that returns a mean over the batch"),
     (DrawsFromElsewhere(), SAME, "expected again and whole to write the same metrics.jsonl"),
     (HasItsOwnSeed(), OTHER, "a seed written into the aligner"),
     (ForgetsItsPlace(), RESUMED, "the first lines that differ"),

@@ -137,6 +137,41 @@ class PassesAnythingOn(Asked):
         )
 
 
+class Writes(Asked):
+    def record(self, sample):
+        if len(sample.messages) != 2:
+            raise DataError(f"{sample.source}: it holds one question and one reply")
+        return {"ask": sample.messages[0].content, "reply": sample.messages[1].content}
+
+    def embedded(self):
+        return RECORDS[:1], RECORDS[1:]
+
+
+class WritesFieldsExchanged(Asked):
+    def record(self, sample):
+        return {"ask": sample.messages[1].content, "reply": sample.messages[0].content}
+
+
+class WritesOtherFields(Asked):
+    def record(self, sample):
+        return {"question": sample.messages[0].content}
+
+
+class CannotWrite(Asked):
+    def record(self, sample):
+        return {"ask": sample.record["question"]}
+
+
+class BringsBadRecords(Asked):
+    def embedded(self):
+        return RECORDS, [{"ask": "What?"}]
+
+
+class HoldsOutWhatItTrains(Asked):
+    def embedded(self):
+        return RECORDS, RECORDS[:1]
+
+
 def given(**more: Any) -> dict[str, Any]:
     records = [dict(record) for record in RECORDS]
     dialogues = [[("user", record["ask"]), ("assistant", record["reply"])] for record in RECORDS]
@@ -146,6 +181,11 @@ def given(**more: Any) -> dict[str, Any]:
 def test_a_good_format_passes_everything(examine: Callable[..., dict[str, Any]]):
     reports = examine(DataFormatSuite, **given(data_format=Asked()))
     assert {name: report.message for name, report in reports.items() if report.outcome != "passed"} == {}
+
+
+def test_a_good_format_that_writes_and_brings_records_passes_too(examine: Callable[..., dict[str, Any]]):
+    reports = examine(DataFormatSuite, **given(data_format=Writes()), only="what_it")
+    assert [report.outcome for report in reports.values()] == ["passed", "passed"]
 
 
 def test_a_format_chosen_by_name_only_passes_too(examine: Callable[..., dict[str, Any]]):
@@ -167,6 +207,11 @@ def test_a_format_chosen_by_name_only_passes_too(examine: Callable[..., dict[str
         (UserAnswers, "test_a_record_means_its_dialogue", "('user', 'Blood')"),
         (EmptyAnswer, "test_answers_come_back_from_the_tokens", "expected the answers ['Blood'] to be trained"),
         (Endless, "test_answers_come_back_from_the_tokens", "expected an end of text after 'Blood'"),
+        (WritesFieldsExchanged, "test_what_it_writes_means_the_same", "fields exchanged"),
+        (WritesOtherFields, "test_what_it_writes_means_the_same", "missing"),
+        (CannotWrite, "test_what_it_writes_means_the_same", "record raised KeyError"),
+        (BringsBadRecords, "test_what_it_brings_can_be_read", "expected embedded record 3 to be a sample"),
+        (HoldsOutWhatItTrains, "test_what_it_brings_can_be_read", "to be trained on and held out; 1 are"),
         (RecognisesNothing, "test_its_own_records_are_recognised", "expected asked to be recognised"),
         (RecognisesTexts, "test_records_of_others_are_left_to_them[text_only]", "not to be recognised"),
         (RecognitionRaises, "test_recognition_takes_any_record", "recognises raised KeyError"),

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.sample import Prompt
+from lmflow.errors import LmflowError
 from lmflow.inference.batching import finish
 from lmflow.inference.decoder import eval_mode
 from lmflow.inference.generate import SamplingRules, completion_budgets
@@ -177,6 +178,20 @@ class PositiveScores(BeamSearch):
         return super().next_logprobs(model, prompt, beams, sampling) + 5
 
 
+class BeamsMixedUp(BeamSearch):
+    """Of several beams each is told what follows another: a cache that is not put in their order."""
+
+    def next_logprobs(self, model: Any, prompt: Prompt, beams: Any, sampling: Sampling) -> torch.Tensor:
+        return super().next_logprobs(model, prompt, beams, sampling).flip(0)
+
+
+class NoMoreThanBeams(BeamSearch):
+    def search(self, model: Any, prompt: Prompt, sampling: Sampling, budget: int, progress: Any) -> list[Beam]:
+        if sampling.n > self.beams:
+            raise LmflowError(f"{sampling.n} completions need as many beams")
+        return super().search(model, prompt, sampling, budget, progress)
+
+
 class ChoosesByTorch(BestOfN):
     def score(self, completion: Any) -> float:
         return float(torch.rand(()))
@@ -190,6 +205,8 @@ class ChoosesByTorch(BestOfN):
         (NoProgress, "test_progress_counts_the_tokens", "it was told of 0"),
         (WidthOfTheBatch, "test_a_prompt_alone_gets_what_it_gets_in_company", "alone and in company"),
         (PositiveScores, "test_every_token_has_a_log_probability", "finite and at most 0"),
+        (BeamsMixedUp, "test_at_temperature_0_log_probabilities_are_the_models", "in the order of the beams"),
+        (NoMoreThanBeams, "test_n_samples_of_each_prompt", "it has to keep as many"),
         (ChoosesByTorch, "test_the_same_seed_gives_the_same_completions", "torch's global generator"),
         (ChoosesByTorch, "test_torchs_random_state_is_left_as_it_was", "expected torch's global random state"),
     ],

@@ -127,7 +127,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def steps_lines(steps: Steps) -> Iterator[str]:
     """What the run goes through."""
-    count = "steps" if steps.count is None else "1 step" if steps.count == 1 else f"{number(steps.count)} steps"
+    told = "1 step" if steps.count == 1 else f"{number(steps.count or 0)} steps"
+    count = "as many as the aligner takes" if steps.count is None else told
     tokens = f"{number(round(steps.tokens))} tokens each, {number(round(steps.num_targets))} of them trained"
     yield f"steps       {count} over {number(steps.samples)} samples; {tokens}"
     passes = "1 forward pass" if steps.passes == 1 else f"up to {steps.passes} forward passes"

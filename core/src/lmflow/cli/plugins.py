@@ -101,7 +101,7 @@ def installed_lines(plugins: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         disabled = ", disabled by LMFLOW_DISABLE_PLUGINS" if plugin["status"] == "disabled" else ""
         yield f"{plugin['distribution']} {plugin['version']}{disabled}"
         for each in plugin["components"]:
-            yield f"  {each['slot']:<11}{each['name']:<22}{each['help']}"
+            yield f"  {each['slot']:<11}{each['name']:<21} {each['help']}"
             yield from (f"  {'':<11}needs: {command}" for command in each["missing"])
         if plugin["components"]:
             yield f"  lmflow plugins show {plugin['distribution']} lists the options"
@@ -112,7 +112,7 @@ def listing(plugins: Plugins) -> Iterator[str]:
     for distribution in dict.fromkeys(plugin.distribution for plugin in plugins.loaded):
         yield f"{distribution} {plugins.versions()[distribution]}"
         for slot, name, text, _ in offered(plugins, distribution):
-            yield f"  {slot:<11}{name:<22}{text}"
+            yield f"  {slot:<11}{name:<21} {text}"
     for disabled in plugins.disabled:
         yield f"{disabled.distribution} {disabled.version}: disabled"
     for broken in plugins.broken:

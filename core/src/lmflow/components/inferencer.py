@@ -23,7 +23,9 @@ class Inferencer(Component):
     samples_exactly: ClassVar[bool] = True
     """Whether completions follow the model's distribution under the sampling options, n of them independently.
 
-    False for those that search or choose (beam search, best of n): the conformance suite then asks for less.
+    False for those that search or choose (beam search, best of n): the conformance suite then asks for less. They give
+    as many completions as asked for all the same, whatever their own options say, and may pass over temperature, top-k,
+    top-p and the seed.
     """
     shards_prompts: ClassVar[bool] = False
     """Whether it divides the prompts among the processes of a run itself; else each is given a part of them."""

@@ -115,8 +115,9 @@ def is_usable(name: str) -> bool:
 def suggestion(name: str, kind: str) -> str:
     """A name that can be used, made from one that cannot."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", plain).lstrip("-0123456789")[: LONGEST_NAME - len(kind) - 1].rstrip("-")
-    return next(each for each in (words, f"{words}-{kind}", f"my-{kind}") if is_usable(each))
+    words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[: LONGEST_NAME - len(kind) - 1].rstrip("-")
+    begun = f"my-{words}" if words[:1].isdigit() else words  # a package cannot begin with a digit
+    return next(each for each in (begun, f"{words}-{kind}", f"my-{kind}") if is_usable(each))
 
 
 def owner_of(name: str, slot: str, plugins: Plugins) -> str | None:

@@ -14,13 +14,14 @@ from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe.choices import OPTIONAL
 from lmflow.run.record import RunResult
 from lmflow.testing.comparing import all_tensors, different, some, tensors_of
-from lmflow.testing.runs import SMALL, Bench, RunSuite, over, resolve_settings, write_records
+from lmflow.testing.runs import SMALL, Bench, RunSuite, metrics_lines, over, resolve_settings, write_records
 from lmflow.testing.watching import check_error
 
 TOO_LONG = {"prompt": "word " * 400, "answer": "no room for it"}
 """A record whose prompt fills the context of the tiny model, so that no answer can be trained on or sampled."""
 
 WITHOUT_REWARD = {"reward.name": "none"}
+ONE_STEP = {"training.max_steps": 1}
 
 
 class AlignerSuite(RunSuite):
@@ -100,6 +101,25 @@ class AlignerSuite(RunSuite):
             "too few steps (the aligner's options, `task_settings`), or another metric is what it improves (`metric`)."
         )
 
+    def test_micro_batches_change_no_step(self, bench: Bench) -> None:
+        """A step taken one item at a time has the loss, the metrics and the gradient of one taken at once."""
+        # The default may hold no two items: it counts rows, of which a pair takes two.
+        whole, apart = (
+            metrics_lines(bench.run(name, self._small({**ONE_STEP, "training.micro_batch_size": rows})).directory)
+            for name, rows in (("at-once", 64), ("apart", 1))
+        )
+        unlike = [
+            f"{key} {value:g} and {other.get(key)}"
+            for line, other in zip(whole, apart, strict=True)
+            for key, value in line.items()
+            if value != pytest.approx(other.get(key), rel=1e-3, abs=1e-4)
+        ]
+        assert not unlike, (
+            f"expected a step the same with training.micro_batch_size 64 and 1; found {', '.join(unlike)}. Usual "
+            "cause: an objective that returns a mean over the batch, where the trainer divides sums (Loss), or that "
+            "compares items of a batch with each other."
+        )
+
     # Repeating a run
 
     def test_the_same_seed_gives_the_same_run(self, bench: Bench) -> None:
@@ -169,7 +189,7 @@ class AlignerSuite(RunSuite):
 
     def test_takes_no_more_steps_than_asked_for(self, bench: Bench) -> None:
         """`--training.max_steps 1` ends after one optimizer step, whatever the aligner's own options say."""
-        steps = bench.run("one-step", self._small({"training.max_steps": 1})).record["metrics"]["steps"]
+        steps = bench.run("one-step", self._small(ONE_STEP)).record["metrics"]["steps"]
         assert steps == 1, (
             f"expected a run with training.max_steps 1 to take one optimizer step; it took {steps}. Usual cause: "
             "trainer.plan() is not given trainer.options.max_steps where that is set, or trainer.fit() is given more "

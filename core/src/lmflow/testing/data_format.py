@@ -174,6 +174,43 @@ class DataFormatSuite:
             if dialogue[-1][0] == "assistant":
                 assert trained[-1][-1] in model.end_ids, f"expected an end of text after {answers[-1]!r}; found none"
 
+    # What it writes and what it brings
+
+    def test_what_it_writes_means_the_same(
+        self, data_format: DataFormat, records: Sequence[Mapping[str, Any]], dialogues: Sequence[Dialogue]
+    ) -> None:
+        """Where the format can be written, the record that `record` makes of a sample is read as its dialogue again.
+
+        A DataError says that a sample cannot be held; `lmflow data convert` shows it.
+        """
+        if type(data_format).record is DataFormat.record:
+            return
+        for given, dialogue in zip(records, dialogues, strict=True):
+            try:
+                written = data_format.record(data_format.sample(given, SOURCE))
+            except DataError:
+                continue
+            except Exception as error:
+                pytest.fail(f"expected a record or a DataError of {given}; record raised {error!r}", pytrace=False)
+            outcome = read(data_format, written)
+            found = outcome if isinstance(outcome, str) else [(turn.role, turn.content) for turn in outcome.messages]
+            assert found == list(dialogue), (
+                f"expected record() to write {given} so that it means {list(dialogue)}; it wrote {dict(written)}, "
+                f"which means {found}. Usual cause: fields exchanged, or what `sample` adds to a text left in it."
+            )
+
+    def test_what_it_brings_can_be_read(self, data_format: DataFormat) -> None:
+        """Records that `embedded` brings are samples, those held out as well, and no record is in both parts."""
+        brought = data_format.embedded()
+        if brought is None:
+            return
+        train, heldout = brought
+        for number, record in enumerate([*train, *heldout], start=1):
+            outcome = read(data_format, record)
+            assert isinstance(outcome, Sample), f"expected embedded record {number} to be a sample; found: {outcome}"
+        both = [record for record in heldout if record in train]
+        assert not both, f"expected no record to be trained on and held out; {len(both)} are, such as {both[0]}"
+
     # Recognition
 
     def test_its_own_records_are_recognised(
@@ -261,7 +298,7 @@ def read(data_format: DataFormat, record: Mapping[str, Any]) -> Sample | str:
     except Exception as error:
         pytest.fail(
             f"expected a sample or a DataError of {record}; sample raised {error!r}. Usual cause: a field is used "
-            "before its type is looked at; lmflow.data.formats.text_of does that.",
+            "before its type is looked at; lmflow.data.formats.fields.text_of does that.",
             pytrace=False,
         )
 

@@ -33,7 +33,8 @@ class InferencerSuite(SamplingTests, RequestTests):
     Each test is one requirement, and its docstring says which. The models are tiny ones of random weights, made sharper
     so that a few tokens stand out; the fixtures `model` and `letters` can be replaced where an inferencer needs others.
     The inferencer is open during each test. Where its `samples_exactly` is False, tests of the distribution, of
-    independent samples and of their log-probabilities are skipped.
+    independent samples and of their log-probabilities are skipped, but for those at temperature 0, which are the
+    model's own. As many completions as a request asks for are expected of a search too: up to 40 at once.
     """
 
     draws: ClassVar[int] = 1000

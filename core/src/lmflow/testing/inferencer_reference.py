@@ -33,6 +33,12 @@ def next_logits(model: LanguageModel, ids: Sequence[int]) -> Tensor:
     return logits
 
 
+def model_logprobs(model: LanguageModel, prompt: Prompt, ids: Sequence[int]) -> list[float]:
+    """Log-probability of each of `ids` after the prompt and those before it, among the tokens that may be drawn."""
+    logits = (next_logits(model, [*prompt.ids, *ids[:place]]) for place in range(len(ids)))
+    return [float(row.log_softmax(-1)[token]) for row, token in zip(logits, ids, strict=True)]
+
+
 def completion_probabilities(
     model: LanguageModel, prompt: Sequence[int], sampling: Sampling
 ) -> dict[tuple[int, ...], float]:

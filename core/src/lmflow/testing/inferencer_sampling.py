@@ -12,7 +12,7 @@ from lmflow.components import GenerateRequest, Inferencer
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
 from lmflow.inference.types import Completion, Sampling
-from lmflow.testing.inferencer_reference import completion_probabilities, greedy, texts
+from lmflow.testing.inferencer_reference import completion_probabilities, greedy, model_logprobs, texts
 from lmflow.testing.statistics import chance
 
 if TYPE_CHECKING:
@@ -107,13 +107,35 @@ class SamplingTests:
             wrong = [each for each in completion.logprobs if not (math.isfinite(each) and each <= 1e-6)]
             assert not wrong, f"expected log-probabilities that are finite and at most 0; found {wrong}"
 
+    def test_at_temperature_0_log_probabilities_are_the_models(
+        self, inferencer: Inferencer, model: LanguageModel, prompts: Sequence[Prompt]
+    ) -> None:
+        """At temperature 0 `logprobs` are those that the model itself gives to `ids`: for a search as well."""
+        drawn = inferencer.generate(GenerateRequest(model, prompts, Sampling(temperature=0, max_new_tokens=6)))
+        for prompt, [completion] in zip(prompts, drawn, strict=True):
+            right = model_logprobs(model, prompt, completion.ids)
+            off = max(abs(a - b) for a, b in zip(completion.logprobs, right, strict=True))
+            assert off < 1e-3, (
+                f"expected the log-probabilities {rounded(right)} of {list(completion.ids)} after a prompt of "
+                f"{len(prompt.ids)}; found {rounded(completion.logprobs)}. Usual cause: a cache whose rows are not put "
+                "in the order of the beams that go on, positions that are off, or sums in place of each token's own."
+            )
+
     # Samples and seeds
 
     def test_n_samples_of_each_prompt(
         self, inferencer: Inferencer, model: LanguageModel, prompts: Sequence[Prompt]
     ) -> None:
         """Each prompt, in order, gets `n` completions, and they are not all the same."""
-        drawn = inferencer.generate(GenerateRequest(model, prompts, Sampling(n=6, max_new_tokens=8, seed=1)))
+        request = GenerateRequest(model, prompts, Sampling(n=6, max_new_tokens=8, seed=1))
+        try:
+            drawn = inferencer.generate(request)
+        except LmflowError as error:
+            pytest.fail(
+                f"expected 6 completions for each prompt; it says: {error}. Usual cause: a search that has no more "
+                "completions than beams; aligners and evaluators choose `n`, so it has to keep as many.",
+                pytrace=False,
+            )
         assert [len(row) for row in drawn] == [6] * len(prompts), (
             f"expected 6 completions for each of {len(prompts)} prompts; found {[len(row) for row in drawn]}"
         )
@@ -234,3 +256,8 @@ def complete(
 ) -> list[Completion]:
     """The completions of all prompts, one after the other."""
     return [each for row in inferencer.generate(GenerateRequest(model, prompts, sampling)) for each in row]
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    """Numbers as a message shows them."""
+    return [round(value, 3) for value in values]

@@ -136,7 +136,11 @@ class RewardSuite:
         try:
             score_completions(reward, samples, completions)
         except LmflowError as error:
-            pytest.fail(f"expected a run to take the scores; it says: {error}", pytrace=False)
+            pytest.fail(
+                f"expected a run to take the scores; it says: {error}. Where it misses a field of the record, supply "
+                "samples that have it: the fixtures `samples` and `completions`.",
+                pytrace=False,
+            )
 
     def check_close(self, found: Sequence[float], expected: Sequence[float], cause: str) -> None:
         """Fail unless the scores are equal within the tolerance."""
