@@ -34,8 +34,6 @@ LACKING = {
     "core/src/lmflow/data/tools/check.py",
     "core/src/lmflow/inference/batching.py",
     "core/src/lmflow/inference/generate.py",
-    "core/src/lmflow/models/pretrained.py",
-    "core/src/lmflow/models/quantization.py",
     "core/src/lmflow/testing/inferencer_requests.py",
     "core/src/lmflow/testing/inferencer_sampling.py",
     "core/src/lmflow/testing/runs.py",
