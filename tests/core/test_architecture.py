@@ -28,7 +28,6 @@ LACKING = {
     "core/src/lmflow/data/formats/dialogues.py",
     "core/src/lmflow/data/formats/fields.py",
     "core/src/lmflow/data/formats/preferences.py",
-    "core/src/lmflow/data/lengths.py",
     "core/src/lmflow/data/rendering.py",
     "core/src/lmflow/data/source.py",
     "core/src/lmflow/data/tools/check.py",
