@@ -25,7 +25,6 @@ TESTS_PER_SOURCE = 0.9
 LACKING = {
     "core/src/lmflow/components/engine.py",
     "core/src/lmflow/data/rendering.py",
-    "core/src/lmflow/data/tools/check.py",
     "core/src/lmflow/inference/batching.py",
     "core/src/lmflow/inference/generate.py",
     "core/src/lmflow/testing/inferencer_requests.py",
