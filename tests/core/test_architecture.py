@@ -23,10 +23,6 @@ LONG_FILES = 2
 TESTS_PER_SOURCE = 0.9
 """Lines of tests per line of source."""
 LACKING = {
-    "core/src/lmflow/components/engine.py",
-    "core/src/lmflow/data/rendering.py",
-    "core/src/lmflow/inference/batching.py",
-    "core/src/lmflow/inference/generate.py",
     "core/src/lmflow/testing/inferencer_requests.py",
     "core/src/lmflow/testing/inferencer_sampling.py",
     "core/src/lmflow/testing/runs.py",
