@@ -305,7 +305,7 @@ def test_prompt_learning_is_refused_by_name(model: Any):
         hf.generate(GenerateRequest(model.with_module(module), [Prompt([5])], Sampling()))
 
 
-def test_extras_are_given_once_in_row_order(model: Any):
+def test_model_inputs_are_given_once_in_row_order(model: Any):
     """Pixel values go to the prefill, in the order of the rows, and to no later pass."""
     given: list[Any] = []
     module = model.module

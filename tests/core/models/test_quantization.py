@@ -90,18 +90,18 @@ def test_the_skeleton_has_what_is_quantised_and_its_bytes(bitsandbytes, architec
     tiny_module(architecture, len(tokenizer), **sizes).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = Pretrained(path=str(tmp_path), quantization=kind)
-    real, outline = model.load(LoadRequest()), model.skeleton(LoadRequest())
+    real, skeleton = model.load(LoadRequest()), model.skeleton(LoadRequest())
     named = [
         {name for name, each in one.module.named_modules() if type(each).__name__ in kinds}
-        for one, kinds in ((real, ("Linear4bit", "Linear8bitLt")), (outline, ("QuantizedShape",)))
+        for one, kinds in ((real, ("Linear4bit", "Linear8bitLt")), (skeleton, ("QuantizedShape",)))
     ]
     assert named[0] == named[1] != set()
     assert not any("lm_head" in name or "wte" in name or "embed" in name for name in named[0])
     plain = sum(p.numel() for p in Pretrained(path=str(tmp_path)).skeleton(LoadRequest()).module.parameters())
-    assert count_parameters(real.module) == count_parameters(outline.module) == plain
+    assert count_parameters(real.module) == count_parameters(skeleton.module) == plain
     assert is_quantized(real.module)
-    assert is_quantized(outline.module)
-    assert stored_bytes(outline.module) == pytest.approx(stored_bytes(real.module), rel=0.02)
+    assert is_quantized(skeleton.module)
+    assert stored_bytes(skeleton.module) == pytest.approx(stored_bytes(real.module), rel=0.02)
 
 
 def stored_bytes(module: nn.Module) -> int:

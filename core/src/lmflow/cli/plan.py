@@ -57,7 +57,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         _overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
         _quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
-        """Foresee one recipe."""
+        """Estimate what one recipe takes."""
         resolved = resolve_scanned(scanned, plugins, recipe).recipe
         from lmflow.data.dataset import load_dataset
         from lmflow.data.formats import formats_of

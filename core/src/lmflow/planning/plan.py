@@ -118,8 +118,8 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
     from lmflow.models.quantization import count_parameters
 
     device, precision = computing(recipe)
-    told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
-    workload = told or told_by_data(recipe.aligner, model, data)
+    workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
+    workload = workload or workload_of_items(recipe.aligner, model, data)
     others = other_weights(recipe, plugins)
     model = prepared(model, recipe.tuner)
     workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
@@ -166,7 +166,7 @@ def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
 
 
 def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
-    """The outline as the tuner makes it trainable. Raises EstimateError where that takes weights with values."""
+    """The skeleton as the tuner makes it trainable. Raises EstimateError where that takes weights with values."""
     try:
         return model.prepare(tuner)
     except LmflowError:
@@ -179,7 +179,7 @@ def prepared(model: LanguageModel, tuner: Tuner) -> LanguageModel:
         ) from error
 
 
-def told_by_data(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
+def workload_of_items(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
     """What is trained on where the aligner does not say: all samples, for a number of steps that is not known."""
     from lmflow.models.encoding import items_of
 
@@ -230,7 +230,7 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
 
 
 def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:
-    """The steps of a workload, and the largest of the batches that the main process goes through."""
+    """The steps of a workload, and the largest of the batches that rank 0 goes through."""
     from lmflow.data.packing import plan_epoch
     from lmflow.models.encoding import length_limit
     from lmflow.training.batches import micro_batches, sequences_of
