@@ -1,4 +1,4 @@
-"""What `lmflow plan` foresees beside what a run then takes at its peak, for each shape, tuner and way of batching.
+"""What `lmflow plan` estimates beside what a run then takes at its peak, for each shape, tuner and way of batching.
 
     python benchmarks/plan.py [--data alpaca_en_demo.json]
 
@@ -93,15 +93,15 @@ def page(rows: list[str], data: Path | None) -> str:
     what = data.name if data else "generated dialogues"
     return "\n".join(
         [
-            "# What lmflow plan foresees, and what a run takes",
+            "# What lmflow plan estimates, and what a run takes",
             "",
             f"By `python benchmarks/plan.py` on {machine}; {SAMPLES:,} dialogues of {what},",
             "four steps. Memory in MB: the highest resident size of the whole process on the CPU, with all libraries.",
-            "*Foreseen* is what `lmflow plan` says with the same options, *taken* the peak where glibc",
+            "*Estimated* is what `lmflow plan` says with the same options, *taken* the peak where glibc",
             "returns freed memory at once (`MALLOC_MMAP_THRESHOLD_=1048576`), *with a heap* the peak as it comes: it",
             "keeps freed blocks for the next, which is faster, and says nothing of what the run needs.",
             "",
-            "| case | foreseen | taken | ratio | with a heap | parts foreseen |",
+            "| case | estimated | taken | ratio | with a heap | parts estimated |",
             "|---|---:|---:|---:|---:|---|",
             *rows,
             "",

@@ -67,15 +67,15 @@ def easy_vqa(work: Path) -> Trial:
         return [Question(paths[image], text, answer) for text, answer, image in zip(texts, answers, images)]
 
     train = questions("train")
-    objective_inputs: dict[str, set[str]] = defaultdict(set)
+    seen: dict[str, set[str]] = defaultdict(set)
     for each in train:
-        objective_inputs[each.image] |= {each.answer} & {*SHAPES, *COLOURS}
+        seen[each.image] |= {each.answer} & {*SHAPES, *COLOURS}
         words = set(each.text.rstrip("?").split())
         if each.answer == ("no" if words & {"not", "no"} else "yes"):
-            objective_inputs[each.image] |= words & {*SHAPES, *COLOURS}
+            seen[each.image] |= words & {*SHAPES, *COLOURS}
     captions = {
         image: " ".join([*sorted(known & {*COLOURS}), *(sorted(known & {*SHAPES}) or ["shape"])])
-        for image, known in objective_inputs.items()
+        for image, known in seen.items()
     }
     # A small ResNet: convolutions need far fewer images than attention does. Its features are read where they are a
     # grid of 4 x 4.

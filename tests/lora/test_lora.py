@@ -9,7 +9,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from lmflow.components import LoadRequest
-from lmflow.errors import RecipeError
+from lmflow.errors import LmflowError, RecipeError
 from lmflow.models.language_model import LanguageModel
 from lmflow_lora.adapter import Adapter
 from lmflow_lora.lora import Lora
@@ -151,7 +151,7 @@ def test_missing_base_is_explained(model_directory, make_tokenizer, tmp_path):
     gone.config._name_or_path = gone.name_or_path = str(tmp_path / "moved")
     lora = Lora()
     saved = lora.save(LanguageModel(lora.prepare(gone), make_tokenizer(), gone.name_or_path), tmp_path)
-    with pytest.raises(Exception, match=r"cannot be loaded from .*moved.*\n.*--model.base"):
+    with pytest.raises(LmflowError, match=r"cannot be loaded from .*moved.*\n.*--model.base"):
         Adapter(path=str(saved)).load(LoadRequest())
     assert Adapter(path=str(saved), base=str(model_directory)).load(LoadRequest())
 

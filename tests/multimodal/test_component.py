@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lmflow.components import LoadRequest
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.plugins import load_plugins
 from lmflow_multimodal.component import CONFIG, VisionLanguage, hidden_size, image_token, load_language_model
+from lmflow_multimodal.model import LANGUAGE, PROJECTOR, TOWER
 
 Load = Callable[..., Any]
 
@@ -109,20 +112,45 @@ def test_a_directory_of_something_else(tmp_path: Path, request_with_plugins: Loa
         VisionLanguage(path=str(tmp_path)).load(request_with_plugins)
 
 
-@pytest.mark.parametrize("damage", ["not json", "{}", None], ids=["spoilt", "empty", "no projector"])
-def test_a_damaged_directory_is_named(damage: str | None, saved: Path, request_with_plugins: LoadRequest):
-    if damage is None:
-        [file] = [path for path in saved.iterdir() if path.name.startswith("projector")]
-        file.write_bytes(b"nothing")
-        error: type[Exception] = Exception
+@pytest.mark.parametrize("part", [PROJECTOR, TOWER])
+@pytest.mark.parametrize("damage", ["cut off", "empty", "of another module", "gone"])
+def test_a_damaged_file_of_weights_is_named(part: str, damage: str, saved: Path, request_with_plugins: LoadRequest):
+    file = saved / part
+    if damage == "gone":
+        file.unlink()
+    elif damage == "of another module":
+        save_file({"1.weight": torch.zeros(2, 2)}, file)
     else:
-        (saved / CONFIG).write_text(damage)
-        error = LmflowError
-    with pytest.raises(error):
+        file.write_bytes(file.read_bytes()[:-5] if damage == "cut off" else b"")
+    with pytest.raises(
+        LmflowError, match=rf"^model\.path: {re.escape(str(file))} is damaged: .+ Copy it again"
+    ) as caught:
         VisionLanguage(path=str(saved)).load(request_with_plugins)
-    if damage is not None:
-        with pytest.raises(LmflowError, match=r"model\.path: .* is damaged"):
-            VisionLanguage(path=str(saved)).load(request_with_plugins)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("not json", "Expecting value: line 1"),
+        ("{}", "projector missing"),
+        ("[]", "list indices must be"),
+        ('{"projector": "linear"}', "tower missing"),
+        ('{"projector": "linear", "tower": []}', "'list' object has no attribute"),
+        ('{"projector": "linear", "tower": {"layer": -1}}', "tower: model_cfg, pool, preprocess_cfg missing"),
+        ('{"projector": "cubic"}', "projector: expected one of linear, mlp"),
+    ],
+)
+def test_a_damaged_configuration_is_named(text: str, why: str, saved: Path, request_with_plugins: LoadRequest):
+    (saved / CONFIG).write_text(text)
+    with pytest.raises(LmflowError, match=rf"^model\.path: .*{re.escape(CONFIG)} is damaged: {why}"):
+        VisionLanguage(path=str(saved)).load(request_with_plugins)
+
+
+def test_a_directory_without_its_language_model(saved: Path, request_with_plugins: LoadRequest):
+    (saved / LANGUAGE).rename(saved / "elsewhere")
+    with pytest.raises(RecipeError, match=rf"{saved / LANGUAGE}"):
+        VisionLanguage(path=str(saved)).load(request_with_plugins)
 
 
 def test_a_language_model_is_found_as_any_model_is(request_with_plugins: LoadRequest, model_directory: Path):

@@ -51,7 +51,7 @@ def test_a_missing_image_costs_one_record(vision: Callable[..., Any], images: di
     assert "gone.png" in records[1]["error"]
 
 
-def test_a_image_in_a_dialogue(vision: Callable[..., Any], images: dict[str, str]) -> None:
+def test_an_image_in_a_dialogue(vision: Callable[..., Any], images: dict[str, str]) -> None:
     talk = Dialogue(vision(), HuggingFace(), GREEDY)
     run_command(talk, f"/image {images['red']}")
     list(talk.answer("which colour"))

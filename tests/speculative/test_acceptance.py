@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lmflow_speculative.acceptance import accept, judge_greedy, residual, verify
+from lmflow_speculative.acceptance import accept, residual, verify, verify_greedy
 
 
 def logs(*rows: list[float]) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_after_a_refusal_the_refused_token_is_not_drawn():
 def test_greedy_keeps_what_the_target_would_have_taken():
     best = torch.tensor([[4, 5, 6], [4, 5, 6], [4, 5, 6]])
     proposed = torch.tensor([[4, 5], [4, 9], [4, 5]])
-    verification = judge_greedy(best, proposed, torch.tensor([2, 2, 1]))
+    verification = verify_greedy(best, proposed, torch.tensor([2, 2, 1]))
     assert verification.accepted.tolist() == [2, 1, 1]
     assert verification.following.tolist() == [6, 5, 5]
 

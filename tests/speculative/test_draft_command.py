@@ -12,10 +12,13 @@ import torch
 from lmflow.cli.app import run_app
 from lmflow.components import GenerateRequest
 from lmflow.data.collate import collate
+from lmflow.data.dataset import load_dataset
+from lmflow.data.formats import Formats
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, LmflowError, RecipeError, RunDirectoryError
 from lmflow.inference.types import Completion, Sampling
 from lmflow.plugins import load_plugins
+from lmflow.recipe.sections.data import DataOptions, Reading
 from lmflow.testing.contexts import evaluate_context, quiet_log
 from lmflow_speculative.distilling import as_sequences, build_draft, distillation_from, divergence
 from lmflow_speculative.draft_command import (
@@ -25,6 +28,7 @@ from lmflow_speculative.draft_command import (
     begin_draft,
     check_output,
     make_command,
+    read_samples,
     usable_prompts,
     write,
 )
@@ -230,6 +234,37 @@ def test_two_prompts_are_needed(make_model):
     target = make_model()
     with pytest.raises(DataError, match=r"1 of 1 prompts have a token and leave room for 8 more in a context of 256"):
         usable_prompts(target, target, samples("the fox"), Sampling(max_new_tokens=8), quiet_log())
+
+
+def read(seed: int = 0, *, raw: bool = False, name: str | None = None, **data: Any) -> list[Sample]:
+    plugins = load_plugins()
+    chosen = plugins.find("data", name)() if name else None
+    return read_samples(Reading(**data), Formats(plugins.classes("data"), chosen), raw, seed)
+
+
+def test_prompts_are_shuffled_by_the_seed(prompt_file):
+    orders = [[each.messages[-1].content for each in read(seed, raw=True, path=str(prompt_file))] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(prompt_file.read_text().splitlines())
+
+
+def test_embedded_data_gives_its_training_part():
+    plugins = load_plugins()
+    demo = plugins.find("data", "demo")()
+    whole, _ = load_dataset(DataOptions(validation=0.0), Formats(plugins.classes("data"), demo), 0)
+    found = [each.prompt_text for each in read(name="demo")]
+    assert sorted(found) == sorted(each.prompt_text for each in whole.train)
+    assert found != [each.prompt_text for each in whole.train], "in another order"
+
+
+def test_a_mix_gives_each_place_by_weight(tmp_path):
+    mix = {str(tmp_path / "a.jsonl"): 2.0, str(tmp_path / "b.jsonl"): 1.0}
+    for place in mix:
+        name = Path(place).stem
+        Path(place).write_text("".join(json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(3)))
+    found = sorted(each.messages[-1].content for each in read(mix=mix))
+    assert found == sorted([*(f"a{i}" for i in range(3)), *(f"a{i}" for i in range(3)), *(f"b{i}" for i in range(3))])
 
 
 def test_a_draft_begins_anew_or_from_what_is_named(make_model, model_directory):

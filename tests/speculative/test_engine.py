@@ -65,7 +65,7 @@ def test_arrival_and_neighbours_change_nothing(pair, prompts, proposer, seed):
 
 
 def test_greedy_rows_speculate_beside_sampled_ones(pair, prompts):
-    """A greedy row keeps as many proposals beside others as alone: the verdict by probabilities is the same."""
+    """A greedy row keeps as many proposals beside others as alone: verification by probabilities comes to the same."""
     greedy, sampled = (Sampling(temperature=t, max_new_tokens=24, min_new_tokens=24) for t in (0, 1.3))
     by_itself = Speculative(draft_length=4, adapt=False).using(pair[1])
     alone(by_itself, pair[0], prompts[0], greedy)

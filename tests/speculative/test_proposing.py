@@ -82,5 +82,5 @@ def test_figures_worked_by_hand():
     assert statistics.acceptance == [1, 0.5, 0.5]
     assert statistics.acceptance_rate == pytest.approx(4 / 6)
     assert statistics.tokens_per_pass == pytest.approx(7 / 3)
-    assert Statistics().describe() == "speculation: nothing drawn"
+    assert Statistics().describe() == "speculation: nothing sampled"
     assert "by place: 100%, 50%, 50%" in statistics.describe()

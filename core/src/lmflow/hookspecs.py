@@ -87,7 +87,7 @@ def lmflow_aligners() -> Iterable[type[Aligner]]:
 
 @hookspec
 def lmflow_inferencers() -> Iterable[type[Inferencer]]:
-    """Ways to draw tokens, chosen with --inferencer (hf)."""
+    """Ways to sample tokens, chosen with --inferencer (hf)."""
     return ()
 
 

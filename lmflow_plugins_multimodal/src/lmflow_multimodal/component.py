@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,31 +83,31 @@ class VisionLanguage(Model):
         return self._assemble(language, tower, projector, self.projector, str(self.language_model))
 
     def _load_saved(self, directory: Path, request: LoadRequest) -> LanguageModel:
-        from safetensors.torch import load_file
-
         from lmflow.models.heads import read_heads
         from lmflow_multimodal.model import LANGUAGE, PROJECTOR, TOWER
         from lmflow_multimodal.projector import make_projector
+        from lmflow_multimodal.saved import load_weights, read_config
         from lmflow_multimodal.tower import load_tower
 
+        self._check_nothing_changed(directory)
+        if not self.recognises(str(directory)):
+            raise LmflowError(f"model.path: {directory} is no vision-language model: {CONFIG} is missing.")
+        config = read_config(directory / CONFIG)
+        tower = load_tower(config["tower"], directory / TOWER)
+        language = load_language_model(str((directory / LANGUAGE).resolve()), request)
+        projector = make_projector(config["projector"], tower.width, hidden_size(language))
+        load_weights(projector, directory / PROJECTOR)
+        heads = {name: each.to(request.device) for name, each in read_heads(directory).items()}
+        return replace(self._assemble(language, tower, projector, config["projector"], str(directory)), heads=heads)
+
+    def _check_nothing_changed(self, directory: Path) -> None:
+        """Raise RecipeError naming each option that the saved model already decides and that is given otherwise."""
         given = self.model_fields_set & {
             "language_model", "tower", "checkpoint", "projector", "layer", "pool", "resize"
         }  # fmt: skip
         changed = sorted(name for name in given if getattr(self, name) != type(self).model_fields[name].default)
         if changed:
             raise RecipeError([f"model.{name}: comes with the saved model at {directory}" for name in changed])
-        if not self.recognises(str(directory)):
-            raise LmflowError(f"model.path: {directory} is no vision-language model: {CONFIG} is missing.")
-        try:
-            config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-            tower = load_tower(config["tower"], directory / TOWER)
-            language = load_language_model(str((directory / LANGUAGE).resolve()), request)
-            projector = make_projector(config["projector"], tower.width, hidden_size(language))
-            projector.load_state_dict(load_file(directory / PROJECTOR))
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise LmflowError(f"model.path: {directory} is damaged: {error}") from error
-        heads = {name: each.to(request.device) for name, each in read_heads(directory).items()}
-        return replace(self._assemble(language, tower, projector, config["projector"], str(directory)), heads=heads)
 
     def _assemble(self, language: LanguageModel, tower: Tower, projector: Any, kind: str, source: str) -> LanguageModel:
         from lmflow_multimodal.features import FeatureStore

@@ -111,9 +111,9 @@ class VisionLanguageModel(LanguageModel):
             raise DataError(f"{sample.source}: the chat template repeats {MARK}; {count} for {len(images)} images.")
         if not images:
             return sequence
-        ids, trained = spread(sequence.ids, sequence.loss_mask, self.network.image_id, self.tower.tokens)
+        ids, loss_mask = spread(sequence.ids, sequence.loss_mask, self.network.image_id, self.tower.tokens)
         model_inputs = self.store.inputs(images)
-        return ImageSequence(ids, trained, sequence.source, model_inputs, image_id=self.network.image_id)
+        return ImageSequence(ids, loss_mask, sequence.source, model_inputs, image_id=self.network.image_id)
 
     # Files
 
@@ -157,26 +157,26 @@ class VisionLanguageModel(LanguageModel):
 
 @dataclass(frozen=True, slots=True)
 class ImageSequence(TokenSequence):
-    """A sequence whose extras are rows for its image tokens."""
+    """A sequence whose `model_inputs` are rows for its image tokens."""
 
     image_id: int = -1
 
     def cut(self, start: int, end: int) -> TokenSequence:
         """The tokens and the rows that belong to them."""
-        ids, trained = self.ids[start:end], self.loss_mask[start:end]
+        ids, loss_mask = self.ids[start:end], self.loss_mask[start:end]
         before, inside = (list(part).count(self.image_id) for part in (self.ids[:start], ids))
         model_inputs: Mapping[str, Any] = {}
         if inside:
             model_inputs = {FEATURES: self.model_inputs[FEATURES][before : before + inside]}
-        return replace(self, ids=ids, loss_mask=trained, model_inputs=model_inputs)
+        return replace(self, ids=ids, loss_mask=loss_mask, model_inputs=model_inputs)
 
 
-def spread(ids: Sequence[int], trained: Sequence[bool], image_id: int, count: int) -> tuple[list[int], list[bool]]:
+def spread(ids: Sequence[int], loss_mask: Sequence[bool], image_id: int, count: int) -> tuple[list[int], list[bool]]:
     """Ids with every image token `count` times, and the targets, of which no image token is one."""
     new_ids: list[int] = []
-    new_trained: list[bool] = []
-    for token, target in zip(ids, trained, strict=True):
+    new_mask: list[bool] = []
+    for token, target in zip(ids, loss_mask, strict=True):
         times = count if token == image_id else 1
         new_ids += [token] * times
-        new_trained += [target and token != image_id] * times
-    return new_ids, new_trained
+        new_mask += [target and token != image_id] * times
+    return new_ids, new_mask

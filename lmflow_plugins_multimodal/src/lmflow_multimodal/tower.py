@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lmflow.errors import LmflowError
+from lmflow_multimodal.saved import load_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,11 +124,9 @@ def open_tower(
 
 
 def load_tower(config: Mapping[str, Any], weights: Path) -> Tower:
-    """A tower as `save_tower` wrote it."""
-    from safetensors.torch import load_file
-
+    """A tower as `save_tower` wrote it. Raises LmflowError naming a file of weights that is damaged."""
     visual = build_visual(config)
-    visual.load_state_dict(load_file(weights))
+    load_weights(visual, weights)
     return Tower(visual, config["model_cfg"], config["preprocess_cfg"], config["layer"], config["pool"])
 
 

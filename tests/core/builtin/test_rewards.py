@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from lmflow.builtin.rewards import Classifier, PythonFunction
 from lmflow.components import Reward
 from lmflow.data.sample import Message, Sample
-from lmflow.errors import RecipeError, RewardError
+from lmflow.errors import LmflowError, RecipeError, RewardError
 from lmflow.inference.rewards import score_completions
 
 SAMPLES = [
@@ -139,5 +139,5 @@ def test_classifier_with_labels(make_classifier: Any):
 
 
 def test_not_a_classifier(tmp_path: Path):
-    with pytest.raises(Exception, match="not a sequence-classification model"):
+    with pytest.raises(LmflowError, match=rf"--reward\.path {tmp_path}: not a sequence-classification model"):
         Classifier(path=str(tmp_path)).score(SAMPLES, ["a", "b"])

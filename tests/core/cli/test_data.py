@@ -14,22 +14,12 @@ from lmflow.cli.data import coloured
 from lmflow.data.dataset import read_samples
 from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.sample import Message, Sample
-from lmflow.data.tokenize import encode_sample
-from lmflow.data.tools.check import Checker, end_faults
-from lmflow.data.tools.convert import convert
-from lmflow.data.tools.show import packed_layout, pieces_of, plain
+from lmflow.data.tools.show import pieces_of, plain
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.data import DataOptions
 
 Call = Callable[..., Any]
-BY_NAME = {each.name: each for each in FORMATS}
-ADD = {"type": "function", "function": {"name": "add"}}
-CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
-}
-USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -40,32 +30,12 @@ def write(path: Path, *rows: Any) -> Path:
 # Showing
 
 
-def test_pieces_are_the_text(tiny_model: LanguageModel):
-    sample = Sample((Message("user", "naïve 日本 🙂"), Message("assistant", "the fox 数据")), source="s:1")
-    [sequence] = encode_sample(tiny_model.tokenizer, sample, end_ids=tiny_model.end_ids)
-    pieces = list(pieces_of(tiny_model.tokenizer, sequence))
-    assert [i for piece in pieces for i in piece.ids] == list(sequence.ids)
-    assert "".join(piece.text for piece in pieces) == tiny_model.tokenizer.decode(sequence.ids)
-    assert plain(pieces).count("«the fox 数据") == 1
-    assert [piece.position for piece in pieces] == sorted(piece.position for piece in pieces)
-
-
 def test_what_a_terminal_would_obey_is_shown_instead(tiny_model: LanguageModel):
     sample = Sample((Message("assistant", "a\x1b[31m\rb\tc\n"),), False, source="s:1")
     [sequence] = tiny_model.encode(sample)
     pieces = list(pieces_of(tiny_model.tokenizer, sequence))
     assert "a␛[31m␍b\tc\n" in plain(pieces).replace("«", "")
     assert "\x1b[31m" not in coloured(pieces)
-
-
-def test_rows_say_where_samples_lie(tiny_model: LanguageModel):
-    samples = [Sample((Message("assistant", "the " * n),), False, source=f"s:{n}") for n in (5, 3, 2)]
-    sequences = [each for sample in samples for each in tiny_model.encode(sample)]
-    layout = packed_layout(sequences, len(sequences[0]) + len(sequences[2]))
-    assert [[(place.source, place.start) for place in row] for row in layout] == [
-        [("s:5", 0), ("s:2", len(sequences[0]))],
-        [("s:3", 0)],
-    ]
 
 
 def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: Path, tmp_path: Path):
@@ -92,90 +62,6 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
 # Checking
 
 
-def findings(
-    rows: list[Any], tmp_path: Path, model: LanguageModel | None = None, **options: Any
-) -> dict[str, list[str]]:
-    data = DataOptions(path=str(write(tmp_path / "a.jsonl", *rows)), **options)
-    checker = Checker(model, data)
-    for sample in read_samples(data, Formats(FORMATS)):
-        checker.train(sample)
-    found: dict[str, list[str]] = {}
-    for finding in checker.finish().findings:
-        found.setdefault(finding.kind, []).append(f"{finding.source} {finding.detail}")
-    return found
-
-
-def test_dialogues_that_are_odd(tmp_path: Path):
-    system = {"role": "system", "content": "s"}
-    rows = [
-        {"messages": [USER, ANSWER]},
-        {"messages": [USER, USER, ANSWER]},
-        {"messages": [ANSWER, USER, ANSWER]},
-        {"messages": [USER, system, ANSWER]},
-        {"messages": [USER, ANSWER, USER]},
-        {"messages": [USER, {"role": "assistant", "content": " "}]},
-        {"messages": [USER, ANSWER]},
-    ]
-    found = findings(rows, tmp_path)
-    assert found == {
-        "role_order": [
-            "a.jsonl:2 two turns of user in a row",
-            "a.jsonl:3 the dialogue begins with assistant",
-            "a.jsonl:4 turn 2 is the system's, which comes first or not at all",
-            "a.jsonl:5 the last turn is the user's; nothing answers it",
-        ],
-        "empty_turn": ["a.jsonl:6 turn 2 (assistant)"],
-        "duplicate": ["a.jsonl:7 the same as a.jsonl:1"],
-    }
-
-
-def test_tokens_that_are_wrong(tmp_path: Path, tiny_model: LanguageModel):
-    rows = [
-        {"prompt": "the fox", "completion": "jumps"},
-        {"prompt": "the fox " * 90, "completion": "jumps"},
-        {"prompt": "q"},
-    ]
-    found = findings(rows, tmp_path, tiny_model, max_length=40)
-    assert [each.split()[0] for each in found["nothing_to_train"]] == ["a.jsonl:2", "a.jsonl:3"]
-    tiny_model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% generation %}{{ m['content'] | upper }}{% endgeneration %}{% endfor %}"
-    found = findings(rows[:1], tmp_path, tiny_model)
-    assert found["not_what_was_written"] == ["a.jsonl:1 turn 2 is not in the text the model is given"]
-
-
-ENDS = {
-    "none": "{{ m['content'] }}",
-    "last": "{{ m['content'] }}{% if loop.last %}{{ eos_token }}{% endif %}",
-    "each": "{{ m['content'] }}{{ eos_token }}",
-    "spaced": "{{ m['content'] }}{{ eos_token }}\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("ends", "earlier"),
-    [("none", ["a.jsonl:1 the last trained token of answer 1 is 'Ġdog'"]), ("last", []), ("each", []), ("spaced", [])],
-)
-def test_answers_that_would_not_end(ends: str, earlier: list[str], tmp_path: Path, tiny_model: LanguageModel):
-    """The end of every answer is looked for; the last one has its end from us where the template gives none."""
-    tiny_model.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}a: {% generation %}"
-        + ENDS[ends]
-        + "{% endgeneration %}{% else %}u: {{ m['content'] }}{% endif %} x {% endfor %}"
-    )
-    turns = [USER, {**ANSWER, "content": "the lazy dog"}] * 2
-    found = findings([{"messages": turns}], tmp_path, tiny_model)
-    assert found == ({"earlier_end_not_trained": earlier} if earlier else {})
-
-
-def test_an_end_that_the_model_does_not_know(tmp_path: Path, tiny_model: LanguageModel):
-    row = {"prompt": "the fox", "completion": "the lazy dog"}
-    assert findings([row], tmp_path, tiny_model, train_on="all") == {}
-    [sample] = read_samples(DataOptions(path=str(write(tmp_path / "b.jsonl", row))), Formats(FORMATS))
-    [sequence] = tiny_model.encode(sample)
-    cut = sequence.cut(0, max(i for i, on in enumerate(sequence.loss_mask) if on))
-    assert [kind for kind, _ in end_faults(tiny_model, sample, [cut])] == ["end_not_trained"]
-    assert not list(end_faults(tiny_model, sample, [sequence]))
-
-
 def test_what_is_over_the_length_limit(lmflow: Call, model_directory: Path, tmp_path: Path):
     rows = [{"prompt": f"the fox {count}", "completion": "jumps " * count} for count in (1, 90)]
     call = ("data", "check", write(tmp_path / "a.jsonl", *rows), "--model", model_directory, "--data.max_length", 40)
@@ -189,11 +75,6 @@ def test_what_is_over_the_length_limit(lmflow: Call, model_directory: Path, tmp_
     out = lmflow(*call).out
     assert "of 2 with a limit of 40 tokens" in out
     assert "  1  cut at the end" in out
-
-
-def test_tools_that_the_template_leaves_out(tmp_path: Path, tiny_model: LanguageModel):
-    found = findings([{"messages": [USER, ANSWER], "tools": [ADD]}], tmp_path, tiny_model)
-    assert "leaves out the tool add" in found["cannot_be_tokenised"][0]
 
 
 def test_a_good_set_passes_and_a_wasteful_one_does_not(lmflow: Call, model_directory: Path, tmp_path: Path):
@@ -286,104 +167,11 @@ def test_files_of_one_name_are_told_apart_in_a_mix(streaming: str, lmflow: Call,
     ]
 
 
-def test_only_what_says_the_same_is_a_duplicate(tmp_path: Path):
-    other = {**CALL, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}
-    assert findings([{"messages": [USER, CALL]}, {"messages": [USER, other]}], tmp_path) == {}
-    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    assert findings([pair, {**pair, "rejected": "c"}], tmp_path) == {}
-    unwanted = {"prompt": "q", "completion": "a", "label": False}
-    assert findings([unwanted, {**unwanted, "completion": "b"}], tmp_path) == {}
-    assert list(findings([pair, pair], tmp_path)) == ["duplicate"]
-
-
-def test_preferences_that_show_nothing(tmp_path: Path, tiny_model: LanguageModel):
-    found = findings(
-        [{"prompt": "q", "chosen": "a", "rejected": "a"}, {"prompt": "q", "chosen": "a", "rejected": " "}], tmp_path
-    )
-    assert found == {
-        "same_answers": ["a.jsonl:1 chosen and rejected are the same"],
-        "empty_turn": ["a.jsonl:2 rejected turn 2 (assistant)"],
-    }
-    unwanted = [{"prompt": f"q{i}", "completion": "a", "label": False} for i in range(3)]
-    assert findings(unwanted, tmp_path, tiny_model) == {}  # an aligner of preferences trains on them
-
-
 # Converting
 
 
-RECORDS: dict[str, dict[str, Any]] = {
-    "text_only": {"text": "once"},
-    "text2text": {"input": "q", "output": "a"},
-    "text_to_textlist": {"input": "q", "output": ["a", "b"]},
-    "text_to_scored_textlist": {"input": "q", "output": [{"score": 0.5, "text": "a"}, {"score": 1.0, "text": "b"}]},
-    "conversation": {
-        "system": "s",
-        "tools": [json.dumps(ADD)],
-        "messages": [USER, CALL, {"role": "tool", "content": "1"}, ANSWER],
-    },
-    "messages": {"messages": [USER, CALL, {"role": "tool", "content": "1", "name": "add"}, ANSWER], "tools": [ADD]},
-    "sharegpt": {
-        "system": "s",
-        "conversations": [{"from": "human", "value": "q"}],
-        "chosen": {"from": "gpt", "value": "a"},
-        "rejected": {"from": "gpt", "value": "b"},
-    },
-    "alpaca": {"instruction": "c", "input": "", "output": "d", "system": "s", "history": [["a", "b"]]},
-    "prompt": {"prompt": [{"role": "system", "content": "s"}, USER], "completion": "a"},
-    "preference": {"prompt": "q", "chosen": "a", "rejected": [USER, ANSWER][1:]},
-    "paired_text_to_text": {"prompt": "q", "chosen": "a", "rejected": "b"},
-    "paired_conversation": {"chosen": {"messages": [USER, ANSWER]}, "rejected": {"messages": [USER, USER]}},
-    "kto": {"prompt": "q", "completion": "a", "label": False},
-    "hh": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
-}
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_what_a_format_writes_it_reads(name: str):
-    kind = BY_NAME[name]()
-    sample = kind.sample(RECORDS[name], "a:1")
-    [converted] = convert([sample], kind)
-    assert converted.lost == ()
-    again = kind.sample(converted.record, "a:1")
-    assert (again.messages, again.tools, again.rejected) == (sample.messages, sample.tools, sample.rejected)
-
-
-@pytest.mark.parametrize(
-    ("name", "target", "lost"),
-    [
-        ("alpaca", "messages", ()),
-        ("alpaca", "conversation", ()),
-        ("alpaca", "sharegpt", ()),
-        ("hh", "preference", ()),
-        ("hh", "paired_conversation", ()),
-        ("sharegpt", "preference", ()),
-        ("messages", "prompt", ()),
-        ("hh", "messages", ("the rejected answer",)),
-        ("messages", "sharegpt", ("which tool and which call an answer belongs to",)),
-        ("kto", "prompt", ("the rejected answer", "the label")),
-        ("text2text", "messages", ("whether a chat template is put around it",)),
-        (
-            "text_to_scored_textlist",
-            "text_to_textlist",
-            ("the dialogue as it is", "the other answers, or their scores"),
-        ),
-        ("messages", "hh", None),
-        ("prompt", "kto", None),
-    ],
-)
-def test_what_another_format_cannot_hold_is_said(name: str, target: str, lost: tuple[str, ...] | None):
-    from lmflow.errors import DataError
-
-    sample = BY_NAME[name]().sample(RECORDS[name], "a:1")
-    if lost is None:
-        with pytest.raises(DataError, match="a:1: "):
-            list(convert([sample], BY_NAME[target]()))
-        return
-    assert next(convert([sample], BY_NAME[target]())).lost == lost
-
-
 def test_files_are_converted(lmflow: Call, tmp_path: Path):
-    path = write(tmp_path / "a.jsonl", *[RECORDS["hh"]] * 3)
+    path = write(tmp_path / "a.jsonl", *[HH] * 3)
     out = tmp_path / "o.jsonl.gz"
     done = lmflow("data", "convert", path, "--to", "preference", "--output", out)
     assert (done.code, done.out.strip()) == (0, str(out))
@@ -428,7 +216,7 @@ def test_what_is_left_out_of_a_conversion_is_said(lmflow: Call, tmp_path: Path):
     ],
 )
 def test_a_file_that_would_not_be_what_its_name_says_is_refused(name: str, message: str, lmflow: Call, tmp_path: Path):
-    path = write(tmp_path / "a.jsonl", RECORDS["alpaca"])
+    path = write(tmp_path / "a.jsonl", {"instruction": "c", "output": "d"})
     done = lmflow("data", "convert", path, "--to", "messages", "--output", tmp_path / name)
     assert (done.code, message in done.err) == (2, True)
 

@@ -10,7 +10,7 @@ from lmflow.planning import plan as planning
 from lmflow.planning.machine_memory import MachineMemory
 
 
-def test_the_embedded_default_is_foreseen(lmflow):
+def test_the_embedded_default_is_estimated(lmflow):
     done = lmflow("plan", "--aligner", "raft", "--tuner", "lora")
     assert (done.code, done.err) == (0, "")
     heads = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]

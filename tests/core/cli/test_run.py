@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from lmflow.cli import run as command
+from lmflow.distributed.outcome import Outcome
 from lmflow.errors import RecipeError, RunDirectoryError
 from lmflow.plugins import load_plugins
 from lmflow.recipe.settings import Origin, Setting
@@ -49,16 +50,26 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[A
     return found
 
 
-def call(plugins: Any, *words: str) -> None:
-    """The command's function, called as Typer does."""
+def call(plugins: Any, *words: str) -> int | None:
+    """The command's function, called as Typer does; the exit code, None where it returns."""
     made = command.make_command(plugins, words)
     assert made is not None
     function, rest = made
     app = typer.Typer(add_completion=False)
     app.command()(function)
-    app(rest, standalone_mode=False)
+    code: int | None = app(rest, standalone_mode=False)
+    return code
 
 
+WORKER = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+"""What a launcher leaves for the second of two processes."""
 NOTHING = {"output": None, "resume": False, "overwrite": False, "silent": False}
 
 
@@ -139,14 +150,114 @@ def test_options_of_the_launch(path: str, expected: bool):
     assert command.of_launch(Setting(path, "1", Origin("option", f"--{path}"))) is expected
 
 
+# Several processes
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The processes that would have been started: how many, for which run, with which flags, and whether all show."""
+    given: list[Any] = []
+
+    def launch(options: Any, recipe: str, place: Path, flags: list[str], *, show_all: bool) -> Outcome:
+        given.append((options.total, place, flags, show_all))
+        return Outcome(0, [])
+
+    monkeypatch.setattr(import_module("lmflow.run.workers"), "launch", launch)
+    return given
+
+
+def test_several_processes_are_started_with_the_flags_given(
+    plugins: Any, carried_out: list[Any], launched: list[Any], tmp_path: Path
+):
+    words = ["--launch.processes", "2", "--output", str(tmp_path / "o"), "--overwrite", "--json"]
+    assert call(plugins, *words) == 0
+    assert launched == [(2, tmp_path / "o", ["--overwrite", "--json"], False)]
+    assert carried_out == [], "and this process carries nothing out itself"
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite", "--quiet", "--json"])
+def test_each_flag_reaches_the_processes(flag: str, plugins: Any, launched: list[Any], tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("{}\n")
+    (tmp_path / "run.json").write_text("{}")
+    call(plugins, "--launch.processes", "2", "--output", str(tmp_path), flag)
+    assert [flags for _, _, flags, _ in launched] == [[flag]]
+
+
+def test_to_debug_every_process_shows_itself(plugins: Any, launched: list[Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["lmflow", "run", "--debug"])
+    call(plugins, "--launch.processes", "2", "--output", "o")
+    assert launched == [(2, Path("o"), ["--debug"], True)]
+
+
+def test_a_worker_runs_itself_and_starts_no_other(
+    plugins: Any, carried_out: list[Any], launched: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in WORKER.items():
+        monkeypatch.setenv(name, value)
+    call(plugins, "--launch.processes", "2")
+    assert len(carried_out) == 1
+    assert launched == []
+
+
+@pytest.mark.parametrize(("code", "lines"), [(0, []), (2, ["error: no tuner is called x"]), (130, ["Stopped."])])
+def test_the_command_ends_as_its_workers_did(
+    code: int, lines: list[str], plugins: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(import_module("lmflow.run.workers"), "launch", lambda *_, **__: Outcome(code, lines))
+    assert call(plugins, "--launch.processes", "3", "--output", "o") == code
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.splitlines()) == ("", lines)
+
+
+def test_other_hosts_say_where_the_run_is_shown(plugins: Any, launched: list[Any], capsys: pytest.CaptureFixture[str]):
+    words = ["--launch.hosts", "3", "--launch.host_rank", "2", "--launch.address", "node0:29500", "--output", "o"]
+    call(plugins, *words)
+    assert capsys.readouterr().err == "host 2 of 3: host 0 shows the run\n"
+    call(plugins, *words, "--quiet")
+    assert capsys.readouterr().err == ""
+    assert [flags for _, _, flags, _ in launched] == [[], ["--quiet"]]
+
+
 # What is shown
+
+
+@pytest.mark.parametrize(("rank", "shows"), [("0", True), ("1", False)])
+def test_of_several_processes_one_shows_the_run(
+    rank: str, shows: bool, plugins: Any, carried_out: list[Any], monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in {**WORKER, "RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    shown: list[Path] = []
+    monkeypatch.setattr("lmflow.cli.display.show_summary", lambda record, place: shown.append(place))
+    call(plugins, "--launch.processes", "2")
+    assert len(shown) == shows
+    assert carried_out[0][1]["silent"] is not shows
+
+
+def test_the_display_is_closed_when_a_run_fails(plugins: Any, monkeypatch: pytest.MonkeyPatch):
+    closed: list[bool] = []
+
+    class Display(Silent):
+        def close(self) -> None:
+            closed.append(True)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(import_module("lmflow.run.run"), "run", fail)
+    monkeypatch.setattr(import_module("lmflow.run.terminal"), "make_run_display", lambda *, silent: Display())
+    with pytest.raises(RuntimeError, match="broken"):
+        call(plugins)
+    assert closed == [True]
 
 
 def test_json_is_all_that_stands_on_standard_output(
     plugins: Any, carried_out: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     call(plugins, "--json")
-    assert json.loads(capsys.readouterr().out) == {
+    printed = capsys.readouterr()
+    assert "a library says something" in printed.err
+    assert json.loads(printed.out) == {
         "directory": str(tmp_path / "run"),
         "status": "completed",
         "metrics": {},

@@ -112,19 +112,19 @@ def read():
 index = group.once_per_node(read)
 found["once"] = [made, [index[i].fields["i"] for i in range(len(index))]]
 
-journal = RunLog(None, lambda *_, **__: None, None, group)
-with journal.handle_signals():
+log = RunLog(None, lambda *_, **__: None, None, group)
+with log.handle_signals():
     if rank == 1: signal.raise_signal(signal.SIGTERM)
-    journal.check_stop()  # not yet: the other has not heard of it
-    journal.step({"step": 1})
+    log.check_stop()  # not yet: the other has not heard of it
+    log.step({"step": 1})
     try:
-        journal.check_stop()
+        log.check_stop()
     except Interrupted as stopped:
         found["stopped"] = stopped.signal_number
-    journal.stop_signal = None
+    log.stop_signal = None
 
     def sample(some):
-        journal.advance_or_stop()  # for itself, within a share
+        log.advance_or_stop()  # for itself, within a share
         return some
     try:
         group.map_sharded(sample, [1, 2])

@@ -41,5 +41,5 @@ def asked() -> list[Any]:
 
 @pytest.fixture
 def log() -> RunLog:
-    """A journal that shows nothing."""
+    """A log that shows nothing."""
     return RunLog(None, lambda *_, **__: None)

@@ -12,7 +12,6 @@ import torch
 from lmflow.components import GenerateRequest, Inferencer, Update
 from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError
-from lmflow.inference.decoder import Decoder
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion, Sampling
 from lmflow.testing.requests import check_updates, random_sampling, run_at_random
@@ -61,20 +60,6 @@ def test_each_prompt_has_its_own_sampling(
             assert same(one, other)
 
 
-def test_rows_of_different_sampling_share_every_pass(model: Any, prompts: list[Prompt]):
-    """As many passes as the longest completion has tokens, not one series for each sampling."""
-    samplings = [
-        Sampling(temperature=t, max_new_tokens=9, min_new_tokens=9, n=n) for t, n in zip((0, 0.5, 1, 2), (3, 1, 2, 1))
-    ]
-    passes: list[int] = []
-    handle = model.module.register_forward_pre_hook(
-        lambda _, __, inputs: passes.append(len(inputs["input_ids"])), with_kwargs=True
-    )
-    HuggingFace().generate(GenerateRequest(model, prompts, samplings))
-    handle.remove()
-    assert passes == [4, *[1 + 1 + 2 + 1] * 8]
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("inferencer", "architecture", "options"),
@@ -101,48 +86,6 @@ def test_arrival_and_neighbours_change_nothing(
             check_updates(updates, expected, same)
 
 
-def test_a_cancelled_request_brings_nothing_more_and_costs_no_more_passes(model: Any, prompts: list[Prompt]):
-    long = Sampling(max_new_tokens=30, min_new_tokens=30, n=2)
-    with HuggingFace().engine(model) as engine:
-        first = engine.submit(prompts[0], long, follow=True)
-        second = engine.submit(prompts[1], long, follow=True)
-        assert {update.ticket for update in engine.step()} == {first, second}
-        engine.cancel(first)
-        before = engine.tokens
-        assert {update.ticket for update in engine.step()} == {second}
-        assert engine.tokens - before == 2
-        engine.cancel(second)
-        assert engine.idle
-        assert engine.step() == []
-        engine.cancel(second)  # nothing happens
-        waiting = engine.submit(prompts[2], long)
-        engine.cancel(waiting)
-        assert engine.idle
-
-
-def test_a_request_joins_those_that_run(model: Any, prompts: list[Prompt]):
-    sampling = Sampling(max_new_tokens=20, min_new_tokens=20)
-    with HuggingFace().engine(model) as engine:
-        engine.submit(prompts[0], sampling)
-        engine.step()
-        joined = engine.submit(prompts[1], sampling, follow=True)
-        assert [update.ticket for update in engine.step()] == [joined]  # its prompt is read at the next step
-        before = engine.tokens
-        engine.step()
-        assert engine.tokens - before == 2  # and from then on both grow in one pass
-
-
-def test_a_finished_followed_row_is_told_of_at_once(model: Any, prompts: list[Prompt]):
-    short, long = (Sampling(max_new_tokens=count, min_new_tokens=count) for count in (2, 30))
-    with HuggingFace().engine(model) as engine:
-        for _ in range(20):
-            engine.submit(prompts[0], long)
-        ticket = engine.submit(prompts[1], short, follow=True)
-        engine.step()
-        [update] = engine.step()
-        assert (update.ticket, update.completion is not None) == (ticket, True)
-
-
 def test_a_prompt_that_cannot_be_answered_is_refused_and_costs_no_other(model: Any, prompts: list[Prompt]):
     for inferencer in (HuggingFace(), OnlyGenerates()):
         with inferencer.engine(model) as engine:
@@ -152,28 +95,6 @@ def test_a_prompt_that_cannot_be_answered_is_refused_and_costs_no_other(model: A
             with pytest.raises(DataError, match=r"The prompt has 300 tokens; the model's context is 256"):
                 engine.submit(Prompt([5] * 300), Sampling())
             assert {update.ticket for update in until_idle(engine)} == {ticket}
-
-
-def test_requests_whose_prompts_cannot_be_read_wait_and_can_be_cancelled(
-    model: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-):
-    def fail(*_: Any) -> None:
-        raise MemoryError("no room")
-
-    sampling = Sampling(max_new_tokens=6, min_new_tokens=6)
-    with HuggingFace().engine(model) as engine:
-        running = engine.submit(prompts[0], sampling)
-        engine.step()
-        broken = engine.submit(prompts[1], sampling)
-        prefill = Decoder.prefill
-        monkeypatch.setattr(Decoder, "prefill", fail)
-        with pytest.raises(MemoryError):
-            engine.step()
-        monkeypatch.setattr(Decoder, "prefill", prefill)
-        engine.cancel(broken)
-        [update] = until_idle(engine)
-        assert update.ticket == running
-        assert update.completion == alone(model, prompts[0], sampling)[0]
 
 
 def until_idle(engine: Any) -> Iterator[Update]:
@@ -221,20 +142,6 @@ def change(model: Any) -> None:
         for parameter in model.module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.3)
     model.weights.changed()
-
-
-def test_modes_and_gradients_are_as_before_between_steps(model: Any, prompts: list[Prompt]):
-    model.module.train()
-    with HuggingFace().engine(model) as engine:
-        engine.submit(prompts[0], Sampling(max_new_tokens=4, min_new_tokens=4))
-        engine.step()
-        assert all(part.training for part in model.module.modules())
-        assert torch.is_grad_enabled()
-        with torch.inference_mode(False):
-            ids = torch.tensor([list(prompts[0].ids)])
-            model.module(ids, labels=ids, use_cache=False).loss.backward()
-        engine.step()
-    assert all(part.training for part in model.module.modules())
 
 
 def test_closing_forgets_everything(model: Any, prompts: list[Prompt]):

@@ -297,22 +297,6 @@ def test_prompts_that_cannot_be_continued(model: Any, make_model: Any):
     assert hf.generate(GenerateRequest(model, [], Sampling())) == []
 
 
-def test_a_completion_ends_where_the_context_ends(model: Any):
-    near, far = Prompt([5] * 250), Prompt([5] * 10)
-    sampling = Sampling(max_new_tokens=20, min_new_tokens=20)
-    [[one], [other]] = hf.generate(GenerateRequest(model, [near, far], sampling))
-    assert (len(one.ids), one.finish_reason) == (6, "length")
-    assert (len(other.ids), other.finish_reason) == (20, "length")
-
-
-def test_weights_that_are_no_numbers(model: Any):
-    with torch.no_grad():
-        model.module.lm_head.weight.fill_(float("nan"))
-    for temperature in 0.0, 1.0:
-        with pytest.raises(LmflowError, match="not finite"):
-            hf.generate(GenerateRequest(model, [Prompt([5])], Sampling(temperature=temperature)))
-
-
 def test_prompt_learning_is_refused_by_name(model: Any):
     from peft import PromptTuningConfig, get_peft_model
 
@@ -321,7 +305,7 @@ def test_prompt_learning_is_refused_by_name(model: Any):
         hf.generate(GenerateRequest(model.with_module(module), [Prompt([5])], Sampling()))
 
 
-def test_extras_are_given_once_in_row_order(model: Any):
+def test_model_inputs_are_given_once_in_row_order(model: Any):
     """Pixel values go to the prefill, in the order of the rows, and to no later pass."""
     given: list[Any] = []
     module = model.module

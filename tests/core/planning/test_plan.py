@@ -76,7 +76,7 @@ def carried_out(plugins: Plugins, place: Path, **options: Any) -> RunResult:
     ],
     ids=["full", "lora", "packed", "raft"],
 )
-def test_a_run_takes_the_steps_that_were_foreseen(options, plugins, plan_of, tmp_path):
+def test_a_run_takes_the_steps_that_were_estimated(options, plugins, plan_of, tmp_path):
     plan = plan_of(**options)
     record = carried_out(plugins, tmp_path, **options, aligner__heldout_prompts=2).record
     metrics = record["metrics"]
@@ -160,7 +160,7 @@ def test_an_unknown_aligner_tells_nothing(plan_of, monkeypatch):
     assert "steps       as many as the aligner takes over" in "\n".join(plan_lines(plan))
 
 
-def test_a_model_that_looks_at_values_cannot_be_foreseen(plan_of, monkeypatch):
+def test_a_model_that_looks_at_values_cannot_be_estimated(plan_of, monkeypatch):
     from transformers import LlamaForCausalLM
 
     forward = LlamaForCausalLM.forward

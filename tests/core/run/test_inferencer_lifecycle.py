@@ -64,14 +64,15 @@ def test_a_run(recipe: Callable[..., Any], tmp_path: Path):
 
 def test_a_run_that_fails(recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     resolved = recipe()
-    for number, error in enumerate([LmflowError("no"), ValueError("no"), KeyboardInterrupt()]):
+    outcomes = [(LmflowError("no"), LmflowError), (ValueError("no"), ValueError), (KeyboardInterrupt(), Interrupted)]
+    for number, (error, outcome) in enumerate(outcomes):
         CALLS.clear()
 
         def fail(self: Any, context: AlignContext, error: BaseException = error) -> None:
             raise error
 
         monkeypatch.setattr(type(resolved.recipe.aligner), "align", fail)
-        with pytest.raises((LmflowError, ValueError, Interrupted)):
+        with pytest.raises(outcome):
             run(resolved, plugins_with(), output=tmp_path / f"run{number}", estimate=False)
         assert opened_and_closed()
 

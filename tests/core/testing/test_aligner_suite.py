@@ -267,7 +267,7 @@ class ReordersSamples(Good):
         return super().read(model, data, log)
 
 
-class ForetellsTooFew(Good):
+class EstimatesTooFew(Good):
     """Tells `lmflow plan` of one round, and takes several."""
 
     def workload(self, context: PlanContext) -> Workload:
@@ -395,7 +395,7 @@ SAME, OTHER = "test_the_same_seed_gives_the_same_run", "test_another_seed_gives_
 RESUMED, STEPS = "test_a_resumed_run_equals_an_uninterrupted_one", "test_takes_no_more_steps_than_asked_for"
 FULL, LORA, NEEDS = "test_trains_with_tuner_full", "test_trains_with_tuner_lora", "test_needs_are_declared_and_enforced"
 HEADS, FURTHER = "test_its_heads_train_and_are_saved", "test_trains_the_heads_of_an_earlier_run_further"
-FORETOLD = "test_foretells_the_steps_it_takes"
+ESTIMATED = "test_estimates_the_steps_it_takes"
 MICRO = "test_micro_batches_change_no_step"
 STEPPING, ENDS = "test_every_fit_takes_a_step", "test_trains_the_token_that_ends_an_answer"
 HELD_OUT, EDITED = "test_trains_on_no_held_out_record", "test_leaves_the_samples_as_they_are"
@@ -407,7 +407,7 @@ ALL = {
     OTHER,
     RESUMED,
     STEPS,
-    FORETOLD,
+    ESTIMATED,
     MICRO,
     FULL,
     LORA,
@@ -446,7 +446,7 @@ BROKEN: list[tuple[Aligner, str, str]] = [
     (EditsSamples(), EDITED, "data.train has other samples than before at records.jsonl:1"),
     (EditsHeldOutAnswers(), EDITED, "data.heldout has other samples than before at heldout.jsonl:1"),
     (ReordersSamples(), EDITED, "data.train is in another order"),
-    (ForetellsTooFew(), FORETOLD, "steps that workload() told; it took"),
+    (EstimatesTooFew(), ESTIMATED, "steps that workload() told; it took"),
     (UsesAReward(), NEEDS, "'NoneType' object has no attribute 'score'"),
     (NeedsARewrad(), NEEDS, "needs names 'rewrad', which is no slot"),
     (DropsInSilence(), MIXED, "names mixed.jsonl:13"),

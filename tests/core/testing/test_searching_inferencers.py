@@ -127,7 +127,7 @@ class BestOfN(Inferencer):
 
 SKIPPED = {
     "test_greedy_completions_take_the_most_probable_token",
-    "test_probabilities_are_those_drawn_from",
+    "test_probabilities_are_those_sampled_from",
     "test_n_samples_of_each_prompt",
     "test_the_same_seed_gives_the_same_completions",
     "test_a_stop_string_ends_a_completion",

@@ -43,7 +43,7 @@ HELP = (
     ("--debug", "Show tracebacks."),
 )
 ABOUT = (
-    "Talk with a model. Answers appear as they are drawn, and Ctrl-C stops the answer alone. /help lists the commands. "
+    "Talk with a model. Answers appear as they are sampled; Ctrl-C stops the answer alone. /help lists the commands. "
     "A line that ends with a backslash goes on in the next."
 )
 PROMPT = "> "
@@ -106,7 +106,7 @@ def talk(dialogue: Dialogue, *, quiet: bool) -> None:
 
 
 def show_answer(dialogue: Dialogue, text: str, say: Callable[[str], None]) -> None:
-    """Write the answer as it is drawn; an interrupt ends it, and the dialogue keeps what there is."""
+    """Write the answer as it is sampled; an interrupt ends it, and the dialogue keeps what there is."""
     hidden = dialogue.hidden
     try:
         with closing(dialogue.answer(text)) as pieces:

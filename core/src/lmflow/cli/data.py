@@ -155,18 +155,18 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         parts = resolve_data(plugins, scanned, scope, path)
         target = cast("type[DataFormat]", plugins.find("data", to))()
         check_output(output)
-        pools = read_sources(parts["data"], formats_in(parts, plugins))
-        found = (each for pool in pools for each in convert(pool.samples, target, pool.format))
+        sources = read_sources(parts["data"], formats_in(parts, plugins))
+        found = (each for source in sources for each in convert(source.samples, target, source.format))
         lost: dict[str, list[str]] = {}
         records = kept(found, lost, target.name, allow_loss=allow_loss)
         count = write_records(output, records, target.name if as_lmflow else None)
         sys.stdout.write(f"{output}\n")
         say_error(f"{count:,} records of {target.name} written")
-        for pool in pools:
-            if pool.skipped:
-                say_error(f"{pool.skipped:,} that cannot be used skipped, such as {pool.problems[0]}")
-        for words, sources in lost.items():
-            say_error(f"{words} in {len(sources):,} ({', '.join(sources[:3])}{', …' if len(sources) > 3 else ''})")
+        for source in sources:
+            if source.skipped:
+                say_error(f"{source.skipped:,} that cannot be used skipped, such as {source.problems[0]}")
+        for words, places in lost.items():
+            say_error(f"{words} in {len(places):,} ({', '.join(places[:3])}{', …' if len(places) > 3 else ''})")
 
     return convert
 

@@ -82,7 +82,7 @@ HELP = (
     ("--debug", "Show tracebacks."),
 )
 ABOUT = (
-    "Complete a prompt, or every prompt of a file. On a terminal one prompt's completion appears as it is drawn; "
+    "Complete a prompt, or every prompt of a file. On a terminal one prompt's completion appears as it is sampled; "
     "otherwise each prompt gives a JSON object with its `prompt` and its `completions`."
 )
 
@@ -120,26 +120,26 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
         """Complete prompts."""
-        wish = Options(prompt, output, image or [], system, raw, resume, overwrite, quiet)
+        options = Options(prompt, output, image or [], system, raw, resume, overwrite, quiet)
         try:
-            start(plugins, scanned, wish)
+            start(plugins, scanned, options)
         except Interrupted as error:
-            raise Interrupted(error.signal_number, f"{error}{how_to_resume(arguments, wish)}") from error
+            raise Interrupted(error.signal_number, f"{error}{how_to_resume(arguments, options)}") from error
 
     return generate, scanned.rest
 
 
-def start(plugins: Plugins, scanned: Scanned, wish: Options) -> None:
+def start(plugins: Plugins, scanned: Scanned, options: Options) -> None:
     """Check everything, then load the model and complete."""
-    scanned.problems += contradictions(wish, any(setting.path == "data.path" for setting in scanned.settings))
+    scanned.problems += contradictions(options, any(setting.path == "data.path" for setting in scanned.settings))
     parts = resolve_for_use(scanned, plugins, SCOPE)
-    samples = gather(parts, plugins, wish)
-    options = output_options(parts, wish)
+    samples = gather(parts, plugins, options)
+    shared = output_options(parts, options)
     file = None
-    if wish.output is not None:
-        refuse_input_as_output(wish.output, parts["data"])
-        file = CompletionFile(wish.output, samples, options, resume=wish.resume, overwrite=wish.overwrite)
-    display = make_progress(quiet=wish.quiet)
+    if options.output is not None:
+        refuse_input_as_output(options.output, parts["data"])
+        file = CompletionFile(options.output, samples, shared, resume=options.resume, overwrite=options.overwrite)
+    display = make_progress(quiet=options.quiet)
     try:
         with warnings.catch_warnings(action="ignore"):
             work(plugins, parts, samples, file, RunLog(None, plugins.emit, display), display)
@@ -195,7 +195,7 @@ def on_terminal() -> bool:
 
 
 def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inferencer, sampling: Sampling) -> None:
-    """One completion as it is drawn, or several one after the other."""
+    """One completion as it is sampled, or several one after the other."""
     if sampling.n == 1:
         try:
             for piece in stream(model, sample, inferencer, sampling):
@@ -220,40 +220,40 @@ def print_records(records: Iterable[dict[str, Any]], log: RunLog) -> None:
     report_refused(seen)
 
 
-def how_to_resume(arguments: Sequence[str], wish: Options) -> str:
+def how_to_resume(arguments: Sequence[str], options: Options) -> str:
     """What to type to go on, where that is possible."""
-    if wish.output is None:
+    if options.output is None:
         return ""
     words = [word for word in arguments if word not in ("--resume", "--overwrite")]
     return f" Continue with: {shlex.join(['lmflow', 'generate', *words, '--resume'])}"
 
 
-def contradictions(wish: Options, has_input: bool) -> list[str]:
+def contradictions(options: Options, has_input: bool) -> list[str]:
     """Options that exclude each other."""
     problems = []
-    if wish.prompt is not None and has_input:
+    if options.prompt is not None and has_input:
         problems.append("--prompt: given beside --input; give one of them")
-    if wish.images and has_input:
+    if options.images and has_input:
         problems.append("--image: given beside --input; records name their own images")
-    if wish.resume and wish.output is None:
+    if options.resume and options.output is None:
         problems.append("--resume: needs --output FILE, the file to go on with")
-    if wish.resume and wish.overwrite:
+    if options.resume and options.overwrite:
         problems.append("--resume: given beside --overwrite; give one of them")
-    if wish.system is not None and wish.raw:
+    if options.system is not None and options.raw:
         problems.append("--system: given beside --raw; a system text needs the chat template")
     return problems
 
 
-def gather(parts: dict[str, Any], plugins: Plugins, wish: Options) -> list[Sample]:
+def gather(parts: dict[str, Any], plugins: Plugins, options: Options) -> list[Sample]:
     """The prompts asked for."""
-    framing = Framing(wish.system, wish.raw)
+    framing = Framing(options.system, options.raw)
     if parts["data"] is not None:
-        if wish.prompt is not None:
+        if options.prompt is not None:
             raise RecipeError(["--prompt: given beside --data; give one of them"])
         return read_prompts(parts["data"], formats_in(parts, plugins), framing, partial(print_error, label=""))
-    if wish.prompt is not None:
-        return [prompt_sample(wish.prompt, framing, wish.images)]
-    return [prompt_sample(read_standard_input(), framing, wish.images, "standard input")]
+    if options.prompt is not None:
+        return [prompt_sample(options.prompt, framing, options.images)]
+    return [prompt_sample(read_standard_input(), framing, options.images, "standard input")]
 
 
 def read_standard_input() -> str:
@@ -273,11 +273,11 @@ def refuse_input_as_output(output: Path, data: Reading | None) -> None:
         raise RecipeError([f"--output: {output} is the input itself; name another file"])
 
 
-def output_options(parts: dict[str, Any], wish: Options) -> str:
+def output_options(parts: dict[str, Any], options: Options) -> str:
     """What a record depends on beside its prompt: records of one file share it."""
     used = {
         name: part and {"name": getattr(part, "name", name), **part.model_dump(mode="json")}
         for name, part in parts.items()
         if name in ("model", "context", "inferencer", "sampling")
     }
-    return fingerprint({**used, "system": wish.system, "raw": wish.raw})
+    return fingerprint({**used, "system": options.system, "raw": options.raw})

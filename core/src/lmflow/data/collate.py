@@ -15,7 +15,7 @@ from lmflow.data.sample import TokenSequence
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, as `collate` and `collate_packed` make them: all tensors but the extras are (B, T).
+    """Rows of tokens, as `collate` and `collate_packed` make them: all tensors but `model_inputs` are (B, T).
 
     The attention mask is None for packed rows. Those are right only when the model is called with their `position_ids`,
     without a mask and with `use_cache=False`: Transformers then finds the samples in a row by positions that begin
@@ -68,7 +68,7 @@ class Batch:
 
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int) -> Batch:
-    """One sequence per row, padded on the right; extras concatenated in row order."""
+    """One sequence per row, padded on the right; `model_inputs` concatenated in row order."""
     shape = len(sequences), max(len(sequence) for sequence in sequences)
     input_ids = torch.full(shape, pad_id)
     attention_mask = torch.zeros(shape, dtype=torch.long)

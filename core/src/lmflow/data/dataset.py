@@ -158,7 +158,7 @@ def read_samples(data: Reading, formats: Formats, note: Callable[[str], None] | 
 def split(
     samples: Sequence[Sample], validation: Source | None, data: DataOptions, seed: int
 ) -> tuple[Sequence[Sample], list[Sample]]:
-    """Training and held-out samples: those of the pool `validation`, or a seeded share."""
+    """Training and held-out samples: those of the source `validation`, or a seeded share."""
     if validation is not None:
         return samples, list(validation.samples)
     share = _as_share(data.validation) or 0.0

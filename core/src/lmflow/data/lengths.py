@@ -202,6 +202,8 @@ class LengthFitter:
 
     def _nothing_to_train(self) -> str:
         total = sum(self.sequences.values())
+        if not total:
+            return "There is no sample to train on. Look at the data with lmflow data check."
         if self.sequences["skipped"] == total:
             return (
                 f"All {total} samples are longer than {self.limit} tokens (longest {self.longest}). "

@@ -100,7 +100,7 @@ class TokenSequence:
         return len(self.ids)
 
     def cut(self, start: int, end: int) -> TokenSequence:
-        """Tokens `start` to `end` alone. A sequence whose extras belong to places overrides this and cuts them too."""
+        """Tokens `start` to `end` alone. A sequence whose `model_inputs` belong to places overrides this."""
         return replace(self, ids=self.ids[start:end], loss_mask=self.loss_mask[start:end])
 
     @property

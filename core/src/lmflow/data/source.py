@@ -148,7 +148,7 @@ def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Re
 
 
 def _unusable(path: str, chosen: DataFormat | None, problems: list[str], shown: int | None) -> Source:
-    """A pool without samples where all problems are wanted. Raises DataError with the first where they are not."""
+    """A source without samples where all problems are wanted. Raises DataError with the first where they are not."""
     if shown is not None or not problems:
         raise DataError(problems[0] if problems else f"{path} holds no record.")
     count = len(problems)
@@ -244,7 +244,7 @@ def _as_share(validation: float | str) -> float | None:
 
 
 def _embedded(data: Reading, formats: Formats) -> tuple[Source, list[Sample]]:
-    """What the format brings: the pool to train on, and the samples that are held out."""
+    """What the format brings: the source to train on, and the samples that are held out."""
     chosen = formats.chosen
     if chosen is None:
         raise DataError("There is no data: give a file with --data.path, or name a format that brings some.")

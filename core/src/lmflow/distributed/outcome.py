@@ -53,7 +53,7 @@ class Outcome:
 def summarize(ended: Sequence[ExitStatus], size: int, output: Path, asked: int | None) -> Outcome:
     """How the run of `size` processes ended; `ended` are those of this machine, `asked` a signal that the user sent.
 
-    Where the main process could not write what became of the run, or knew less, run.json and the report are completed.
+    Where rank 0 could not write what became of the run, or knew less, run.json and the report are completed.
     """
     if (ended[0].kind == "completed" and ended[0].rank == 0) or all(each.kind == "completed" for each in ended):
         return Outcome(0, asked=asked)
@@ -107,7 +107,7 @@ def _how_to_go_on(output: Path) -> str:
 
 
 def _complete_record(ended: Sequence[ExitStatus], output: Path, status: str, error: str | None) -> bool:
-    """Write into run.json how the run ended, where the main process could not; returns whether the run had begun."""
+    """Write into run.json how the run ended, where rank 0 could not; returns whether the run had begun."""
     main = next((each for each in ended if each.rank == 0), None)
     if main is None or not _was_opened_by(output, main.pid):
         return False

@@ -46,7 +46,7 @@ class Processes:
         """Wait until all processes are here."""
 
     def broadcast(self, value: Any) -> Any:
-        """The value that the main process gave, in every process; those of the others are ignored."""
+        """The value that rank 0 gave, in every process; those of the others are ignored."""
         return value
 
     def gather(self, value: Any) -> list[Any]:
@@ -70,7 +70,7 @@ class Processes:
         return items[self.rank :: self.size]
 
     def on_rank0(self, make: Callable[[], Made]) -> Made:
-        """What `make` makes in the main process, in every process; where it fails there, all fail."""
+        """What `make` makes on rank 0, in every process; where it fails there, all fail."""
         return make()
 
     def once_per_node(self, make: Callable[[], Made]) -> Made:
@@ -98,7 +98,7 @@ class ProcessGroup(Processes):
         self.max(0.0)  # torch's own barrier needs a GPU for every process where there is one at all
 
     def broadcast(self, value: Any) -> Any:
-        """The value that the main process gave, in every process; those of the others are ignored."""
+        """The value that rank 0 gave, in every process; those of the others are ignored."""
         return self._sent(value, 0)
 
     def gather(self, value: Any) -> list[Any]:
@@ -114,7 +114,7 @@ class ProcessGroup(Processes):
         return self._reduced(value, "MAX")
 
     def on_rank0(self, make: Callable[[], Made]) -> Made:
-        """What `make` makes in the main process, in every process; where it fails there, all fail."""
+        """What `make` makes on rank 0, in every process; where it fails there, all fail."""
         made, failure = _tried(make) if self.is_rank0 else (None, None)
         sign, sent = self.broadcast((_as_sign(failure), made))
         _raise_all(failure, [sign])
@@ -243,7 +243,7 @@ def has_joined() -> bool:
 
 
 def is_reported_by_rank0(text: str, *, seconds: float = 3.0) -> bool:
-    """Whether the main process ends with the same words: what all processes found wrong is to be told once.
+    """Whether rank 0 ends with the same words: what all processes found wrong is to be told once.
 
     It is asked by a process that ends because of an error, and may be all that is left of the group.
     """

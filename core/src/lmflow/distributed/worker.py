@@ -42,8 +42,8 @@ class Report:
 def report_end(error: BaseException, code: int, lines: Sequence[str]) -> Sequence[str]:
     """Tell the launcher how this process ends; the lines that are left for it to print.
 
-    Where `lmflow run` started it, the launcher prints. Of those that torchrun or SLURM started, the main process prints
-    what all have in common; another prints, with its number, what the main one cannot know.
+    Where `lmflow run` started it, the launcher prints. Of those that torchrun or SLURM started, rank 0 prints
+    what all have in common; another prints, with its number, what rank 0 cannot know.
     """
     file = report_file()
     if file is not None:

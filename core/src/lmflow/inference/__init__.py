@@ -1,1 +1,1 @@
-"""Drawing tokens: sampling, batching, streaming."""
+"""Sampling tokens: distributions, batches, streams."""

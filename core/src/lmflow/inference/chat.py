@@ -212,7 +212,7 @@ COMMANDS: dict[str, Command] = {
     "/system": Command("TEXT", "Set the system text (none: remove it); alone, show it.", _system),
     "/save": Command("FILE", "Write the dialogue as a record of format messages.", _save),
     "/set": Command(
-        "NAME VALUE", "Change how answers are drawn: /set sampling.temperature 0.3; alone, show all.", _set
+        "NAME VALUE", "Change how answers are sampled: /set sampling.temperature 0.3; alone, show all.", _set
     ),
     "/image": Command("PATH", "Show an image with what you say next.", _image),
     "/exit": Command("", "Leave.", _exit),

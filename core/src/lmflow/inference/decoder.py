@@ -125,7 +125,7 @@ def check_decodable(module: nn.Module) -> None:
     adapter = getattr(module, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         raise LmflowError(
-            f"Tokens cannot be drawn through a {adapter.peft_type.value} adapter: it puts its virtual tokens "
+            f"Tokens cannot be sampled through a {adapter.peft_type.value} adapter: it puts its virtual tokens "
             "before every forward pass, not only the first. Use an adapter that changes weights, such as LoRA."
         )
 

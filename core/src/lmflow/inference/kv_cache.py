@@ -140,5 +140,5 @@ def _join(above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backs(store: Tensor, held: Tensor) -> bool:
-    """Whether `validation` still is the beginning of `store`; cropping keeps that, other operations need not."""
+    """Whether `held` still is the beginning of `store`; cropping keeps that, other operations need not."""
     return store.data_ptr() == held.data_ptr() and store.shape[0] == held.shape[0]

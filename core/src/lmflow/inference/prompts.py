@@ -148,15 +148,15 @@ def complete(
         for index, refusal in refused:
             yield {**completion_record(index, samples[index], []), "error": str(refusal)}
         keys = list(prompts)
-        drawing = inferencer.generate_each(GenerateRequest(model, list(prompts.values()), sampling, progress))
-        for number, completions in drawing:
+        answered = inferencer.generate_each(GenerateRequest(model, list(prompts.values()), sampling, progress))
+        for number, completions in answered:
             yield completion_record(keys[number], samples[keys[number]], completions)
 
 
 def completion_record(index: int, sample: Sample, completions: Sequence[Completion]) -> Record:
     """What is written of one prompt: where it came from, its text, and each completion with why it ended.
 
-    `tokens` counts what was drawn, the end included; `logprob` is the sum of the tokens' log-probabilities. A prompt
+    `tokens` counts what was sampled, the end included; `logprob` is the sum of the tokens' log-probabilities. A prompt
     of several turns is there as `messages` too; `expected` is the record's own answer.
     """
     turns = sample.prompt().messages
@@ -200,10 +200,10 @@ def complete_to_file(
     """
     missing = file.missing()
     begun = len(file) > 0
-    drawing = complete(model, missing, inferencer, sampling, lambda _: log.check_stop(), stop_if_none=not begun)
+    answered = complete(model, missing, inferencer, sampling, lambda _: log.check_stop(), stop_if_none=not begun)
     try:
         with file, log.phase("generating", len(missing)):
-            for record in drawing:
+            for record in answered:
                 file.append(record)
                 log.advance_or_stop()
     except (Interrupted, KeyboardInterrupt) as error:

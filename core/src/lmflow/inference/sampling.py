@@ -1,4 +1,4 @@
-"""The distribution tokens are drawn from, and the draw itself: functions of tensors."""
+"""The distribution tokens are sampled from, and sampling itself: functions of tensors."""
 
 from __future__ import annotations
 

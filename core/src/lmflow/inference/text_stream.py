@@ -1,4 +1,4 @@
-"""Turning drawn tokens into text as they come, and finding where a stop string ends it."""
+"""Turning sampled tokens into text as they come, and finding where a stop string ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """Text of one completion as its tokens are drawn; what has been given out never changes.
+    """Text of one completion as its tokens are sampled; what has been given out never changes.
 
     Held back are characters of which only some bytes are there, and what may be the beginning of a stop string.
     Only the last few tokens are decoded each time: those since the text last ended with a whole character, after the

@@ -52,14 +52,12 @@ class Pretrained(Model):
         check_path(self.path, self.revision)
         from transformers import AutoTokenizer, GenerationConfig
 
-        try:
+        with explained_failure(self.path):
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._settings)
             config = configuration(self.path, request, **self._settings)
             module = skeleton(config, request, trust_remote_code=self.trust_remote_code)
             with suppress(OSError):  # not every model has one
                 module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
-        except (OSError, ValueError, ImportError) as error:
-            raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
         return assemble(module, tokenizer, self.path, request)
 
     def load(self, request: LoadRequest) -> LanguageModel:
@@ -69,12 +67,10 @@ class Pretrained(Model):
         from transformers import AutoTokenizer
 
         settings = self._settings
-        try:
+        with explained_failure(self.path):
             tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)
             config = configuration(self.path, request, **settings)
             module = place(load_weights(self.path, config, request, **settings), request)
-        except (OSError, ValueError, ImportError) as error:
-            raise LmflowError(f"model.path {self.path}: it cannot be loaded: {_first_lines(error)}") from error
         return assemble(module, tokenizer, self.path, request)
 
 
@@ -131,6 +127,34 @@ def skeleton(config: Any, request: LoadRequest, *, trust_remote_code: bool = Fal
         module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **attention)
     check_attention(module, attention, request)
     return module if request.quantization is None else with_quantized_shapes(module, request.quantization)
+
+
+@contextmanager
+def explained_failure(path: str) -> Iterator[None]:
+    """Within the context, what Transformers raises for files it cannot read becomes one message that names them."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise LmflowError(
+            f"model.path {path}: {damaged_weights(path)} is damaged: {error}. Copy it again from where it was saved."
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise LmflowError(f"model.path {path}: it cannot be loaded: {_first_lines(error)}") from error
+
+
+def damaged_weights(path: str) -> str:
+    """The name of the first file of weights in a model directory that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(Path(path).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            return file.name
+    return "a file of its weights"
 
 
 @contextmanager

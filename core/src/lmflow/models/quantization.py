@@ -30,10 +30,10 @@ for _name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
-def placement_settings(config: Any, request: LoadRequest, outline: Callable[[], nn.Module]) -> dict[str, Any]:
+def placement_settings(config: Any, request: LoadRequest, skeleton: Callable[[], nn.Module]) -> dict[str, Any]:
     """What Transformers is told of the request's quantization and placement; empty where it has neither.
 
-    `outline` makes the model without values, whose layers are looked at. Raises LmflowError for a model that is stored
+    `skeleton` makes the model without values, whose layers are looked at. Raises LmflowError for a model that is stored
     quantised already.
     """
     settings: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def placement_settings(config: Any, request: LoadRequest, outline: Callable[[], 
                 f"model.quantization {request.quantization.kind}: the weights are stored quantised already ({stored}); "
                 "leave the option out, or give the model they were made from"
             )
-        settings = {"quantization_config": _bitsandbytes(request.quantization, request.dtype, outline())}
+        settings = {"quantization_config": _bitsandbytes(request.quantization, request.dtype, skeleton())}
         settings["device_map"] = {"": request.device}  # quantised where they are to be, as they cannot all be moved
     if request.device_map is not None:
         settings["device_map"] = request.device_map
@@ -59,10 +59,10 @@ def stored_quantization(config: Any) -> str | None:
     return str(getattr(method, "value", method) or "unknown")
 
 
-def _bitsandbytes(quantization: Quantization, dtype: str, outline: nn.Module) -> Any:
+def _bitsandbytes(quantization: Quantization, dtype: str, skeleton: nn.Module) -> Any:
     from transformers import BitsAndBytesConfig
 
-    kept = unquantized_layers(outline, quantization)
+    kept = unquantized_layers(skeleton, quantization)
     if quantization.kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(

@@ -128,8 +128,8 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
     from lmflow.models.quantization import count_parameters
 
     device, precision = computing(recipe)
-    told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
-    workload = told or told_by_data(recipe.aligner, model, data)
+    workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
+    workload = workload or workload_of_items(recipe.aligner, model, data)
     others = other_skeletons(recipe, plugins)
     model = prepared(model, recipe)
     workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
@@ -186,7 +186,7 @@ def prepared(model: LanguageModel, recipe: Recipe) -> LanguageModel:
         ) from error
 
 
-def told_by_data(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
+def workload_of_items(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
     """What is trained on where the aligner does not say: all samples, for a number of steps that is not known."""
     from lmflow.models.encoding import items_of
 
@@ -241,7 +241,7 @@ def peaks_of(
 
 
 def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:
-    """The steps of a workload, and the largest of the batches that the main process goes through."""
+    """The steps of a workload, and the largest of the batches that rank 0 goes through."""
     from lmflow.data.packing import plan_epoch
     from lmflow.models.encoding import length_limit
     from lmflow.training.batches import micro_batches, sequences_of

@@ -73,11 +73,11 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         part: Component | None = getattr(recipe, slot)
         name = recipe.names.get(slot) or (part.name if part else None)
         sections[slot] = {"name": name, **part.model_dump(mode="json")} if part else None
-    handle_signals = {
+    trackers = {
         recipe.names.get(f"{TRACKERS}.{each.name}", each.name): each.model_dump(mode="json") for each in recipe.trackers
     }
     plain = {name: getattr(recipe, name).model_dump(mode="json") for name in PLAIN if name != DATA}
-    return sections | plain | {TRACKERS: handle_signals}
+    return sections | plain | {TRACKERS: trackers}
 
 
 def data_as_dict(

@@ -120,7 +120,7 @@ class RunDirectory:
 
 
 class FollowedDirectory(RunDirectory):
-    """The directory of a run that the main one of several processes has opened and writes: here it is read."""
+    """The directory of a run that rank 0 of several processes has opened and writes: here it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,23 +129,23 @@ class FollowedDirectory(RunDirectory):
         """Nothing is held."""
 
     def write_recipe(self, text: str) -> None:
-        """The main process does."""
+        """Rank 0 does."""
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """The main process does."""
+        """Rank 0 does."""
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """The main process does."""
+        """Rank 0 does."""
 
     def drop_metrics_after(self, step: int) -> None:
-        """The main process does."""
+        """Rank 0 does."""
 
     def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """The main process does; where it does."""
+        """Rank 0 does; where it does."""
         return self.path / SAMPLES / f"iteration-{iteration:04d}.jsonl"
 
     def write_comparison(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """The main process does."""
+        """Rank 0 does."""
 
 
 def check_usable(path: Path, *, resume: bool, overwrite: bool) -> None:

@@ -27,8 +27,8 @@ class RunLog:
     """Passed to whatever works on a run; the one place that writes metrics, shows progress and fires events.
 
     `metrics` is the flat summary that ends in run.json, `tables` what belongs there and is not flat, `notes` what the
-    user was told, `seconds` the time spent in each phase. `group` are the processes that work on the run: each has a
-    log, and that of rank 0 alone writes and shows.
+    user was told, `seconds` the time spent in each phase. `processes` work on the run together; each
+    has a log, and that of rank 0 alone writes and shows.
     """
 
     def __init__(

@@ -207,7 +207,7 @@ class AlignerSuite(RunSuite):
         check_error(watched)
         assert watched.fits, "expected align() to train through trainer.fit(); it never called it"
 
-    def test_foretells_the_steps_it_takes(self, bench: Bench) -> None:
+    def test_estimates_the_steps_it_takes(self, bench: Bench) -> None:
         """What `workload` tells `lmflow plan` is what a run does, where it tells anything."""
         workload = bench.workload(self._small({}))
         told = workload and workload.steps

@@ -24,7 +24,7 @@ def greedy(model: LanguageModel, prompt: Prompt, count: int) -> list[int]:
 
 
 def next_logits(model: LanguageModel, ids: Sequence[int]) -> Tensor:
-    """Logits (V,) of the token after `ids`, -inf for those that are never drawn."""
+    """Logits (V,) of the token after `ids`, -inf for those that are never sampled."""
     import torch
 
     with torch.no_grad():

@@ -159,10 +159,10 @@ class RequestTests:
     ) -> None:
         """Weights, what is trainable, and training mode are as before; sampling leaves no gradient."""
         before, mode = all_tensors(model), self._in_training(model)
-        self._draw_in_training(inferencer, model, prompts, None)
+        self._sample_in_training(inferencer, model, prompts, None)
         self._check_left(model, before, mode)
 
-    def test_a_drawing_that_is_stopped_leaves_the_model_as_it_was(
+    def test_sampling_that_is_stopped_leaves_the_model_as_it_was(
         self, inferencer: Inferencer, model: LanguageModel, prompts: Sequence[Prompt]
     ) -> None:
         """What `progress` raises comes out of `generate`, and the model is as before."""
@@ -172,7 +172,7 @@ class RequestTests:
 
         before, mode = all_tensors(model), self._in_training(model)
         with pytest.raises(KeyboardInterrupt):
-            self._draw_in_training(inferencer, model, prompts, stop)
+            self._sample_in_training(inferencer, model, prompts, stop)
         self._check_left(model, before, mode)
 
     def _in_training(self, model: LanguageModel) -> list[bool]:
@@ -182,7 +182,7 @@ class RequestTests:
         parts[-1].eval()
         return [part.training for part in parts]
 
-    def _draw_in_training(
+    def _sample_in_training(
         self,
         inferencer: Inferencer,
         model: LanguageModel,

@@ -76,7 +76,7 @@ class SamplingTests:
         impossible = sorted(counts.keys() - expected.keys())
         assert not impossible, (
             f"expected no completion of probability 0; found {impossible[:3]}. Usual cause: top-k or top-p is not "
-            "applied to every token, or a token is drawn after the end of the text."
+            "applied to every token, or a token is sampled after the end of the text."
         )
         found = chance(counts, expected)
         assert found >= self.least_chance, (
@@ -85,7 +85,7 @@ class SamplingTests:
             "again after tokens are left out, or random numbers that are used twice."
         )
 
-    def test_probabilities_are_those_drawn_from(self, inferencer: Inferencer, letters: LanguageModel) -> None:
+    def test_probabilities_are_those_sampled_from(self, inferencer: Inferencer, letters: LanguageModel) -> None:
         """`logprobs` holds, for each token, its log-probability in the distribution it was sampled from."""
         need_exact(inferencer, "log-probabilities under the sampling distribution")
         options = Sampling(n=50, max_new_tokens=LENGTH, temperature=0.8, top_k=4, seed=3)

@@ -1,4 +1,4 @@
-"""The distribution an inferencer must draw from, written anew and plainly, and how well counts agree with it."""
+"""The distribution an inferencer must sample from, written anew and plainly, and how well counts agree with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Outcome = TypeVar("Outcome", bound=Hashable)
 
 
 def reference_probabilities(logits: Sequence[float], sampling: Sampling) -> dict[int, float]:
-    """Probability of each token that can be drawn: softmax at the temperature, then top-k, then top-p.
+    """Probability of each token that can be sampled: softmax at the temperature, then top-k, then top-p.
 
     Top-k keeps the k most probable tokens; top-p then keeps the smallest set of the most probable that has at least
     this probability (Holtzman et al., 2020, arXiv 1904.09751). What is kept is normalised after each.

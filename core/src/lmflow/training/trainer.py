@@ -82,7 +82,7 @@ class Trainer:
         return self.setup.heldout
 
     def hold_out(self, items: Sequence[Item]) -> None:
-        """Judge by other held-out items from now on, such as the same ones with a reference's log-probabilities."""
+        """Validate on other held-out items from now on, such as the same ones with a reference's log-probabilities."""
         self.setup = replace(self.setup, heldout=items)
 
     @cached_property

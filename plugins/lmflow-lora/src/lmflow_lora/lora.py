@@ -61,7 +61,7 @@ class Lora(Tuner):
         self._check_quantized(model)
         from peft import LoraConfig, get_peft_model
 
-        # An outline has nothing to be decomposed; what is asked of it does not depend on how the matrices start.
+        # A skeleton has nothing to be decomposed; what is asked of it does not depend on how the matrices start.
         without_values = next(model.parameters()).is_meta
         config = LoraConfig(
             task_type="CAUSAL_LM",

@@ -39,7 +39,7 @@ class Raft(Aligner):
     }
 
     iterations: int = Field(8, gt=0, description="Rounds of sampling and fine-tuning.")
-    prompts: int = Field(64, gt=0, description="Prompts rollout per iteration.")
+    prompts: int = Field(64, gt=0, description="Prompts sampled from per iteration.")
     samples: int = Field(8, gt=0, description="Completions sampled per prompt (K).")
     strategy: Literal["local", "top"] = Field(
         "local", description="Keep the best completion of each prompt (local), or the best share of all (top)."
@@ -101,13 +101,13 @@ class Raft(Aligner):
     def workload(self, context: PlanContext) -> Workload:
         """The first iteration's prompts with completions of the greatest length; the number of steps of all."""
         model, data, options = context.model, context.data, context.options
-        room = [model.end_ids[0]] * self.max_new_tokens
+        longest = [model.end_ids[0]] * self.max_new_tokens
         sequences = []
         for index in draw_prompts(len(data.train), self.prompts, 1, options.seed):
             prompt = model.encode_prompt(data.train[index])
-            trained = [False] * len(prompt.ids) + [True] * len(room)
+            loss_mask = [False] * len(prompt.ids) + [True] * len(longest)
             sequences.append(
-                TokenSequence([*prompt.ids, *room], trained, data.train[index].source, prompt.model_inputs)
+                TokenSequence([*prompt.ids, *longest], loss_mask, data.train[index].source, prompt.model_inputs)
             )
         kept = self._kept(len(sequences))
         sequences = [sequences[index % len(sequences)] for index in range(kept)]
@@ -124,7 +124,7 @@ class Raft(Aligner):
     def _sample(self, work: Work, samples: Sequence[Sample], n: int, seed: int) -> Rollout:
         """Sample n completions for each prompt and score them.
 
-        Of several processes each samples for a share of the prompts, and the main one scores, as a reward that looks at
+        Of several processes each samples for a share of the prompts, and rank 0 scores, as a reward that looks at
         a whole batch has to.
         """
         from lmflow.inference.rewards import score_groups
@@ -206,7 +206,7 @@ class Rollout:
 
 
 def training_sequence(rollout: Rollout, at: tuple[int, int]) -> TokenSequence:
-    """Prompt and completion as rollout, the loss on the completion's tokens and its end-of-text token only."""
+    """Prompt and completion as sampled, the loss on the completion's tokens and its end-of-text token only."""
     prompt, completion = rollout.prompts[at[0]], rollout.completions[at[0]][at[1]]
     return completion_sequence(prompt, completion, rollout.samples[at[0]].source)
 
@@ -231,7 +231,7 @@ def describe(rollout: Rollout, kept: Sequence[tuple[int, int]], loss: float | No
 
 
 def sample_rows(iteration: int, rollout: Rollout, kept: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """One row per completion for samples/, in the order rollout."""
+    """One row per completion for samples/, in the order of the rollout."""
     chosen = set(kept)
     return [
         {

@@ -73,7 +73,7 @@ def verify(
     return Verification(accepted, sample(final, following[rows, accepted]))
 
 
-def judge_greedy(best: Tensor, proposed: Tensor, counts: Tensor) -> Verification:
+def verify_greedy(best: Tensor, proposed: Tensor, counts: Tensor) -> Verification:
     """The limit of temperature 0: proposals are kept while they are the target's most probable, `best` (R, K + 1)."""
     places = proposed.shape[1]
     there = torch.arange(places, device=proposed.device) < counts.unsqueeze(-1)

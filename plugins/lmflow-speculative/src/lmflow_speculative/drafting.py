@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lmflow.plugins import Plugins
 
 LOOK = 0.05
-"""What judging one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
+"""What verifying one more proposal costs, in passes of the target; proposing by lookup costs nothing else."""
 
 
 def load_draft(
@@ -81,7 +81,7 @@ def relative_cost(target: LanguageModel, draft: LanguageModel | None) -> float:
     """What a proposal costs in passes of the target.
 
     A pass takes time by its weights where they are many and by its layers where they are few; the greater share of
-    the two counts. Both are the same on every machine, so that what is drawn does not depend on a clock.
+    the two counts. Both are the same on every machine, so that what is sampled does not depend on a clock.
     """
     if draft is None:
         return LOOK

@@ -33,7 +33,7 @@ class AdaptedLength:
 
     def __init__(self, cost: float) -> None:
         self._cost = cost
-        self._judged = WEIGHT
+        self._verified = WEIGHT
         self._refused = self._feared = (1 - PRIOR) * WEIGHT
 
     def chance(self, confidence: float) -> float:
@@ -54,15 +54,15 @@ class AdaptedLength:
     @property
     def rate(self) -> float:
         """Probability that a proposal is kept when those before it were, whatever its confidence."""
-        return 1 - self._refused / self._judged
+        return 1 - self._refused / self._verified
 
     def learn(self, confidences: Sequence[float], accepted: int) -> None:
-        """Take note of what became of a block: those accepted, and the first refused if one was, were judged."""
-        judged = confidences[: accepted + 1]
-        if judged:
-            self._judged = self._judged * MEMORY + len(judged)
-            self._refused = self._refused * MEMORY + len(judged) - accepted
-            self._feared = self._feared * MEMORY + sum(1 - confidence for confidence in judged)
+        """Take note of what became of a block: those accepted, and the first refused if one was, were verified."""
+        verified = confidences[: accepted + 1]
+        if verified:
+            self._verified = self._verified * MEMORY + len(verified)
+            self._refused = self._refused * MEMORY + len(verified) - accepted
+            self._feared = self._feared * MEMORY + sum(1 - confidence for confidence in verified)
 
 
 DraftLength = FixedLength | AdaptedLength

@@ -1,4 +1,4 @@
-"""What is known of each completion being drawn."""
+"""What is known of each completion being sampled."""
 
 from __future__ import annotations
 

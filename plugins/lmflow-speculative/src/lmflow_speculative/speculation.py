@@ -158,7 +158,7 @@ class SpeculativeBatch:
         self.rows = self.rows + other.rows
 
     def take(self, logits: Tensor, proposal: Proposal) -> int:
-        """Judge the proposals by the target's logits (R, K + 1, V) and extend the rows; the number of new tokens."""
+        """Verify the proposals by the target's logits (R, K + 1, V) and extend the rows; the number of new tokens."""
         rows = self.rows
         verification, tokens, logprobs = self._verify(rows, logits, proposal)
         total = 0
@@ -169,15 +169,15 @@ class SpeculativeBatch:
             taken = row.extend(ids[: accepted + 1], scores[: accepted + 1], self._model.end_ids)
             total += taken
             # Proposals after the one that ended the completion were neither right nor wrong.
-            judged = len(confidences) if taken > accepted else taken
-            self._statistics.count_block(judged, min(accepted, judged), taken)
-            row.length.learn(confidences[:judged], min(accepted, judged))
+            verified = len(confidences) if taken > accepted else taken
+            self._statistics.count_block(verified, min(accepted, verified), taken)
+            row.length.learn(confidences[:verified], min(accepted, verified))
         return total
 
     def _verify(
         self, rows: Sequence[Row], logits: Tensor, proposal: Proposal
     ) -> tuple[acceptance.Verification, Tensor, Tensor]:
-        """The verdict, the tokens that stay in their places, and their log-probabilities, (R, K + 1) each."""
+        """The verification, the tokens that stay in their places, and their log-probabilities, (R, K + 1) each."""
         device = logits.device
         filters = Filters.of([row.sampling for row in rows], device)
         height, places, vocabulary = logits.shape
@@ -191,9 +191,9 @@ class SpeculativeBatch:
         flat = self._rules.allowed(logits.reshape(height * places, vocabulary), drawn.reshape(-1), each.min_new_tokens)
         if filters.all_greedy:
             scores = flat.log_softmax(-1).view(logits.shape)
-            verification = acceptance.judge_greedy(flat.argmax(-1).view(height, places), proposed, counts)
+            verification = acceptance.verify_greedy(flat.argmax(-1).view(height, places), proposed, counts)
         else:
-            # A greedy row beside others has all probability on one token, of which the rules make the same verdict.
+            # A greedy row beside others has all probability on one token, for which the rules come to the same result.
             logprobs = filtered_logprobs(flat, each.temperature, each.top_k, each.top_p)
             scores = scored(flat, logprobs, each.temperature).view(logits.shape)
             logprobs = logprobs.view(logits.shape)

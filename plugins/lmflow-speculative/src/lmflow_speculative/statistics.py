@@ -30,7 +30,7 @@ class Statistics:
     draft: Passes = field(default_factory=Passes)
 
     def count_block(self, proposed: int, accepted: int, tokens: int) -> None:
-        """A row's block of `proposed` tokens was judged and brought `tokens`."""
+        """A row's block of `proposed` tokens was verified and brought `tokens`."""
         missing = proposed - len(self.proposed)
         self.proposed += [0] * missing
         self.accepted += [0] * missing
@@ -52,7 +52,7 @@ class Statistics:
 
     @property
     def tokens_per_pass(self) -> float:
-        """Tokens drawn per pass of the target over a row; 1 without speculation."""
+        """Tokens sampled per pass of the target over a row; 1 without speculation."""
         return self.tokens / max(1, self.row_passes)
 
     def figures(self) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Statistics:
     def describe(self) -> str:
         """The same in a line."""
         if not self.tokens:
-            return "speculation: nothing drawn"
+            return "speculation: nothing sampled"
         places = ", ".join(f"{share:.0%}" for share in self.acceptance)
         return (
             f"speculation: {self.tokens_per_pass:.2f} tokens per target pass ({self.tokens:,} tokens, "

@@ -62,7 +62,7 @@ class StoredSequences(Sequence[TokenSequence]):
 
 
 def write_store(directory: Path, sequences: Iterable[TokenSequence], about: Callable[[], Mapping[str, Any]]) -> None:
-    """Write sequences without extras to `directory`, which appears whole or not at all; one there is replaced.
+    """Write sequences without `model_inputs` to `directory`, which appears whole or not at all; one there is replaced.
 
     `about` is asked after the last sequence for what the index is to hold beside the sizes of the files.
     """

@@ -126,7 +126,7 @@ class ZeRO(DDP):
                 put(parameter, state[name][key].to(self._engine.device), key)
 
     def full_module(self) -> nn.Module:
-        """The model with all of its weights; of stage 3 a copy on the CPU, whole in the main process alone."""
+        """The model with all of its weights; of stage 3 a copy on the CPU, whole on rank 0 alone."""
         if self._skeleton is None:
             return self._module
         state = {}

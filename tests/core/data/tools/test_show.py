@@ -1,0 +1,55 @@
+"""Token sequences as people read them."""
+
+from __future__ import annotations
+
+from lmflow.data.sample import Message, Sample, TokenSequence
+from lmflow.data.tokenize import encode_sample
+from lmflow.data.tools.show import packed_layout, pieces_of, plain, shown_as_data, table
+from lmflow.models.language_model import LanguageModel
+
+
+def test_pieces_are_the_text(tiny_model: LanguageModel):
+    sample = Sample((Message("user", "naïve 日本 🙂"), Message("assistant", "the fox 数据")), source="s:1")
+    [sequence] = encode_sample(tiny_model.tokenizer, sample, end_ids=tiny_model.end_ids)
+    pieces = list(pieces_of(tiny_model.tokenizer, sequence))
+    assert [i for piece in pieces for i in piece.ids] == list(sequence.ids)
+    assert "".join(piece.text for piece in pieces) == tiny_model.tokenizer.decode(sequence.ids)
+    assert plain(pieces).count("«the fox 数据") == 1
+    assert [piece.position for piece in pieces] == sorted(piece.position for piece in pieces)
+
+
+def test_rows_say_where_samples_lie(tiny_model: LanguageModel):
+    samples = [Sample((Message("assistant", "the " * n),), False, source=f"s:{n}") for n in (5, 3, 2)]
+    sequences = [each for sample in samples for each in tiny_model.encode(sample)]
+    layout = packed_layout(sequences, len(sequences[0]) + len(sequences[2]))
+    assert [[(place.source, place.start) for place in row] for row in layout] == [
+        [("s:5", 0), ("s:2", len(sequences[0]))],
+        [("s:3", 0)],
+    ]
+
+
+def test_a_character_that_never_comes_is_shown_byte_by_byte(tiny_model: LanguageModel):
+    tokenizer = tiny_model.tokenizer
+    first, *_ = tokenizer("日", add_special_tokens=False)["input_ids"]
+    [end] = tokenizer("d", add_special_tokens=False)["input_ids"]
+    pieces = list(pieces_of(tokenizer, TokenSequence([first, end], [False, True], "s")))
+    assert [piece.ids for piece in pieces] == [(first,), (end,)]
+    assert pieces[0].text == tokenizer.convert_ids_to_tokens(first)
+
+
+def test_a_line_for_each_piece(tiny_model: LanguageModel):
+    sequence = TokenSequence(tiny_model.tokenizer("the fox")["input_ids"], [False] + [True] * 20, "s")
+    sequence = sequence.cut(0, len(sequence.ids))
+    lines = list(table(list(pieces_of(tiny_model.tokenizer, sequence))))
+    assert [line.split()[0] for line in lines] == [str(i) for i in range(len(lines))]
+    assert "trained" not in lines[0]
+    assert all("trained" in line for line in lines[1:])
+    assert "".join(eval(line.split(maxsplit=2 + ("trained" in line))[-1]) for line in lines) == "the fox"
+
+
+def test_without_packing_there_are_no_rows(tiny_model: LanguageModel):
+    sequence = TokenSequence([5, 6], [False, True], "s:1")
+    shown = shown_as_data(tiny_model.tokenizer, [sequence], None)
+    assert shown["rows"] is None
+    assert [(each["source"], each["tokens"], each["num_targets"]) for each in shown["sequences"]] == [("s:1", 2, 1)]
+    assert shown_as_data(tiny_model.tokenizer, [], []) == {"sequences": [], "rows": []}
