@@ -6,13 +6,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.profiler import profile
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 
 from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.planning.footprint import Footprint, StepSettings, predict_footprint, predict_validation, split_over
 from lmflow.training.loss import negative_log_likelihood
+
+from .peaks import live_peak, without_weights
 
 WIDTH = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
 LLAMA = LlamaConfig(**WIDTH, vocab_size=500)
@@ -37,25 +38,18 @@ def batch_of(*lengths: int, packed: bool = False) -> Batch:
     return collate_packed([sequences], 0) if packed else collate(sequences, 0)
 
 
-def live_peak(module: nn.Module, batch: Batch, *, bf16: bool = False, backward: bool = True) -> int:
-    """The most bytes that a step held at once beside the weights, as the profiler saw them come and go."""
+def step_peak(module: nn.Module, batch: Batch, *, bf16: bool = False, backward: bool = True) -> int:
+    """The most bytes that a step held at once beside the weights."""
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = negative_log_likelihood(module, module, batch)
+        if backward:
+            loss.backward()
+            module.zero_grad()
+
     with torch.set_grad_enabled(backward):
-        negative_log_likelihood(module, module, batch)  # what is made once and kept
-        with profile(profile_memory=True) as seen:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = negative_log_likelihood(module, module, batch)
-            if backward:
-                loss.backward()
-    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
-def without_weights(found: Footprint) -> int:
-    return found.gradients + found.activations + found.logits
+        return live_peak(step)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda each: each.model_type)
@@ -68,7 +62,7 @@ def test_a_step_takes_what_was_estimated(config, how):
     found = without_weights(predict_footprint(module, batch, setting))
     if recomputed:
         module.gradient_checkpointing_enable({"use_reentrant": False})
-    assert found == pytest.approx(live_peak(module, batch, bf16=bf16), rel=0.05)
+    assert found == pytest.approx(step_peak(module, batch, bf16=bf16), rel=0.05)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda each: each.model_type)
@@ -76,7 +70,7 @@ def test_a_pass_without_gradients_takes_what_was_estimated(config):
     module, batch = make(config).eval(), batch_of(400, 390, 410)
     found = predict_validation(module, batch, StepSettings())
     assert found.gradients == 0
-    assert found.activations + found.logits == pytest.approx(live_peak(module, batch, backward=False), rel=0.1)
+    assert found.activations + found.logits == pytest.approx(step_peak(module, batch, backward=False), rel=0.1)
 
 
 def test_weights_on_the_meta_device_are_enough():
@@ -112,7 +106,7 @@ def test_frozen_weights_cost_nothing():
     assert little.gradients <= trained
     assert little.optimizer == 2 * trained
     assert little.activations < 0.45 * all_of_it.activations
-    assert little.activations + little.logits + little.gradients == pytest.approx(live_peak(last, batch), rel=0.1)
+    assert little.activations + little.logits + little.gradients == pytest.approx(step_peak(last, batch), rel=0.1)
 
 
 def test_a_copy_of_the_start_is_counted():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import profile
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from transformers.models.llama.configuration_llama import LlamaConfig
 
@@ -19,7 +17,6 @@ from lmflow.data.collate import collate
 from lmflow.data.sample import TokenSequence
 from lmflow.models.language_model import LanguageModel
 from lmflow.planning.footprint import (
-    Footprint,
     StepSettings,
     predict_footprint,
     predict_other,
@@ -32,6 +29,8 @@ from lmflow.training.distributions import kl_divergence
 from lmflow.training.loss import target_map, target_states, token_logprobs
 from lmflow.training.output_head import output_head
 
+from .peaks import live_peak, without_weights
+
 BATCH = collate(
     [TokenSequence([1 + i % 400 for i in range(n)], [i > n // 3 for i in range(n)]) for n in (200, 190, 210)], 0
 )
@@ -41,24 +40,6 @@ def make(hidden: int, layers: int, vocabulary: int = 500) -> Any:
     torch.manual_seed(0)
     sizes = {"hidden_size": hidden, "intermediate_size": 5 * hidden // 2, "num_hidden_layers": layers}
     return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, vocab_size=vocabulary, pad_token_id=0))
-
-
-def live_peak(work: Callable[[], Any]) -> int:
-    """The most bytes that `work` held at once beside what was there, as the profiler saw them come and go."""
-    work()  # what is made once and kept
-    with profile(profile_memory=True) as seen:
-        work()
-    events: Any = seen.profiler
-    changes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
-def without_weights(found: Footprint) -> int:
-    return found.gradients + found.activations + found.logits
 
 
 @pytest.mark.parametrize("vocabulary", [500, 4000])

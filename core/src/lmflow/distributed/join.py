@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmflow.distributed.environment import Worker, take_part, this_worker
 from lmflow.distributed.processes import Processes, current_processes
+from lmflow.distributed.signals import handling
 from lmflow.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -49,15 +50,8 @@ def join(recipe: Recipe, note: Callable[[str], None] | None = None) -> Processes
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
     """Within the context Ctrl-C ends this process at once: while torch waits for others, Python hears of no signal."""
-    try:
-        previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    except ValueError:  # not the main thread: signals are the caller's business
+    with handling(signal.SIG_DFL, signal.SIGINT):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def check_number(recipe: Recipe, worker: Worker | None) -> None:

@@ -7,10 +7,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from lmflow.distributed.processes import Processes
 from lmflow.errors import RunDirectoryError
 from lmflow.run_files import (
     CHECKPOINTS,
@@ -204,3 +205,23 @@ def _step_of(line: str) -> float:
     except ValueError:
         return math.inf
     return step
+
+
+def opened_by_rank0(
+    processes: Processes, begin: Callable[[], RunDirectory], check: Callable[[RunDirectory], None]
+) -> RunDirectory:
+    """A directory that rank 0 opens, locks and checks, and the others follow; what goes wrong is raised in all."""
+    mine: list[RunDirectory] = []
+
+    def open_and_check() -> Path:
+        mine.append(begin())
+        check(mine[0])
+        return mine[0].path.absolute()
+
+    try:
+        path = processes.on_rank0(open_and_check)
+    except BaseException:
+        for directory in mine:
+            directory.close()
+        raise
+    return mine[0] if mine else FollowedDirectory(path)

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from lmflow.distributed.processes import Processes
+from lmflow.distributed.signals import handling
 from lmflow.errors import Interrupted
 from lmflow.run.directory import RunDirectory
 from lmflow.run.display import Display, Silent
@@ -146,18 +147,8 @@ class RunLog:
             if self.processes.size == 1:
                 self.stop_signal = number
             self.note("stopping at the next safe place; once more to stop at once")
-            for each in previous:
-                signal.signal(each, signal.SIG_DFL if each != signal.SIGINT else signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-        previous = {}
-        try:
-            for each in (signal.SIGINT, signal.SIGTERM):
-                previous[each] = signal.signal(each, ask)
-        except ValueError:  # not the main thread: signals are the caller's business
+        with handling(ask, signal.SIGINT, signal.SIGTERM):
             yield
-            return
-        try:
-            yield
-        finally:
-            for each, handler in previous.items():
-                signal.signal(each, handler)

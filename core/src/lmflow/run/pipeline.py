@@ -15,11 +15,12 @@ from lmflow.data.files import files_of
 from lmflow.distributed.environment import this_worker
 from lmflow.distributed.join import join
 from lmflow.distributed.processes import Processes
+from lmflow.distributed.signals import handling
 from lmflow.errors import Interrupted, LmflowError, RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.recipe import ResolvedRecipe, dump
 from lmflow.recipe.stages import Stage, StagedRecipe, dump_stages
-from lmflow.run.directory import FollowedDirectory, RunDirectory
+from lmflow.run.directory import FollowedDirectory, RunDirectory, opened_by_rank0
 from lmflow.run.display import Display, Silent
 from lmflow.run.pipeline_record import PipelineRecord, is_finished, place_of, result_of
 from lmflow.run.record import RunResult
@@ -105,23 +106,16 @@ def open_whole(
         raise RunDirectoryError("stages on several machines need --output DIR, the same on each of them.")
     if launch.host_rank > 0 and output is not None:
         return FollowedDirectory(output)
-    mine: list[RunDirectory] = []
 
-    def begin() -> Path:
+    def begin() -> RunDirectory:
         place = output or new_output("-".join(stage.name for stage in staged.stages)[:40])
-        directory = RunDirectory(place, resume=resume, overwrite=overwrite, folders=[STAGES])
-        mine.append(directory)
+        return RunDirectory(place, resume=resume, overwrite=overwrite, folders=[STAGES])
+
+    def check(directory: RunDirectory) -> None:
         check_same_text(directory, dump_stages(staged), resume)
         directory.write_recipe(dump_stages(staged))
-        return directory.path.absolute()
 
-    try:
-        path = processes.on_rank0(begin)
-    except BaseException:
-        for directory in mine:
-            directory.close()
-        raise
-    return mine[0] if mine else FollowedDirectory(path)
+    return opened_by_rank0(processes, begin, check)
 
 
 @contextmanager
@@ -151,15 +145,8 @@ def sigterm_interrupts() -> Iterator[None]:
     def interrupt(number: int, _: FrameType | None) -> None:
         raise Interrupted(number)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: signals are the caller's business
+    with handling(interrupt, signal.SIGTERM):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def carry_out(pipeline: Pipeline, stage: Stage, number: int) -> None:

@@ -16,7 +16,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.run import stages
-from lmflow.run.directory import FollowedDirectory, RunDirectory
+from lmflow.run.directory import RunDirectory, opened_by_rank0
 from lmflow.run.display import Display
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord, RunResult
@@ -94,21 +94,11 @@ def open_directory(
     recipe: Recipe, processes: Processes, output: Path | None, resume: bool, overwrite: bool
 ) -> RunDirectory:
     """The run's directory: opened and locked by rank 0, which alone writes, and followed by the others."""
-    mine: list[RunDirectory] = []
-
-    def begin() -> Path:
-        directory = RunDirectory(output or default_output(recipe), resume=resume, overwrite=overwrite)
-        mine.append(directory)
-        check_same_recipe(directory, recipe, resume)
-        return directory.path.absolute()
-
-    try:
-        path = processes.on_rank0(begin)
-    except BaseException:
-        for directory in mine:
-            directory.close()
-        raise
-    return mine[0] if mine else FollowedDirectory(path)
+    return opened_by_rank0(
+        processes,
+        lambda: RunDirectory(output or default_output(recipe), resume=resume, overwrite=overwrite),
+        lambda directory: check_same_recipe(directory, recipe, resume),
+    )
 
 
 def silent(*_: object, **__: object) -> None:
