@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.log import RunLog
 from lmflow.testing.contexts import trainer_setup
+from lmflow.training.objective import NextToken
 from lmflow.training.trainer import Trainer
+
+sys.path.append(str(Path(__file__).parent.parent / "run"))
+from heads_aligners import Valued, with_returns
 
 
 class Tokenizer:
@@ -39,10 +44,16 @@ def main(work: dict[str, Any]) -> None:
         module = get_peft_model(module, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     model = LanguageModel(module, Tokenizer(), "here")
     sequences = [TokenSequence(*row) for row in work["sequences"]]
+    objective: Any = NextToken()
+    if work["head"]:
+        aligner = Valued()
+        model = model.with_heads(aligner.heads(model), seed=0)
+        module, objective = model.module, aligner.objective(SimpleNamespace(model=model))
+        sequences = [with_returns(each) for each in sequences]
     options = TrainingOptions(**work["options"])
     metrics: list[dict[str, Any]] = []
     log = RunLog(None, lambda *_, metrics=None, to=metrics, **__: to.append(metrics) if metrics else None)
-    setup = trainer_setup(warmup=work["warmup"], strategy=work["strategy"])
+    setup = trainer_setup(warmup=work["warmup"], strategy=work["strategy"], objective=objective)
     trainer = Trainer(model, options, log, Path(work["checkpoints"]), setup)
     trainer.restore()
     trainer.plan(work["planned"])
@@ -54,6 +65,7 @@ def main(work: dict[str, Any]) -> None:
     if group.is_rank0:
         found = {
             "losses": [m["loss"] for m in metrics if "loss" in m],
+            "value_errors": [m["value_error"] for m in metrics if "value_error" in m],
             "norms": [m["grad_norm"] for m in metrics if "grad_norm" in m],
             "processes": group.size,
             "parameters_here": local,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from lmflow.testing.runs import RECORDS, write_records
 from lmflow.testing.tiny import tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parallel")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("launching")]
 
 PLUGIN = Path(__file__).parent.parent / "run" / "heads_aligners.py"
 ALTERNATES = '''
@@ -42,11 +41,6 @@ class Alternates(Valued):
 def lmflow_aligners() -> list[type[Aligner]]:
     return [Valued, Alternates]
 '''
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed (pip install 'lmflow-core[deepspeed]')",
-)
-STRATEGIES = ["ddp", "fsdp", *(pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (1, 2, 3))]
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -56,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(place: Path) -> Train:
+def train(place: Path, without_deepspeed: str) -> Train:
     """The command, in a process that finds the plugin installed."""
     site = place / "site" / "acme_heads-1.0.dist-info"
     site.mkdir(parents=True)
@@ -68,7 +62,8 @@ def train(place: Path) -> Train:
     write_records(place / "heldout.jsonl", RECORDS[9:])
     started = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in started}
-    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site.parent)}
+    places = os.pathsep.join([str(site.parent), without_deepspeed])
+    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
 
     def carry_out(name: str, *words: str, processes: int = 2, **changes: Any) -> subprocess.CompletedProcess[str]:
         options = {
@@ -114,33 +109,21 @@ def alone(train: Train, place: Path) -> Path:
     return place / "alone"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_train_it_as_one_does(strategy: str, train: Train, place: Path, alone: Path):
-    sound(train(strategy, launch__strategy=strategy))
-    assert losses(place / strategy) == pytest.approx(losses(alone), rel=2e-4)
-    found, expected = head(place / strategy), head(alone)
+def test_processes_that_split_the_weights_train_it_as_one_does(train: Train, place: Path, alone: Path):
+    """The whole life of a run; every strategy's training is compared in test_parallel.py."""
+    sound(train("fsdp", launch__strategy="fsdp"))
+    run = place / "fsdp"
+    assert losses(run) == pytest.approx(losses(alone), rel=2e-4)
+    found, expected = head(run), head(alone)
     assert found.keys() == expected.keys() == {"value.0.weight", "value.0.bias"}
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-3)
-    record = json.loads((place / strategy / "run.json").read_text())
-    single = json.loads((alone / "run.json").read_text())
+    record, single = (json.loads((each / "run.json").read_text()) for each in (run, alone))
     for when in ("before", "after"):
         name = f"eval_value_error_{when}"
         assert record["metrics"][name] == pytest.approx(single["metrics"][name], rel=1e-3)
-    saved = load_file(place / strategy / "model" / "model.safetensors")
+    saved = load_file(run / "model" / "model.safetensors")
     assert not [name for name in saved if "aligner" in name]
-
-
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
-def test_beside_an_adapter_weights_that_are_split_train_it_as_one_process_does(
-    strategy: str, train: Train, place: Path
-):
-    if not (place / "lora").exists():
-        sound(train("lora", processes=1, tuner="lora"))
-    sound(train(f"lora-{strategy}", tuner="lora", launch__strategy=strategy))
-    assert losses(place / f"lora-{strategy}") == pytest.approx(losses(place / "lora"), rel=2e-4)
-    for name, value in head(place / f"lora-{strategy}").items():
-        torch.testing.assert_close(value, head(place / "lora")[name], atol=2e-5, rtol=1e-3)
 
 
 def test_resumed_from_half_its_steps_it_ends_alike(train: Train, place: Path):

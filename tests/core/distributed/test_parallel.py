@@ -20,7 +20,12 @@ needs_deepspeed = pytest.mark.skipif(
 )
 OF_TORCH, OF_DEEPSPEED = ("ddp", "fsdp"), ("zero1", "zero2", "zero3")
 STRATEGIES = [*OF_TORCH, *(pytest.param(name, marks=needs_deepspeed) for name in OF_DEEPSPEED)]
-WITH_ADAPTERS = ("fsdp", "zero3")
+SPLITTING = ("fsdp", "zero3")
+BESIDE: dict[str, dict[str, bool]] = {
+    "lora": {"lora": True},
+    "head": {"head": True},
+    "lora and head": {"lora": True, "head": True},
+}
 STEPS, HALF = 8, 4
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parallel")]
 
@@ -40,9 +45,12 @@ class Work:
             self.rows.append([ids, [j >= prompt for j in range(length)], f"s{i}"])
 
     def order(
-        self, strategy: str, name: str, *, until: int, lora: bool = False, origin: str | None = None
+        self, strategy: str, name: str, *, until: int, lora: bool = False, head: bool = False, origin: str | None = None
     ) -> dict[str, Any]:
-        """A training up to a step, from the checkpoint in `name`, or else in a copy of `origin`, if there is one."""
+        """A training up to a step, from the checkpoint in `name`, or else in a copy of `origin`, if there is one.
+
+        With `lora` of adapters, with `head` of a value head beside the rest.
+        """
         return {
             "model": str(self.place / "model"),
             "sequences": self.rows,
@@ -59,6 +67,7 @@ class Work:
             "planned": STEPS,
             "until": until,
             "lora": lora,
+            "head": head,
             "found": str(self.place / f"{name}-{until}.json"),
         }
 
@@ -84,22 +93,28 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 @pytest.fixture(scope="module")
 def alone(work: Work) -> dict[str, Any]:
     """One process, all steps; its checkpoint at half the steps is in `half`."""
-    [first, rest, lora] = work.carry_out(
+    [first, rest, *others] = work.carry_out(
         1,
         work.order("ddp", "half", until=HALF),
         work.order("ddp", "alone", until=STEPS, origin="half"),
-        work.order("ddp", "lora-one", lora=True, until=3),
+        *(work.order("ddp", f"{name}-one", until=3, **parts) for name, parts in BESIDE.items()),
     )
-    return {**rest, **{name: first[name] + rest[name] for name in ("losses", "norms")}, "lora": lora}
+    joined = {name: first[name] + rest[name] for name in ("losses", "norms")}
+    return {**rest, **joined, **dict(zip(BESIDE, others, strict=True))}
 
 
 class Found:
     """What trainings by one strategy found, each up to a step: begun and gone on with by one process or by two."""
 
     def __init__(self, strategy: str, in_two: list[dict[str, Any]], one_goes_on: dict[str, Any]) -> None:
-        self.together, self.two_go_on, *self.with_adapters = in_two
+        self.together, self.two_go_on, *others = in_two
         self.one_goes_on = one_goes_on
-        assert len(self.with_adapters) == (strategy in WITH_ADAPTERS)
+        self.beside = dict(zip(beside(strategy), others, strict=True))
+
+
+def beside(strategy: str) -> list[str]:
+    """What else is trained by a strategy: adapters only where weights are split, which is what they differ in."""
+    return [name for name, parts in BESIDE.items() if strategy in SPLITTING or "lora" not in parts]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +126,9 @@ def found_by(work: Work, alone: dict[str, Any]) -> dict[str, Found]:
             work.order(strategy, f"{strategy}-two", until=HALF),
             work.order(strategy, f"{strategy}-one", until=STEPS, origin="half"),
         ]
-        if strategy in WITH_ADAPTERS:
-            orders[strategy].append(work.order(strategy, f"{strategy}-lora-two", lora=True, until=3))
+        orders[strategy] += [
+            work.order(strategy, f"{strategy}-{name}-two", until=3, **BESIDE[name]) for name in beside(strategy)
+        ]
     in_two = iter(work.carry_out(2, *(order for each in orders.values() for order in each)))
     in_one = work.carry_out(1, *(work.order("ddp", f"{strategy}-two", until=STEPS) for strategy in orders))
     return {
@@ -131,12 +147,13 @@ def test_two_processes_equal_one_and_continue_each_other(
         assert found.together[name][0] == pytest.approx(alone[name][0], rel=1e-6)
     split = alone["optimizer_here"] / found.together["optimizer_here"]
     assert split == pytest.approx(1 if strategy == "ddp" else 2, rel=0.01)
-    if strategy in ("fsdp", "zero3"):
+    if strategy in SPLITTING:
         assert found.together["parameters_here"] == pytest.approx(alone["parameters_here"] / 2, rel=0.01)
     assert found.two_go_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
     assert found.two_go_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
-    for adapted in found.with_adapters:
-        assert adapted["losses"] == pytest.approx(alone["lora"]["losses"], rel=1e-5)
-        assert adapted["sums"] == pytest.approx(alone["lora"]["sums"], abs=1e-3)
+    for name, trained in found.beside.items():
+        for figures in ("losses", "value_errors"):
+            assert trained[figures] == pytest.approx(alone[name][figures], rel=1e-5)
+        assert trained["sums"] == pytest.approx(alone[name]["sums"], abs=1e-3)
     assert found.one_goes_on["losses"] == pytest.approx(alone["losses"][HALF:], rel=1e-5)
     assert found.one_goes_on["sums"] == pytest.approx(alone["sums"], abs=1e-3)
