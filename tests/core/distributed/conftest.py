@@ -5,15 +5,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
 InTwo = Callable[..., Sequence["subprocess.CompletedProcess[str]"]]
 
 
-@pytest.fixture
-def free_port() -> int:
+def pick_free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -21,13 +20,20 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def in_two_processes(tmp_path: Path, free_port: int) -> InTwo:
+def free_port() -> int:
+    """See `pick_free_port`."""
+    return pick_free_port()
+
+
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> InTwo:
     """Runs a program's text, with arguments, as a group of two; how each process ended."""
+    file = tmp_path_factory.mktemp("two") / "two.py"
 
     def run(program: str, *arguments: str) -> Sequence["subprocess.CompletedProcess[str]"]:
-        file = tmp_path / "two.py"
         file.write_text(program)
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(pick_free_port())}
+        group = {**meeting, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
                 [sys.executable, str(file), *arguments],

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-PRELUDE = """
-import json, random, sys, tempfile
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import json, random, tempfile
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -20,6 +26,7 @@ from lmflow.testing.contexts import trainer_setup
 from lmflow.testing.tiny import tiny_model
 from lmflow.training.loss import negative_log_likelihood, token_logprobs
 from lmflow.training.objective import FunctionObjective, Loss
+from lmflow.training.output_head import output_head
 from lmflow.training.trainer import Trainer
 
 def sequences(count, longest):
@@ -31,80 +38,70 @@ def sequences(count, longest):
 lines = []
 tell = lambda *_, metrics=None, **__: lines.append(dict(metrics)) if metrics else None
 log = RunLog(None, tell, None, current_processes("cpu"))
-model = tiny_model()
-"""
-LOGPROBS = f"""{PRELUDE}
-from lmflow.training.output_head import output_head
-output_head(model.module)  # tried once with a pass of its own
-passes = []
-model.module.register_forward_hook(lambda *_: passes.append(1))
-found = token_logprobs(model, list(sequences(200, 90)), log)
-print(json.dumps([log.processes.size, len(passes), [each.tolist() for each in found]]))
-leave_processes()
-"""
-METRICS = f"""{PRELUDE}
-per = sys.argv[1]
+
+def log_probabilities():
+    model = tiny_model()
+    output_head(model.module)  # tried once with a pass of its own
+    passes = []
+    model.module.register_forward_hook(lambda *_: passes.append(1))
+    found = token_logprobs(model, list(sequences(200, 90)), log)
+    return [log.processes.size, len(passes), [each.tolist() for each in found]]
 
 def objective(forward, module, batch):
     long = sum(len(each) > 20 for each in batch.sequences)
-    extra = {{"targets_seen": float(batch.num_targets), "long": torch.tensor(float(long))}}
+    extra = {"targets_seen": float(batch.num_targets), "long": torch.tensor(float(long))}
     if batch.num_targets and any(each.source == "s3" for each in batch.sequences):
         extra["seldom"] = 6.0  # in one process only
     return Loss(negative_log_likelihood(forward, module, batch), extra)
 
-items = list(sequences(7, 40))
-setup = trainer_setup(heldout=items[:5], objective=FunctionObjective(objective, per))
-options = TrainingOptions(batch_size=7, micro_batch_size=2, learning_rate=1e-3)
-trainer = Trainer(model, options, log, Path(tempfile.mkdtemp()), setup)
-trainer.fit(items, steps=1, checkpoints=False)
-[line] = lines
-names = ("loss", "targets_seen", "long", "seldom")
-print(json.dumps([{{name: line[name] for name in names}}, trainer.validate(trainer.heldout)]))
+def metrics(per):
+    lines.clear()
+    items = list(sequences(7, 40))
+    setup = trainer_setup(heldout=items[:5], objective=FunctionObjective(objective, per))
+    options = TrainingOptions(batch_size=7, micro_batch_size=2, learning_rate=1e-3)
+    trainer = Trainer(tiny_model(), options, log, Path(tempfile.mkdtemp()), setup)
+    trainer.fit(items, steps=1, checkpoints=False)
+    [line] = lines
+    names = ("loss", "targets_seen", "long", "seldom")
+    return [{name: line[name] for name in names}, trainer.validate(trainer.heldout)]
+
+print(json.dumps({"logprobs": log_probabilities(), "token": metrics("token"), "item": metrics("item")}))
 leave_processes()
 """
+Found = dict[str, Any]
 
 
-@pytest.fixture
-def last_lines(in_two_processes: Any) -> Any:
-    def run(program: str, *arguments: str) -> list[Any]:
-        done = in_two_processes(program, *arguments)
-        assert all(each.returncode == 0 for each in done), [each.stderr[-2000:] for each in done]
-        return [json.loads(each.stdout.splitlines()[-1]) for each in done]
-
-    return run
+@pytest.fixture(scope="module")
+def in_two(in_two_processes: Any) -> list[Found]:
+    """What each of two processes found."""
+    done = in_two_processes(PROGRAM)
+    assert all(each.returncode == 0 for each in done), [each.stderr[-2000:] for each in done]
+    return [json.loads(each.stdout.splitlines()[-1]) for each in done]
 
 
-@pytest.fixture
-def alone(tmp_path: Any) -> Any:
-    def run(program: str, *arguments: str) -> Any:
-        import os
-        import subprocess
-        import sys
-
-        file = tmp_path / "alone.py"
-        file.write_text(program)
-        group = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        environment = {name: value for name, value in os.environ.items() if name not in group}
-        command = [sys.executable, str(file), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What one process found."""
+    file: Path = tmp_path_factory.mktemp("alone") / "alone.py"
+    file.write_text(PROGRAM)
+    group = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in group}
+    done = subprocess.run([sys.executable, str(file)], env=environment, capture_output=True, text=True, check=True)
+    found: Found = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-@pytest.mark.slow
-def test_log_probabilities_are_shared_out_and_equal_those_of_one_process(last_lines: Any, alone: Any):
-    one, two, single = *last_lines(LOGPROBS), alone(LOGPROBS)
+def test_log_probabilities_are_shared_out_and_equal_those_of_one_process(in_two: list[Found], alone: Found):
+    one, two, single = (each["logprobs"] for each in (*in_two, alone))
     assert [one[0], two[0], single[0]] == [2, 2, 1]
     assert one[1] + two[1] == single[1]  # each makes its part of the passes
     assert min(one[1], two[1]) > 0
     assert one[2] == two[2] == single[2]  # to the bit: the passes are the same
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("per", ["token", "item"])
-def test_metrics_are_normalised_like_the_loss_in_two_processes(last_lines: Any, alone: Any, per: str):
-    one, two, single = *last_lines(METRICS, per), alone(METRICS, per)
+def test_metrics_are_normalised_like_the_loss_in_two_processes(in_two: list[Found], alone: Found, per: str):
+    one, two, single = (each[per] for each in (*in_two, alone))
     for found, validated in (one, two):
         assert found == pytest.approx(single[0], rel=1e-5)
         assert validated == pytest.approx(single[1], rel=1e-5)
