@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lmflow.components import ExportContext as ExportContext
     from lmflow.components import Exporter as Exporter
     from lmflow.components import GenerateRequest as GenerateRequest
+    from lmflow.components import Head as Head
     from lmflow.components import Inferencer as Inferencer
     from lmflow.components import LoadRequest as LoadRequest
     from lmflow.components import Log as Log
@@ -78,19 +79,9 @@ NAMES = {
     "lmflow.api.model": ("LoadedModel", "load_model"),
     "lmflow.api.run": ("run",),
     "lmflow.components": (
-        *(
-            "AlignContext",
-            "Aligner",
-            "Attention",
-            "Command",
-            "Component",
-            "Conflict",
-            "Context",
-            "DataFormat",
-            "Engine",
-        ),
+        *("AlignContext", "Aligner", "Attention", "Command", "Component", "Conflict", "Context", "DataFormat"),
         *("Engine", "EvaluateContext", "Evaluation", "Evaluator", "ExportContext", "Exporter", "GenerateRequest"),
-        *("Inferencer", "LoadRequest", "Log", "Model", "Need", "Optimizer", "ParameterGroup", "PlanContext"),
+        *("Head", "Inferencer", "LoadRequest", "Log", "Model", "Need", "Optimizer", "ParameterGroup", "PlanContext"),
         *("Quantization", "Requirement", "Reward", "RunContext", "Schedule", "Tracker", "Tuner", "Update", "Workload"),
     ),
     "lmflow.errors": (
