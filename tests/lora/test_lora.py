@@ -156,6 +156,25 @@ def test_missing_base_is_explained(model_directory, make_tokenizer, tmp_path):
     assert Adapter(path=str(saved), base=str(model_directory)).load(LoadRequest())
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_model.safetensors", "cut off", r"adapter_model\.safetensors is damaged"),
+        ("adapter_config.json", "[]", r"its adapter_config\.json cannot be read"),
+        ("adapter_config.json", "{", r"it cannot be loaded"),
+        ("tokenizer.json", "{}", r"its tokenizer cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(name, content, message, tiny_model, model_directory, tmp_path):
+    lora = Lora()
+    base = AutoModelForCausalLM.from_pretrained(model_directory)
+    saved = lora.save(LanguageModel(lora.prepare(base), tiny_model.tokenizer, str(model_directory)), tmp_path)
+    (saved / name).write_text(content)
+    with pytest.raises(LmflowError, match=rf"^model\.path {saved}: {message}") as caught:
+        Adapter(path=str(saved)).load(LoadRequest())
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_the_base_is_rebuilt_as_the_adapter_knew_it(model_directory, make_tokenizer, tmp_path):
     """A configuration changed before training (here by hand, in a run by a context) comes back with the adapter."""
     config = AutoConfig.from_pretrained(model_directory)

@@ -23,9 +23,9 @@ from lmflow.models.pretrained import (
     check_attention,
     check_path,
     explained_attention,
-    explained_failure,
     place,
 )
+from lmflow.models.reading import explained_failure
 from lmflow.testing.tiny import tiny_module
 
 
@@ -153,7 +153,8 @@ def test_revision_and_trust_are_those_of_all_parts(model_directory: Path, monkey
     for kind in (AutoTokenizer, AutoConfig, AutoModelForCausalLM):
 
         def note(*places: Any, original: Any = kind.from_pretrained, kind: Any = kind, **settings: Any) -> Any:
-            given[kind.__name__] = {name: settings.pop(name) for name in ("revision", "trust_remote_code")}
+            found = {name: settings.pop(name, None) for name in ("revision", "trust_remote_code")}
+            given.setdefault(kind.__name__, found)  # the tokenizer asks for the configuration once more
             return original(*places, **settings)
 
         monkeypatch.setattr(kind, "from_pretrained", note)
@@ -214,6 +215,7 @@ def test_of_several_files_of_weights_the_damaged_one_is_named(model_directory: P
     [
         ("config.json", "{", "not a valid JSON file"),
         ("config.json", "{}", "Unrecognized model"),
+        ("config.json", "[]", "Unrecognized model"),
         ("config.json", '{"model_type": "no-such-type"}', "no-such-type"),
         ("tokenizer.json", "{", "Expecting property name"),
     ],
@@ -224,6 +226,23 @@ def test_a_file_that_cannot_be_read_is_one_message(name: str, content: str, mess
         with pytest.raises(LmflowError, match=rf"(?s)^model\.path .*: it cannot be loaded: .*{message}") as caught:
             method(copied)
         assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("tokenizer.json", "{}", "tokenizer"),
+        ("tokenizer_config.json", "[]", "tokenizer"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_message(name: str, content: str, part: str, copied: Path):
+    (copied / name).write_text(content)
+    for method in (load, skeleton):
+        with pytest.raises(
+            LmflowError, match=rf"^model\.path .*: its {part} cannot be read: [A-Z]\w+Error: "
+        ) as caught:
+            method(copied)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_model_without_weights_has_a_skeleton_and_cannot_be_loaded(copied: Path):

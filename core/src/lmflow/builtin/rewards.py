@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from lmflow.components import Reward
 from lmflow.data.sample import Sample
-from lmflow.errors import LmflowError, RecipeError
+from lmflow.errors import RecipeError
 
 
 class PythonFunction(Reward):
@@ -95,13 +95,16 @@ class Classifier(Reward):
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             import torch
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+            from transformers import AutoConfig, AutoModelForSequenceClassification
 
-            try:
-                model = AutoModelForSequenceClassification.from_pretrained(self.path)
-                tokenizer = AutoTokenizer.from_pretrained(self.path, truncation_side="left")
-            except (OSError, ValueError) as error:
-                raise LmflowError(f"--reward.path {self.path}: not a sequence-classification model: {error}") from error
+            from lmflow.models.reading import explained_failure, read_tokenizer, reading
+
+            option = "--reward.path"
+            with explained_failure(self.path, option):
+                with reading(self.path, "configuration", option):
+                    config = AutoConfig.from_pretrained(self.path)
+                model = AutoModelForSequenceClassification.from_pretrained(self.path, config=config)
+                tokenizer = read_tokenizer(self.path, option, truncation_side="left")
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             model.config.pad_token_id = tokenizer.pad_token_id

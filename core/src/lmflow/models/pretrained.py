@@ -14,6 +14,7 @@ from pydantic import Field
 from lmflow.components import Model
 from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
 from lmflow.errors import LmflowError, RecipeError
+from lmflow.models.reading import explained_failure, first_lines, read_tokenizer, reading
 
 if TYPE_CHECKING:
     from lmflow.components import LoadRequest
@@ -50,11 +51,11 @@ class Pretrained(Model):
         """Configuration and tokenizer, around weights that take no memory."""
         request = self.completed(request)
         check_path(self.path, self.revision)
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import GenerationConfig
 
         with explained_failure(self.path):
-            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._settings)
             config = configuration(self.path, request, **self._settings)
+            tokenizer = read_tokenizer(self.path, **self._settings)
             module = skeleton(config, request, trust_remote_code=self.trust_remote_code)
             with suppress(OSError):  # not every model has one
                 module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
@@ -64,12 +65,10 @@ class Pretrained(Model):
         """Load configuration, weights and tokenizer with the same revision and trust."""
         request = self.completed(request)
         check_path(self.path, self.revision)
-        from transformers import AutoTokenizer
-
         settings = self._settings
         with explained_failure(self.path):
-            tokenizer = AutoTokenizer.from_pretrained(self.path, **settings)
             config = configuration(self.path, request, **settings)
+            tokenizer = read_tokenizer(self.path, **settings)
             module = place(load_weights(self.path, config, request, **settings), request)
         return assemble(module, tokenizer, self.path, request)
 
@@ -78,7 +77,8 @@ def configuration(source: str | Path, request: LoadRequest, **settings: Any) -> 
     """The configuration of the model at `source`, changed by the request's context if there is one."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, **settings)
+    with reading(source, "configuration"):
+        config = AutoConfig.from_pretrained(source, **settings)
     if request.context is not None:
         request.context.configure(config)
     return config
@@ -130,34 +130,6 @@ def skeleton(config: Any, request: LoadRequest, *, trust_remote_code: bool = Fal
 
 
 @contextmanager
-def explained_failure(path: str) -> Iterator[None]:
-    """Within the context, what Transformers raises for files it cannot read becomes one message that names them."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise LmflowError(
-            f"model.path {path}: {damaged_weights(path)} is damaged: {error}. Copy it again from where it was saved."
-        ) from error
-    except (OSError, ValueError, ImportError) as error:
-        raise LmflowError(f"model.path {path}: it cannot be loaded: {_first_lines(error)}") from error
-
-
-def damaged_weights(path: str) -> str:
-    """The name of the first file of weights in a model directory that cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in sorted(Path(path).expanduser().glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except SafetensorError:
-            return file.name
-    return "a file of its weights"
-
-
-@contextmanager
 def explained_attention(config: Any, request: LoadRequest) -> Iterator[dict[str, str]]:
     """Within the context the model is built, with these settings; what it says of its attention is put in one message.
 
@@ -172,7 +144,7 @@ def explained_attention(config: Any, request: LoadRequest) -> Iterator[dict[str,
     except (ValueError, ImportError) as error:
         if "attention" not in str(error).lower():
             raise
-        raise unsupported_attention(config, request, _first_lines(error, 1)) from error
+        raise unsupported_attention(config, request, first_lines(error, 1)) from error
 
 
 def check_attention(module: Any, attention: Mapping[str, str], request: LoadRequest) -> None:
@@ -237,7 +209,3 @@ def check_path(path: str, revision: str | None = None) -> None:
     near = difflib.get_close_matches(place.name, siblings, n=1)
     hint = f"; did you mean {place.parent / near[0]}?" if near else ""
     raise RecipeError([f"model.path: {path} does not exist{hint}"])
-
-
-def _first_lines(error: Exception, count: int = 3) -> str:
-    return "\n".join(str(error).strip().splitlines()[:count])

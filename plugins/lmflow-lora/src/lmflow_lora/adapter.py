@@ -43,6 +43,7 @@ class Adapter(Model):
         import torch
 
         from lmflow.models.pretrained import assemble, load_weights, place
+        from lmflow.models.reading import explained_failure
 
         request = self.completed(request)
         config, base_path = self._base_configuration(request)
@@ -53,7 +54,8 @@ class Adapter(Model):
             base = load_weights(base_path, config, request if apart else replace(request, dtype="float32"))
         except (OSError, ValueError) as error:
             raise self._without_base(base_path, error) from error
-        with torch.random.fork_rng(devices=[]):  # PEFT draws weights for the adapter before it reads them
+        # PEFT draws weights for the adapter before it reads them.
+        with torch.random.fork_rng(devices=[]), explained_failure(self.path):
             module = PeftModel.from_pretrained(base, self.path)
         if not apart:
             module = place(module.merge_and_unload().to(dtype=getattr(torch, request.dtype)), request)
@@ -71,13 +73,15 @@ class Adapter(Model):
         """The configuration of the base, and where its weights are."""
         from lmflow.models.pretrained import configuration
         from lmflow.models.quantization import stored_quantization
+        from lmflow.models.reading import explained_failure, reading
         from lmflow_lora.lora import BASE_CONFIG
 
         if not self.recognises(self.path):
             raise LmflowError(f"{self.path} is no adapter directory: {ADAPTER_CONFIG} is missing.")
         from peft import PeftConfig
 
-        base_path: str = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
+        with explained_failure(self.path), reading(self.path, ADAPTER_CONFIG):
+            base_path: str = self.base or PeftConfig.from_pretrained(self.path).base_model_name_or_path
         own = Path(self.path) / BASE_CONFIG
         try:
             config = configuration(own if own.is_file() else base_path, request)
@@ -97,11 +101,12 @@ class Adapter(Model):
         )
 
     def _tokenizer(self, base_path: str) -> Any:
-        from transformers import AutoTokenizer
-
         from lmflow.data.tokenize import ensure_chat_template
+        from lmflow.models.reading import explained_failure, read_tokenizer
 
         own = (Path(self.path) / "tokenizer_config.json").exists()
-        tokenizer = AutoTokenizer.from_pretrained(self.path if own else base_path)
+        place = self.path if own else base_path
+        with explained_failure(place):
+            tokenizer = read_tokenizer(place)
         ensure_chat_template(tokenizer)
         return tokenizer
