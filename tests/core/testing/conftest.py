@@ -77,8 +77,12 @@ def _fixture(name: str, value: Any) -> Any:
 
 
 def _arguments(file: Path, only: str) -> list[str]:
-    """A session of its own, without the project's settings and without a word on the terminal."""
-    off = ["cacheprovider", "terminal", "faulthandler", "xdist", "capture", "logging"]
+    """A session of its own, without the project's settings and without a word on the terminal.
+
+    Nor does it look for exceptions that nobody could raise: for that pytest collects garbage five times at its end, which
+    takes seconds in a process with torch in it.
+    """
+    off = ["cacheprovider", "terminal", "faulthandler", "xdist", "capture", "logging", "unraisableexception"]
     return [
         str(file),
         *(argument for name in off for argument in ("-p", f"no:{name}")),
