@@ -46,7 +46,8 @@ class Plain(Inferencer):
             scores = self.distribution(logits, sampling, len(ids))
             token = int(sample(scores, uniforms(torch.tensor([key]), torch.tensor([len(ids)]))))
             ids.append(token)
-            logprobs.append(float(scores[0, token]))
+            given = scores if sampling.temperature else logits.float().log_softmax(-1)  # see `Completion.logprobs`
+            logprobs.append(float(given[0, token]))
             if progress:
                 progress(1)
             if self.ends(model, token):
