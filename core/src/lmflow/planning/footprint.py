@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -69,6 +69,8 @@ class StepSettings:
     device: str = "cpu"
     optimizer_bytes: float = 8.0
     """Bytes of state that the optimizer keeps of each parameter."""
+    active: Collection[str] | None = None
+    """Names of the trainable parameters that move at the step looked at (`Tuner.active`); None for all of them."""
 
 
 def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) -> Footprint:
@@ -77,12 +79,13 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) ->
     The module may be on the meta device; it is left as it is. The peak lies in the backward pass or, for short batches,
     in the optimizer's step. Raises what the model does where its forward pass depends on values.
     """
-    trainable = list(trainable_parameters(module).values())
-    moving = MASTER * sum(each.numel() for each in trainable)
+    trainable = moving_parameters(module, setting)
+    moving = master_bytes(trainable)
     targets = batch.num_targets  # outside of the mode, in which nothing has a value
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = without_values(module)
+        let_rest(fake, setting)
         if setting.gradient_checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         fake.train()
@@ -93,7 +96,7 @@ def predict_footprint(module: nn.Module, batch: Batch, setting: StepSettings) ->
                     loss = fake_loss(fake, batch, targets, ledger)
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss
-    weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
+    weights = ledger.held["weights"] + start_bytes(module, setting)
     state = round(moving / MASTER * setting.optimizer_bytes)
     passing = Footprint(weights, ledger.at["gradients"], state, ledger.at["activations"], ledger.at["logits"])
     # Adam's denominator and step: of all parameters at once where they are moved together, as on a GPU.
@@ -109,7 +112,7 @@ def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -
 
     Raises what the model does where its forward pass depends on values.
     """
-    moving = MASTER * sum(each.numel() for each in trainable_parameters(module).values())
+    moving = master_bytes(moving_parameters(module, setting))
     targets = batch.num_targets
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -118,9 +121,32 @@ def predict_validation(module: nn.Module, batch: Batch, setting: StepSettings) -
             ledger.watch(fake)
             with autocast(setting.precision):
                 fake_loss(fake, batch, targets, ledger)
-    weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
+    weights = ledger.held["weights"] + start_bytes(module, setting)
     state = round(moving / MASTER * setting.optimizer_bytes)
     return split_over(Footprint(weights, 0, state, ledger.at["activations"], ledger.at["logits"]), setting, module)
+
+
+def moving_parameters(module: nn.Module, setting: StepSettings) -> list[nn.Parameter]:
+    """Those that have gradients and optimizer state at the step looked at."""
+    trainable = trainable_parameters(module)
+    return [each for name, each in trainable.items() if setting.active is None or name in setting.active]
+
+
+def start_bytes(module: nn.Module, setting: StepSettings) -> int:
+    """What a copy of all trainable weights takes, where one is kept."""
+    return master_bytes(trainable_parameters(module).values()) if setting.keeps_start else 0
+
+
+def master_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """What trainable parameters take, whatever computes."""
+    return MASTER * sum(each.numel() for each in parameters)
+
+
+def let_rest(fake: nn.Module, setting: StepSettings) -> None:
+    """Freeze what does not move at the step looked at: it has no gradient, and its layers keep less for one."""
+    if setting.active is not None:
+        for name, parameter in trainable_parameters(fake).items():
+            parameter.requires_grad_(name in setting.active)
 
 
 def split_over(footprint: Footprint, setting: StepSettings, module: nn.Module) -> Footprint:

@@ -68,6 +68,8 @@ class Plan:
     processes: int
     parameters: int
     trainable_parameters: int
+    active_parameters: int
+    """Those of them that move at one step, at most: fewer where the tuner names some (`Tuner.active`)."""
     steps: Steps
     memory: Footprint | None
     """None where it cannot be estimated, as for a model whose forward pass depends on values."""
@@ -133,6 +135,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         processes=recipe.launch.total,
         parameters=count_parameters(model.module),
         trainable_parameters=count_parameters(model.module, trainable_only=True),
+        active_parameters=count_active(recipe, model),
         steps=steps,
         memory=memory and replace(memory, libraries=libraries, models=others),
         not_estimated=not_estimated,
@@ -218,6 +221,7 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
         processes=recipe.launch.total,
         device=device,
         optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
+        active=most_active(recipe, model),
     )
     try:
         memory = predict_footprint(model.module, batch, setting)
@@ -227,6 +231,32 @@ def estimate(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[
         return steps, memory, ""
     except Exception as error:  # of whatever kind: it is the model's own code, on tensors that it was not written for
         return steps, None, f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def most_active(recipe: Recipe, model: LanguageModel) -> frozenset[str] | None:
+    """Names of what moves at the step that moves most, of those looked at; None where all that trains always does.
+
+    Raises TrainingError where the tuner names what cannot move.
+    """
+    from lmflow.distributed.strategies.base import trainable_parameters
+    from lmflow.training.rotation import active_parameters, rotates
+
+    if not rotates(recipe.tuner):
+        return None
+    trainable, seed = trainable_parameters(model.module), recipe.training.seed
+    steps = range(min(STEPS_LOOKED_AT, recipe.training.max_steps or STEPS_LOOKED_AT))
+    found = {active_parameters(recipe.tuner, list(trainable), step, seed) for step in steps}
+    return max(found, key=lambda names: sum(trainable[name].numel() for name in names))
+
+
+def count_active(recipe: Recipe, model: LanguageModel) -> int:
+    """Parameters that move at that step."""
+    from lmflow.models.quantization import count_parameters
+
+    names = most_active(recipe, model)
+    if names is None:
+        return count_parameters(model.module, trainable_only=True)
+    return sum(each.numel() for name, each in model.module.named_parameters() if name in names)
 
 
 def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -19,6 +19,20 @@ def rotates(tuner: Tuner | None) -> bool:
     return tuner is not None and type(tuner).active is not Tuner.active
 
 
+def active_parameters(tuner: Tuner, names: Sequence[str], step: int, seed: int) -> frozenset[str]:
+    """Those of the trainable parameters `names` that move at `step`. Raises TrainingError for what cannot be."""
+    named: Collection[str] | None = tuner.active(step, names, seed)
+    active = frozenset(names if named is None else named)
+    if unknown := active - frozenset(names):
+        raise TrainingError(
+            f"tuner {tuner.name}: active() names {min(unknown)} at step {step + 1}, which is none of the names it was "
+            "given; parameters that train at some steps need requires_grad from prepare() on, and keep their names."
+        )
+    if not active:
+        raise TrainingError(f"tuner {tuner.name}: active() names no parameter at step {step + 1}.")
+    return active
+
+
 class Rotation:
     """Which of the trainable parameters move now; the rest has no gradient and no optimizer state meanwhile."""
 
@@ -32,15 +46,7 @@ class Rotation:
         """Let the parameters of `step` have gradients, and drop the optimizer's state of the others."""
         if self._tuner is None:
             return
-        named = self._tuner.active(step, list(self._trainable), self._seed)
-        active = frozenset(self._trainable if named is None else named)
-        if unknown := active - self._trainable.keys():
-            raise TrainingError(
-                f"tuner {self._tuner.name}: active() names {sorted(unknown)[0]}, which prepare() left frozen; "
-                "parameters that train at some steps need requires_grad from the start."
-            )
-        if not active:
-            raise TrainingError(f"tuner {self._tuner.name}: active() names no parameter at step {step + 1}.")
+        active = active_parameters(self._tuner, list(self._trainable), step, self._seed)
         if active == self._active:
             return
         self._active = active
