@@ -90,6 +90,7 @@ OBJECTS = (
     "lmflow.inference.types:Completion",
     "lmflow.components:Evaluation",
     "lmflow.recipe.recipe:Recipe",
+    "lmflow.plugins:Plugins",
 )
 """What hooks and components are given or return."""
 PARTS = (
@@ -128,9 +129,24 @@ PARTS = (
     "lmflow.inference.engine:PassInferencer",
     "lmflow.inference.sampling:filtered_logprobs",
     "lmflow.inference.sampling:sample",
+    "lmflow.inference.sampling:sample_scored",
+    "lmflow.inference.sampling:stream_key",
+    "lmflow.inference.sampling:uniforms",
+    "lmflow.inference.generate:SamplingRules",
+    "lmflow.inference.generate:completion_budgets",
+    "lmflow.inference.generate:check_finite",
+    "lmflow.inference.batching:finish",
+    "lmflow.inference.text_stream:TextStream",
+    "lmflow.inference.decoder:concatenate_inputs",
     "lmflow.plugins:load_plugins",
     "lmflow.recipe.resolve:model_from_reference",
     "lmflow.models.load:load_for_inference",
+    "lmflow.models.pretrained:Pretrained",
+    "lmflow.models.pretrained:assemble",
+    "lmflow.models.pretrained:explained_attention",
+    "lmflow.run.run:run",
+    "lmflow.testing.contexts:quiet_log",
+    "lmflow.testing.contexts:evaluate_context",
 )
 """What the core's own components are made of, and others may be."""
 
@@ -228,6 +244,8 @@ def scopes() -> Iterator[Scope]:
 
 def chosen_with(slot: Slot) -> str:
     """The option that chooses a slot's components, and the commands that have it."""
+    if slot.base is components.Exporter:
+        return "`lmflow export NAME`"
     several = slot.base is components.Tracker
     commands = [each.command for each in scopes() if (each.trackers if several else slot.name in each.slots)]
     option = f"--{TRACKERS} NAME,…" if several else f"--{slot.name} NAME"

@@ -18,7 +18,7 @@ from lmflow.components import Command, Component, Tracker
 from lmflow.errors import PluginError
 from lmflow.plugins.isolation import preserve_process_state
 from lmflow.plugins.known import distribution_for
-from lmflow.plugins.slots import SLOTS
+from lmflow.plugins.slots import EVENTS, SLOTS
 
 CORE = "lmflow-core"
 
@@ -145,6 +145,15 @@ class Plugins:
             for name in names:
                 self.manager.unregister(name=name)
                 self._silenced.discard(name or "")
+
+    def heard_by(self, distribution: str) -> list[str]:
+        """The events that a distribution's plugins listen to in every run, beside its trackers."""
+        keys = {f"{each.distribution}:{each.entry_point}" for each in self.loaded if each.distribution == distribution}
+        return [
+            event
+            for event in EVENTS
+            if any(each.plugin_name in keys for each in getattr(self.manager.hook, event).get_hookimpls())
+        ]
 
     def emit(self, event: str, **values: Any) -> list[str]:
         """Tell every plugin of an event. One that raises is told no more; returns what to say of those, if any.
