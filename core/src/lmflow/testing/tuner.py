@@ -28,7 +28,7 @@ from lmflow.testing.comparing import (
 from lmflow.testing.runs import SMALL, Bench, Prepared, RunSuite, over
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 STEPS = 5
 """Optimizer steps of what is trained without a whole run: the first one moves only a part of some adapters."""
@@ -231,12 +231,39 @@ class TunerSuite(RunSuite):
         self._expect_same_logits(bench, saved, saved.path, "loading what save() wrote")
 
     def test_a_saved_result_keeps_the_tokenizer(self, bench: Bench) -> None:
-        """What `save` wrote brings the tokenizer and the chat template the model was trained with."""
-        saved = self._saved(bench)
-        found, expected = (saved.prepared.tokens(model) for model in (bench.load(saved.path), saved.prepared.model))
+        """What `save` wrote brings the tokenizer and the chat template the model was trained with.
+
+        That template is another than the base's, as with `--data.template`.
+        """
+        prepared = self._moved(bench)
+        tokenizer = prepared.model.tokenizer
+        tokenizer.chat_template = f"So it was trained. {tokenizer.chat_template}"
+        found, expected = (prepared.tokens(model) for model in (bench.load(self._save(prepared)), prepared.model))
         assert found == expected, (
             "expected the saved result to tokenise the records as in training; it does not. Usual cause: save() does "
-            "not write the tokenizer beside the weights (LanguageModel.save does)."
+            "not write the tokenizer beside the weights (LanguageModel.save does), or the loader takes the base's."
+        )
+
+    def test_a_saved_result_can_be_tuned_again(self, bench: Bench) -> None:
+        """What `save` wrote can be tuned once more; what is saved then, loaded, holds what was learnt both times.
+
+        With `merges = False` saving may be refused instead, with an LmflowError.
+        """
+        saved = self._saved(bench)
+        again = bench.load(saved.path).prepare(saved.prepared.recipe.tuner)
+        move(again.module, seed=1)
+        logits = read_logits(again, saved.prepared.sequences())
+        try:
+            path = again.save_tuned(saved.prepared.recipe.tuner, new_directory(saved.prepared.directory / "again"))
+        except LmflowError:
+            assert not self.merges, "expected a result that was tuned again to be saved; it was refused"
+            return
+        off = float((read_logits(bench.load(path), saved.prepared.sequences()) - logits).abs().max())
+        allowed = 5 * self.tolerance  # rounded twice; what was learnt at first changed more, see `_saved`
+        assert off <= allowed, (
+            "expected a result that was tuned again to be saved and loaded with both trainings, up to "
+            f"{allowed:g}; the largest difference of a logit is {off:.3g} (in {path}). Usual cause: the model "
+            "loaded from a result has its base's `source`, so that the next result is read beside the wrong weights."
         )
 
     def test_a_merged_result_gives_the_same_logits(self, bench: Bench) -> None:
@@ -314,14 +341,8 @@ class TunerSuite(RunSuite):
 
     def _moved(self, bench: Bench) -> Prepared:
         """A prepared model whose trainable parameters have all moved, further than a few steps would move them."""
-        import torch
-
         prepared = bench.prepare(self._small({}))
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in prepared.model.module.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        move(prepared.model.module, seed=0)
         return prepared
 
     def _save(self, prepared: Prepared) -> Path:
@@ -353,3 +374,20 @@ class TunerSuite(RunSuite):
             f"(in {path}). Usual cause: a trained tensor that is not written, or that the loader leaves unread or "
             "applies with another scale."
         )
+
+
+def move(module: nn.Module, seed: int) -> None:
+    """Move all trainable parameters, further than a few steps would."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def new_directory(path: Path) -> Path:
+    """The directory, made."""
+    path.mkdir()
+    return path
