@@ -12,7 +12,7 @@ from lmflow.errors import RecipeError
 
 KINDS = (
     "tuner, aligner, inferencer, model, data-format, reward, evaluator, tracker, context, attention, optimizer, "
-    "schedule, exporter or command."
+    "schedule, exporter, command or listener."
 )
 
 

@@ -60,7 +60,7 @@ def _load(plugins: Plugins, point: EntryPoint) -> None:
         module = point.load()
         interface = declared_interface(module)
         check_interface(interface)
-        _check_arguments(module)
+        check_arguments(module)
         plugins.manager.register(module, name=key)
         functions = _functions(plugins.manager, module, key)
         offered = list(_collect(functions))
@@ -91,7 +91,7 @@ def _functions(manager: pluggy.PluginManager, module: Any, key: str) -> dict[str
     return functions
 
 
-def _check_arguments(holder: Any) -> None:
+def check_arguments(holder: Any) -> None:
     """Raise PluginError where a hook asks for an argument that it is not given; pluggy's own words name neither."""
     for name, function in inspect.getmembers_static(holder, inspect.isfunction):
         if not hasattr(function, f"{hookspecs.PROJECT}_impl") or not hasattr(hookspecs, name):
@@ -135,7 +135,7 @@ def _check_events(tracker: type[Tracker]) -> None:
     for name, function in inspect.getmembers_static(tracker, inspect.isfunction):
         if hasattr(function, f"{hookspecs.PROJECT}_impl") and name not in EVENTS:
             raise PluginError(f"there is no event {name}, which {tracker.__name__} listens to{_nearest_hook(name)}")
-    _check_arguments(tracker)
+    check_arguments(tracker)
 
 
 def _collect_commands(functions: Mapping[str, Any]) -> Iterator[Command]:

@@ -138,7 +138,13 @@ class Plugins:
     @contextmanager
     def with_trackers(self, trackers: Iterable[Tracker]) -> Iterator[None]:
         """Within the context events reach `trackers` too."""
-        names = [self.manager.register(tracker, name=f"tracker {tracker.name}") for tracker in trackers]
+        with self.with_listeners({f"tracker {tracker.name}": tracker for tracker in trackers}):
+            yield
+
+    @contextmanager
+    def with_listeners(self, listeners: Mapping[str, object]) -> Iterator[None]:
+        """Within the context events reach these modules and objects too, each known by a name."""
+        names = [self.manager.register(listener, name=name) for name, listener in listeners.items()]
         try:
             yield
         finally:
