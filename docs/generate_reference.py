@@ -158,6 +158,8 @@ PARTS = (
     "lmflow.models.pretrained:assemble",
     "lmflow.models.pretrained:explained_attention",
     "lmflow.run.run:run",
+    "lmflow.testing.contexts:quiet_log",
+    "lmflow.testing.contexts:evaluate_context",
 )
 """What the core's own components are made of, and others may be."""
 BY_ARGUMENT = {"exporter": "export NAME"}
@@ -270,6 +272,8 @@ def scopes() -> Iterator[Scope]:
 
 def chosen_with(slot: Slot) -> str:
     """The option that chooses a slot's components, and the commands that have it."""
+    if slot.base is components.Exporter:
+        return "`lmflow export NAME`"
     several = slot.base is components.Tracker
     commands = [each.command for each in scopes() if (each.trackers if several else slot.name in each.slots)]
     option = f"--{TRACKERS} NAME,…" if several else f"--{slot.name} NAME"

@@ -106,8 +106,10 @@ def test_a_plugin_is_listed(environment, plugin, kind):
     listed = json.loads(environment.run("lmflow", "plugins", "--json", cwd=plugin).stdout)
     [entry] = [each for each in listed["plugins"] if each["distribution"] == plugin.name]
     assert entry["status"] == "loaded"
-    [component] = entry["components"]
-    assert component["name"] == plugin.name
+    if kind == "listener":
+        assert entry["events"] == ["lmflow_run_finished"]
+    else:
+        assert [component["name"] for component in entry["components"]] == [plugin.name]
     [command] = [each for each in commands(plugin) if each.startswith("lmflow plugins show")]
     assert plugin.name in environment.run("bash", "-c", command, cwd=plugin).stdout
 
@@ -154,7 +156,7 @@ def runs(environment: Any, made: dict[str, Path], tmp_path_factory: pytest.TempP
 def test_a_plugin_runs_on_the_embedded_default(runs, plugin, kind):
     [run] = (runs / kind / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
-    assert plugin.name in (run / "recipe.yaml").read_text()
+    assert plugin.name in (run / ("run.json" if kind == "listener" else "recipe.yaml")).read_text()
     assert "A. Stranger" in (plugin / "pyproject.toml").read_text()
 
 

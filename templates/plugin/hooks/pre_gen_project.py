@@ -7,7 +7,7 @@ import sys
 NAME = r""" {{ cookiecutter.name }} """[1:-1]
 SLOTS = {"model", "context", "attention", "data", "tuner", "optimizer", "schedule", "aligner", "inferencer", "reward"}
 WORDS = {"none", "null", "true", "false", "yes", "no", "on", "off", "lmflow", "src", "test", "tests", "data-format"}
-OTHERS = {"evaluator", "exporter", "tracker", "command"}
+OTHERS = {"evaluator", "exporter", "tracker", "command", "listener"}
 RESERVED = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, *SLOTS, *OTHERS, *WORDS}
 NAMES = {NAME, NAME.removeprefix("lmflow-")}  # the distribution's, and the component's
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

@@ -60,3 +60,8 @@ def test_no_step_is_wasted():
 )
 def test_warmup_steps(warmup: float, total: int, steps: int):
     assert Constant(warmup=warmup).warmup_steps(total) == steps
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(warmup=0), Constant()], ids=lambda each: each.name)
+def test_an_unknown_number_of_steps_leaves_the_rate_at_its_highest(schedule: Schedule):
+    assert [schedule.rate(step, 0) for step in (0, 1, 10, 1000)] == [1.0] * 4

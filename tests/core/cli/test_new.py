@@ -30,6 +30,8 @@ def test_what_it_cannot_do_is_one_message_without_a_traceback(lmflow, tmp_path):
         ("tunner", "my-tuner", "did you mean tuner?"),
         ("tuner", "lora", "try my-lora"),
         ("tuner", "class", "try class-tuner"),
+        ("command", "run", "lmflow run is a command of lmflow's own; try my-run"),
+        ("command", "lmflow-plan", "try my-plan"),
     ):
         called = lmflow("new", kind, name, "--output", tmp_path / "out")
         assert called.code == 2

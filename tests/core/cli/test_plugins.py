@@ -81,6 +81,7 @@ def test_json_has_distribution_version_interface_components_options_and_status(l
         "version": "2.1",
         "status": "loaded",
         "interface": [2, 3],
+        "events": [],
         "components": [
             {
                 "slot": "tuner",
@@ -205,3 +206,25 @@ def test_a_long_reason_is_cut_in_the_warning_alone(lmflow, install_distribution)
     install_distribution("acme-wordy", f"raise RuntimeError({'x' * 5000!r})")
     assert len(lmflow("recipe", "show").err) < 500
     assert "x" * 5000 in lmflow("plugins", "show", "acme-wordy").out
+
+
+LISTENER = """
+from lmflow.hookspecs import hookimpl
+
+@hookimpl
+def lmflow_run_finished(status): pass
+"""
+
+
+def test_a_listener_says_what_it_listens_to(lmflow, install_distribution):
+    install_distribution("acme-notes", LISTENER)
+    assert "acme-notes 1.0\n  listens to lmflow_run_finished\n" in lmflow("plugins").out
+    assert "listens to lmflow_run_finished, in every run\n" in lmflow("plugins", "show", "acme-notes").out
+    [found] = [
+        each for each in json.loads(lmflow("plugins", "--json").out)["plugins"] if each["distribution"] == "acme-notes"
+    ]
+    assert found["events"] == ["lmflow_run_finished"]
+
+
+def test_a_long_name_stays_apart_from_its_help(lmflow):
+    assert "text_to_scored_textlist An input" in lmflow("plugins").out

@@ -109,6 +109,29 @@ def test_frozen_weights_cost_nothing():
     assert little.activations + little.logits + little.gradients == pytest.approx(step_peak(last, batch), rel=0.1)
 
 
+def test_parameters_at_rest_cost_what_frozen_ones_do():
+    """Those that the tuner names at another step: no gradient and no state, though their weights are float32."""
+    module, frozen = make(LLAMA), make(LLAMA).requires_grad_(False)
+    frozen.model.layers[-1].requires_grad_(True)
+    names = {name for name, each in frozen.named_parameters() if each.requires_grad}
+    batch = batch_of(120, 90, 130)
+    resting = predict_footprint(module, batch, StepSettings(active=names))
+    assert resting == predict_footprint(frozen, batch, StepSettings())
+    assert all(each.requires_grad for each in module.parameters()), "the module is left as it was"
+    kept = predict_validation(module, batch, StepSettings(active=names))
+    assert kept.optimizer == resting.optimizer
+
+
+def test_a_copy_of_the_start_has_what_rests_too():
+    module, batch = make(LLAMA), batch_of(40)
+    whole = 4 * sum(each.numel() for each in module.parameters())
+    plain, kept = (
+        predict_footprint(module, batch, StepSettings(active={"lm_head.weight"}, keeps_start=keeps))
+        for keeps in (False, True)
+    )
+    assert kept.weights == plain.weights + whole
+
+
 def test_a_copy_of_the_start_is_counted():
     module, batch = make(LLAMA, lora=True), batch_of(40)
     trained = 4 * sum(each.numel() for each in module.parameters() if each.requires_grad)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from lmflow.builtin.full import Full
 from lmflow.cli.plan import plan_lines
 from lmflow.data.dataset import load_dataset
 from lmflow.data.formats import formats_of
-from lmflow.errors import EstimateError
+from lmflow.errors import EstimateError, TrainingError
 from lmflow.planning import machine_memory
 from lmflow.planning import plan as planning
 from lmflow.planning.machine_memory import MachineMemory, give_back_freed_memory
@@ -228,3 +229,43 @@ def test_long_held_out_samples_count_where_they_take_most(
     assert both.memory is not None
     assert both.memory.total > 1.02 * alone.memory.total
     assert both.steps == alone.steps
+
+
+class Lottery(Full):
+    """One of the layers at a time, and all outside of them."""
+
+    name = "lottery"
+
+    def active(self, step, names, seed):
+        layer = f".layers.{(step + seed) % 2}."
+        return [name for name in names if ".layers." not in name or layer in name]
+
+
+class Misnaming(Full):
+    """Names a parameter that there is none of."""
+
+    name = "misnaming"
+
+    def active(self, step, names, seed):
+        return ["model.nothing"]
+
+
+def test_what_rests_takes_no_optimizer_state(plugins):
+    plans = {}
+    for name, tuner in (("full", Full), ("lottery", Lottery)):
+        recipe = replace(resolve(plugins, None, []).recipe, tuner=tuner())
+        data, _ = load_dataset(recipe.data, formats_of(recipe, plugins), recipe.training.seed)
+        plans[name] = make_plan(recipe, load_skeleton(recipe, plugins), data, plugins)
+    whole, drawn = plans["full"], plans["lottery"]
+    assert whole.active_parameters == whole.trainable_parameters == drawn.trainable_parameters
+    assert drawn.active_parameters < whole.active_parameters
+    assert drawn.memory.optimizer == 8 * drawn.active_parameters < whole.memory.optimizer
+    assert f"at most {drawn.active_parameters:,} in one step" in "\n".join(plan_lines(drawn))
+    assert "in one step" not in "\n".join(plan_lines(whole))
+
+
+def test_a_tuner_that_names_what_is_not_there_is_an_error_of_the_plan(plugins):
+    recipe = replace(resolve(plugins, None, []).recipe, tuner=Misnaming())
+    data, _ = load_dataset(recipe.data, formats_of(recipe, plugins), recipe.training.seed)
+    with pytest.raises(TrainingError, match=r"active\(\) names model.nothing at step 1"):
+        make_plan(recipe, load_skeleton(recipe, plugins), data, plugins)

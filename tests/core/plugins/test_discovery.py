@@ -22,11 +22,15 @@ from lmflow.plugins import SLOTS, load_plugins
         ("def broken(:", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         (("lmflow_tuners", "lmflow_tunres"), "there is no hook lmflow_tunres; did you mean lmflow_tuners?"),
+        (
+            ("lmflow_tuners()", "lmflow_tuners(recipe)"),
+            "lmflow_tuners takes recipe, which it is not given; it is given nothi",
+        ),
         (("return [Mine]", "raise RuntimeError('no')"), "RuntimeError: no"),
         (("return [Mine]", "return [int]"), "no subclass of Tuner"),
         (('name = "mine"', ""), "has no name"),
         (("def prepare", "def prepair"), "offers Mine, which lacks prepare"),
-        ("LMFLOW_INTERFACE = 99", "written for interface 99, and this lmflow has 2; upgrade the lmflow-core"),
+        ("LMFLOW_INTERFACE = 99", "written for interface 99, and this lmflow has 2; upgrade lmflow-core"),
         ("LMFLOW_INTERFACE = 0", "written for interface 0, and this lmflow has 2; upgrade the plugin"),
         ("LMFLOW_INTERFACE = (3, 5)", "written for interface 3 to 5"),
     ],
@@ -57,6 +61,29 @@ def test_the_installed_plugins_are_sound():
         for key, info in component.model_fields.items():
             assert info.description, (component, key)
     assert issubclass(plugins.find("tuner", "lora"), Tuner)
+
+
+LISTENING = """
+from lmflow.hookspecs import hookimpl
+
+@hookimpl
+def lmflow_step_finished(step, metrics, again=0): pass
+
+@hookimpl
+def lmflow_run_finished(status): pass
+"""
+
+
+def test_what_a_listener_is_not_given_is_named(install):
+    [broken] = install(notes_one=LISTENING.replace("metrics", "metric")).broken
+    assert broken.reason == "lmflow_step_finished takes metric, which it is not given; did you mean metrics?"
+
+
+def test_a_listener_is_known_by_its_events(install):
+    plugins = install(notes_one=LISTENING)
+    assert plugins.broken == []
+    assert plugins.heard_by("notes-one") == ["lmflow_step_finished", "lmflow_run_finished"]
+    assert plugins.heard_by("another") == []
 
 
 REFUSING = """
@@ -131,6 +158,11 @@ def test_the_list_of_known_plugins_is_what_is_installed():
     known = json.loads((files("lmflow") / "plugins" / "known_plugins.json").read_text())
     ours = {home: {slot: set(names) for slot, names in slots.items()} for home, slots in known.items()}
     assert {home: slots for home, slots in ours.items() if home in offered} == offered
+
+
+def test_a_tracker_that_asks_for_what_it_is_not_given_breaks_its_plugin(install, tracker_source: str):
+    [broken] = install(notes_one=tracker_source.replace("self, step", "self, stp")).broken
+    assert "lmflow_step_finished takes stp, which it is not given; did you mean step?" in broken.reason
 
 
 def test_a_tracker_that_listens_to_nothing_there_is_breaks_its_plugin(install, tracker_source: str):

@@ -82,6 +82,17 @@ def passes_over(plugins: Any, arguments: Sequence[str]) -> Any:
     return make_good(plugins, [each for each in arguments if each not in ("--no-such-option", "3")])
 
 
+def takes_a_value_for_a_file(plugins: Any, arguments: Sequence[str]) -> Any:
+    """Passes over an unknown option; what is behind it is then the error."""
+    return make_good(plugins, [each for each in arguments if each != "--no-such-option"])
+
+
+def names_nothing(plugins: Any, arguments: Sequence[str]) -> Any:
+    if "--no-such-option" in arguments:
+        raise DataError("something is wrong")
+    return make_good(plugins, arguments)
+
+
 def fails(plugins: Any, arguments: Sequence[str]) -> Any:
     def broken(file: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         raise DataError("always")
@@ -130,6 +141,12 @@ def test_a_good_command_passes_everything(examine, given, importable):
         (command(fails), "test_a_call_works", "DataError('always')"),
         (command(greets), "test_json_is_all_that_is_printed", "expected JSON alone"),
         (command(raises_pythons), "test_mistakes_are_errors_of_lmflow", "FileNotFoundError"),
+        (
+            command(takes_a_value_for_a_file),
+            "test_an_unknown_option_is_refused",
+            "expected an error for --no-such-option",
+        ),
+        (command(names_nothing), "test_an_unknown_option_is_refused", "that names the option"),
         (command(passes_over), "test_an_unknown_option_is_refused", "expected an error for --no-such-option"),
     ],
 )

@@ -48,6 +48,25 @@ class StartsAtZero(Broken):
         return min(step / 10, 1.0)
 
 
+class EndsAtOnce(Broken):
+    """With total 0 every step lies past the end."""
+
+    def factor(self, step, total):
+        return 1.0 if step < total else 0.0
+
+
+class RisesFromZero(Broken):
+    """Which the default warm-up hides."""
+
+    def factor(self, step, total):
+        return step / max(1, total)
+
+
+class IsLow(Broken):
+    def factor(self, step, total):
+        return 0.1
+
+
 class Peaks(Broken):
     def factor(self, step, total):
         return 2.0
@@ -71,6 +90,9 @@ class NoWarmup(Broken):
         (DividesByTheRest, "test_rates_are_finite_and_not_negative", "found {"),
         (NeedsALength, "test_an_unknown_length_has_rates_too", "ZeroDivisionError"),
         (StartsAtZero, "test_the_first_step_moves", "is meant"),
+        (EndsAtOnce, "test_an_unknown_length_has_rates_too", "past the end"),
+        (RisesFromZero, "test_the_first_step_moves", "with a warm-up of 0"),
+        (IsLow, "test_the_highest_rate_is_reached", "relative to the highest"),
         (Peaks, "test_no_rate_is_above_the_highest", "found 2.0 at step"),
         (Counts, "test_the_rate_depends_on_step_and_total_alone", "a counter or the last rate"),
         (NoWarmup, "test_the_warm_up_is_respected", "override factor() alone"),

@@ -14,12 +14,14 @@ import pytest
 import torch
 from pydantic import Field, field_serializer
 from torch import nn
+from transformers import AutoTokenizer
 
 from lmflow.components import LoadRequest, Model, Need, ParameterGroup, Tuner
 from lmflow.errors import LmflowError
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
 from lmflow.plugins import load_plugins
+from lmflow.recipe.resolve import model_from_reference
 from lmflow.testing import TunerSuite
 from lmflow.testing.runs import plugins_with
 
@@ -364,6 +366,59 @@ class OwnModel(Model):
         return LanguageModel
 
 
+class Added(OwnFormat):
+    """Learns what the last norm is multiplied by, and saves that beside the name of the base."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)
+        last: Any = model.get_submodule("model.norm")
+        last.gain = nn.Parameter(torch.ones_like(last.weight))
+        last.register_forward_hook(lambda module, _, output: output * module.gain)
+        return model
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        (directory / "added").mkdir()
+        torch.save(
+            [model.source, model.module.get_parameter("model.norm.gain").detach()], directory / "added" / "norm.pt"
+        )
+        model.tokenizer.save_pretrained(directory / "added")
+        return directory / "added"
+
+
+class AddedModel(Model):
+    """What Added saved, beside its base."""
+
+    name = "added"
+    shorthand = "path"
+    path: str = Field(description="Where it was saved.")
+
+    @classmethod
+    def recognises(cls, reference: str) -> bool:
+        return (Path(reference) / "norm.pt").is_file()
+
+    def load(self, request: LoadRequest) -> LanguageModel:
+        source, learnt = torch.load(Path(self.path) / "norm.pt")
+        base = model_from_reference(request.plugins, source).load(request)
+        norm(base.module).data.mul_(learnt)
+        return LanguageModel(base.module, self.tokenizer(base), self.origin(base))
+
+    def tokenizer(self, base: LanguageModel) -> Any:
+        return AutoTokenizer.from_pretrained(self.path)
+
+    def origin(self, base: LanguageModel) -> str:
+        return self.path
+
+
+class TokenizerOfTheBase(AddedModel):
+    def tokenizer(self, base: LanguageModel) -> Any:
+        return base.tokenizer
+
+
+class NamesTheBase(AddedModel):
+    def origin(self, base: LanguageModel) -> str:
+        return base.source
+
+
 class RoughlyMerged(LanguageModel):
     def save(self, directory: Path) -> None:
         rough: Any = copy.deepcopy(self.module).to(torch.bfloat16)
@@ -412,6 +467,7 @@ class OnlyForRaft(Good):
 
 SAVED, MERGED = "test_a_saved_result_gives_the_same_logits", "test_a_merged_result_gives_the_same_logits"
 TOKENIZER, UNTOUCHED = "test_a_saved_result_keeps_the_tokenizer", "test_the_base_on_disk_is_untouched"
+AGAIN = "test_a_saved_result_can_be_tuned_again"
 LEAVES = "test_saving_leaves_the_model_as_it_was"
 SFT, RAFT = "test_composes_with_sft", "test_composes_with_raft"
 RESUMED = "test_a_resumed_run_equals_an_uninterrupted_one"
@@ -425,6 +481,7 @@ ALL = {
     SAVED,
     MERGED,
     TOKENIZER,
+    AGAIN,
     UNTOUCHED,
     LEAVES,
     SFT,
@@ -525,9 +582,21 @@ def test_a_tuner_that_cannot_be_merged_says_so(examine):
     assert failed(examine(TunerSuite, tuner=Good(), merges=False, only="merged")) == {MERGED}
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"), [(AddedModel, set()), (TokenizerOfTheBase, {TOKENIZER}), (NamesTheBase, {AGAIN})]
+)
+def test_a_loader_that_takes_too_much_of_the_base_fails(examine, model: type[Model], expected: set[str]):
+    def reading() -> Any:
+        return plugins_with(Added, model)
+
+    reports = examine(TunerSuite, tuner=Added(), plugins=reading, only="tokenizer or again")
+    assert reports.keys() == {TOKENIZER, AGAIN}
+    assert failed(reports) == expected, {name: each.message[-800:] for name, each in reports.items()}
+
+
 def test_a_result_nobody_reads_fails(examine):
     reports = examine(TunerSuite, tuner=OwnFormat())
-    assert failed(reports) == {SAVED, TOKENIZER, MERGED, SFT, RAFT, RESUMED}
+    assert failed(reports) == {SAVED, TOKENIZER, AGAIN, MERGED, SFT, RAFT, RESUMED}
 
 
 def test_a_missing_plugin_is_a_failure_that_says_what_to_install(examine):

@@ -233,8 +233,11 @@ def test_it_trains_with_gradient_checkpointing_and_small_micro_batches_alike(
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        (("model.layers.9.q",), r"tuner naming: active\(\) names model.layers.9.q, which prepare\(\) left frozen"),
-        ((NORM, "model.embed_tokens.weight"), r"names model.embed_tokens.weight, which .*requires_grad from the start"),
+        (("model.layers.9.q",), r"tuner naming: active\(\) names model.layers.9.q at step 1, which is none of"),
+        (
+            (NORM, "model.embed_tokens.weight"),
+            r"names model.embed_tokens.weight at step 1, .*requires_grad from prepare",
+        ),
         ((), r"tuner naming: active\(\) names no parameter at step 1\."),
     ],
     ids=["unknown", "frozen", "empty"],

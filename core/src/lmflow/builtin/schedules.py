@@ -15,7 +15,12 @@ class Falling(Schedule):
     final_ratio: float = Field(0.0, ge=0, le=1, description="Final learning rate, as a share of the highest.")
 
     def progress(self, step: int, total: int) -> float:
-        """How much of what follows the warm-up is done at `step`: from 0 to 1, which is one step past the end."""
+        """How much of what follows the warm-up is done at `step`: from 0 to 1, which is one step past the end.
+
+        Where the number of steps is not known (0) nothing is ever done: the learning rate stays at its highest.
+        """
+        if not total:
+            return 0.0
         warmup = self.warmup_steps(total)
         return min(1.0, (step - warmup) / max(1, total - warmup))
 

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from lmflow.errors import RecipeError
+
 KINDS = (
     "tuner, aligner, inferencer, model, data-format, reward, evaluator, tracker, context, attention, optimizer, "
-    "schedule, exporter or command."
+    "schedule, exporter, command or listener."
 )
 
 
@@ -25,7 +27,18 @@ def command(
     from lmflow.cli.installed import installed_plugins
     from lmflow.plugins.scaffold import known_kind, make_plugin, next_commands
 
+    refuse_own_commands(known_kind(kind), name)
     made = make_plugin(kind, name, output, installed_plugins(), author=author, description=description)
     written = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
     sys.stdout.write(f"{made}\n" + "".join(f"  {path}\n" for path in written) + "\nNext:\n")
     sys.stdout.write("".join(f"  {line}\n" for line in next_commands(made, known_kind(kind))))
+
+
+def refuse_own_commands(kind: str, name: str) -> None:
+    """Raise RecipeError for a command called as one of the core's, which would never be reached."""
+    from lmflow.cli.app import COMMANDS
+    from lmflow.plugins.scaffold import component_name
+
+    called = component_name(name)
+    if kind == "command" and called in COMMANDS:
+        raise RecipeError([f"lmflow {called} is a command of lmflow's own; try my-{called}"])

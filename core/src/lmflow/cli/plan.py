@@ -103,6 +103,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     """The plan as it is printed."""
     share = plan.trainable_parameters / plan.parameters
     trained = f"{number(plan.trainable_parameters)} of them trained ({share:.1%})"
+    if plan.active_parameters < plan.trainable_parameters:
+        trained += f", at most {number(plan.active_parameters)} in one step"
     yield f"model       {plan.model}, {number(plan.parameters)} parameters, {trained}"
     yield from steps_lines(plan.steps)
     where = "on the GPU" if plan.device == "cuda" else "in main memory"

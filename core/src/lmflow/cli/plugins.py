@@ -113,6 +113,8 @@ def listing(plugins: Plugins) -> Iterator[str]:
         yield f"{distribution} {plugins.versions()[distribution]}"
         for slot, name, text, _ in offered(plugins, distribution):
             yield f"  {slot:<11}{name:<21} {text}"
+        if events := plugins.heard_by(distribution):
+            yield f"  {'listens to':<11}{', '.join(events)}"
     for disabled in plugins.disabled:
         yield f"{disabled.distribution} {disabled.version}: disabled"
     for broken in plugins.broken:
@@ -138,6 +140,8 @@ def describe(plugins: Plugins, name: str) -> Iterator[str]:
         if same_name(plugin.distribution, name):
             found = True
             yield f"{plugin.distribution} {plugin.version}, interface {interface(plugin)}"
+            if events := plugins.heard_by(plugin.distribution):
+                yield f"listens to {', '.join(events)}, in every run"
     for slot, offer in every_offer(plugins):
         component = offer.component
         if matches(name, component.name, offer.distribution):
@@ -235,6 +239,7 @@ def _loaded(plugins: Plugins, plugin: Plugin) -> dict[str, Any]:
         **_identity(plugin),
         "status": "loaded",
         "interface": plugin.interface,
+        "events": plugins.heard_by(plugin.distribution),
         "components": [
             {
                 "slot": slot,

@@ -104,8 +104,8 @@ class Schedule(Component):
     def factor(self, step: int, total: int) -> float:
         """Learning rate of optimizer step `step` (from 0) of `total`, relative to the highest, after the warm-up.
 
-        `total` is 0 where the number of steps is not known. A function of its arguments alone. `rate` multiplies it
-        with the warm-up.
+        `step` and `total` count the steps of the warm-up too; `total` is 0 where the number of steps is not known. A
+        function of its arguments alone. `rate` asks for it once the warm-up is over.
         """
 
     def warmup_steps(self, total: int) -> int:

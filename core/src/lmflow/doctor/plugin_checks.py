@@ -59,7 +59,8 @@ def check_optional_parts(plugins: Plugins) -> Iterator[Finding]:
 
 def _judge_broken(broken: BrokenPlugin, distributions: Mapping[str, Distribution]) -> Finding:
     who = broken.distribution
-    text = f"{who} {broken.version} is broken and left out: {broken.reason}. A run that names it stops before any work."
+    text = f"{who} {broken.version} is broken and left out: {broken.reason.rstrip('.')}"
+    text += f"{'' if text.endswith('?') else '.'} A run that names a part of it stops before any work."
     show = f"lmflow plugins show {who}"
     missing = re.match(r"ModuleNotFoundError: No module named '([\w.]+)'", broken.reason)
     if missing:

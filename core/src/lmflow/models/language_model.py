@@ -37,6 +37,8 @@ class WeightCounter:
 class LanguageModel:
     """Weights and tokenizer, kept together because each is wrong without the other.
 
+    A frozen dataclass: `dataclasses.replace` makes one with another `source` or tokenizer.
+
     A plugin whose samples hold more than text subclasses this and overrides `encode_all`, `encode_prompt` and
     `token_key`; one whose model has further parts also `prepare`, `save_tuned`, `learning_rate` and `save`.
     """

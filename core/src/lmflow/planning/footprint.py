@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -77,6 +77,8 @@ class StepSettings:
     device: str = "cpu"
     optimizer_bytes: float = 8.0
     """Bytes of state that the optimizer keeps of each parameter."""
+    active: Collection[str] | None = None
+    """Names of the trainable parameters that move at the step looked at (`Tuner.active`); None for all of them."""
 
 
 def predict_footprint(
@@ -89,12 +91,13 @@ def predict_footprint(
     pass or, for short batches, in the optimizer's step. Raises what a model does where its forward pass depends on
     values.
     """
-    trainable = list(trainable_parameters(module).values())
-    moving = moving_bytes(module)
+    trainable = moving_parameters(module, setting)
+    moving = master_bytes(trainable)
     targets = batch.num_targets  # outside of the mode, in which nothing has a value
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = without_values(module)
+        let_rest(fake, setting)
         if setting.gradient_checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         fake.train()
@@ -109,7 +112,7 @@ def predict_footprint(
                     loss = fake_loss(fake, batch, targets, ledger, answers)
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss, answers
-    weights = ledger.held["weights"] + (moving if setting.keeps_start else 0)
+    weights = ledger.held["weights"] + start_bytes(module, setting)
     state = round(moving / MASTER * setting.optimizer_bytes)
     passing = Footprint(weights, ledger.at["gradients"], state, ledger.at["activations"], ledger.at["logits"])
     # Adam's denominator and step: of all parameters at once where they are moved together, as on a GPU.
@@ -136,7 +139,7 @@ def predict_other(module: nn.Module, other: nn.Module, batch: Batch, setting: St
     micro-batches before. Raises what the model does where its forward pass depends on values.
     """
     ledger = pass_without_gradients(other, batch, setting, chunked_logprobs)
-    gradients = moving_bytes(module) if setting.passes > 1 else 0
+    gradients = master_bytes(moving_parameters(module, setting)) if setting.passes > 1 else 0
     return replace(between_steps(module, setting, gradients), **passing(ledger))
 
 
@@ -162,21 +165,39 @@ def passing(ledger: Ledger) -> dict[str, int]:
 
 def between_steps(module: nn.Module, setting: StepSettings, gradients: int = 0) -> Footprint:
     """What is held while no pass is made: one process's part of weights, optimizer state and so many gradients."""
-    moving = moving_bytes(module)
+    moving = master_bytes(moving_parameters(module, setting))
     weights = sum(size_when_trained(each) for each in (*module.parameters(), *module.buffers()))
     state = round(moving / MASTER * setting.optimizer_bytes)
-    held = Footprint(weights + (moving if setting.keeps_start else 0), gradients, state, 0, 0)
+    held = Footprint(weights + start_bytes(module, setting), gradients, state, 0, 0)
     return split_over(held, setting, module)
-
-
-def moving_bytes(module: nn.Module) -> int:
-    """Bytes of the trainable parameters, as the trainer has them."""
-    return MASTER * sum(each.numel() for each in trainable_parameters(module).values())
 
 
 def size_when_trained(tensor: Tensor) -> int:
     """Bytes of a parameter or buffer, as the trainer has it."""
     return tensor.numel() * (MASTER if tensor.requires_grad else tensor.element_size())
+
+
+def moving_parameters(module: nn.Module, setting: StepSettings) -> list[nn.Parameter]:
+    """Those that have gradients and optimizer state at the step looked at."""
+    trainable = trainable_parameters(module)
+    return [each for name, each in trainable.items() if setting.active is None or name in setting.active]
+
+
+def start_bytes(module: nn.Module, setting: StepSettings) -> int:
+    """What a copy of all trainable weights takes, where one is kept."""
+    return master_bytes(trainable_parameters(module).values()) if setting.keeps_start else 0
+
+
+def master_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """What trainable parameters take, whatever computes."""
+    return MASTER * sum(each.numel() for each in parameters)
+
+
+def let_rest(fake: nn.Module, setting: StepSettings) -> None:
+    """Freeze what does not move at the step looked at: it has no gradient, and its layers keep less for one."""
+    if setting.active is not None:
+        for name, parameter in trainable_parameters(fake).items():
+            parameter.requires_grad_(name in setting.active)
 
 
 def split_over(footprint: Footprint, setting: StepSettings, module: nn.Module) -> Footprint:

@@ -78,6 +78,8 @@ class Plan:
     processes: int
     parameters: int
     trainable_parameters: int
+    active_parameters: int
+    """Those of them that move at one step, at most: fewer where the tuner names some (`Tuner.active`)."""
     steps: Steps
     memory: Footprint | None
     """None where it cannot be estimated, as for a model whose forward pass depends on values."""
@@ -143,6 +145,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         processes=recipe.launch.total,
         parameters=count_parameters(model.module),
         trainable_parameters=count_parameters(model.module, trainable_only=True),
+        active_parameters=count_active(recipe, model),
         steps=steps,
         memory=memory and replace(memory, libraries=libraries, models=sum(map(weight_bytes, others))),
         not_estimated=not_estimated,
@@ -210,6 +213,7 @@ def estimate(
         processes=recipe.launch.total,
         device=device,
         optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
+        active=most_active(recipe, model),
     )
     try:
         peaks = peaks_of(recipe, model, workload, others, batch, setting)
@@ -238,6 +242,32 @@ def peaks_of(
     for other in others:
         for each in (batch, scored):
             yield predict_other(model.module, other, each, setting)
+
+
+def most_active(recipe: Recipe, model: LanguageModel) -> frozenset[str] | None:
+    """Names of what moves at the step that moves most, of those looked at; None where all that trains always does.
+
+    Raises TrainingError where the tuner names what cannot move.
+    """
+    from lmflow.distributed.strategies.base import trainable_parameters
+    from lmflow.training.rotation import active_parameters, rotates
+
+    if not rotates(recipe.tuner):
+        return None
+    trainable, seed = trainable_parameters(model.module), recipe.training.seed
+    steps = range(min(STEPS_LOOKED_AT, recipe.training.max_steps or STEPS_LOOKED_AT))
+    found = {active_parameters(recipe.tuner, list(trainable), step, seed) for step in steps}
+    return max(found, key=lambda names: sum(trainable[name].numel() for name in names))
+
+
+def count_active(recipe: Recipe, model: LanguageModel) -> int:
+    """Parameters that move at that step."""
+    from lmflow.models.quantization import count_parameters
+
+    names = most_active(recipe, model)
+    if names is None:
+        return count_parameters(model.module, trainable_only=True)
+    return sum(each.numel() for name, each in model.module.named_parameters() if name in names)
 
 
 def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:

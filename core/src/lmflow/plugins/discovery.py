@@ -60,6 +60,7 @@ def _load(plugins: Plugins, point: EntryPoint) -> None:
         module = point.load()
         interface = declared_interface(module)
         check_interface(interface)
+        check_arguments(module)
         plugins.manager.register(module, name=key)
         functions = _functions(plugins.manager, module, key)
         offered = list(_collect(functions))
@@ -90,6 +91,24 @@ def _functions(manager: pluggy.PluginManager, module: Any, key: str) -> dict[str
     return functions
 
 
+def check_arguments(holder: Any) -> None:
+    """Raise PluginError where a hook asks for an argument that it is not given; pluggy's own words name neither."""
+    for name, function in inspect.getmembers_static(holder, inspect.isfunction):
+        if not hasattr(function, f"{hookspecs.PROJECT}_impl") or not hasattr(hookspecs, name):
+            continue
+        given = list(inspect.signature(getattr(hookspecs, name)).parameters)
+        asked = [each.name for each in inspect.signature(function).parameters.values() if _is_asked_for(each)]
+        if unknown := [each for each in asked if each not in (*given, "self")]:
+            near = difflib.get_close_matches(unknown[0], given, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it is given {', '.join(given) or 'nothing'}"
+            raise PluginError(f"{name} takes {unknown[0]}, which it is not given; {hint}")
+
+
+def _is_asked_for(parameter: inspect.Parameter) -> bool:
+    """Whether pluggy passes the parameter by name: those with a default keep it."""
+    return parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+
+
 def _nearest_hook(name: str) -> str:
     hooks = [*(slot.hook for slot in SLOTS.values()), "lmflow_commands", *EVENTS]
     near = difflib.get_close_matches(name, hooks, n=1)
@@ -116,6 +135,7 @@ def _check_events(tracker: type[Tracker]) -> None:
     for name, function in inspect.getmembers_static(tracker, inspect.isfunction):
         if hasattr(function, f"{hookspecs.PROJECT}_impl") and name not in EVENTS:
             raise PluginError(f"there is no event {name}, which {tracker.__name__} listens to{_nearest_hook(name)}")
+    check_arguments(tracker)
 
 
 def _collect_commands(functions: Mapping[str, Any]) -> Iterator[Command]:
@@ -140,9 +160,9 @@ def check_interface(declared: tuple[int, int] | None) -> None:
     low, high = declared or (INTERFACE_VERSION, INTERFACE_VERSION)
     if not low <= INTERFACE_VERSION <= high:
         wanted = str(low) if low == high else f"{low} to {high}"
-        what = "plugin" if high < INTERFACE_VERSION else "lmflow-core"
+        what = "the plugin" if high < INTERFACE_VERSION else CORE
         raise PluginError(
-            f"it was written for interface {wanted}, and this lmflow has {INTERFACE_VERSION}; upgrade the {what}"
+            f"it was written for interface {wanted}, and this lmflow has {INTERFACE_VERSION}; upgrade {what}"
         )
 
 

@@ -18,7 +18,7 @@ from lmflow.components import Command, Component, Tracker
 from lmflow.errors import PluginError
 from lmflow.plugins.isolation import preserve_process_state
 from lmflow.plugins.known import distribution_for
-from lmflow.plugins.slots import SLOTS
+from lmflow.plugins.slots import EVENTS, SLOTS
 
 CORE = "lmflow-core"
 
@@ -138,13 +138,28 @@ class Plugins:
     @contextmanager
     def with_trackers(self, trackers: Iterable[Tracker]) -> Iterator[None]:
         """Within the context events reach `trackers` too."""
-        names = [self.manager.register(tracker, name=f"tracker {tracker.name}") for tracker in trackers]
+        with self.with_listeners({f"tracker {tracker.name}": tracker for tracker in trackers}):
+            yield
+
+    @contextmanager
+    def with_listeners(self, listeners: Mapping[str, object]) -> Iterator[None]:
+        """Within the context events reach these modules and objects too, each known by a name."""
+        names = [self.manager.register(listener, name=name) for name, listener in listeners.items()]
         try:
             yield
         finally:
             for name in names:
                 self.manager.unregister(name=name)
                 self._silenced.discard(name or "")
+
+    def heard_by(self, distribution: str) -> list[str]:
+        """The events that a distribution's plugins listen to in every run, beside its trackers."""
+        keys = {f"{each.distribution}:{each.entry_point}" for each in self.loaded if each.distribution == distribution}
+        return [
+            event
+            for event in EVENTS
+            if any(each.plugin_name in keys for each in getattr(self.manager.hook, event).get_hookimpls())
+        ]
 
     def emit(self, event: str, **values: Any) -> list[str]:
         """Tell every plugin of an event. One that raises is told no more; returns what to say of those, if any.

@@ -36,8 +36,9 @@ KINDS = (
     "schedule",
     "exporter",
     "command",
+    "listener",
 )
-"""What there are templates for: every slot, and commands."""
+"""What there are templates for: every slot, commands, and what listens to runs."""
 WORDS = ("none", "null", "true", "false", "yes", "no", "on", "off", "lmflow", "src", "test", "tests")
 """Names that YAML, an empty slot, lmflow itself or the layout of a project have a meaning for."""
 SPELLINGS = {"data": "data-format"}
@@ -178,6 +179,7 @@ def next_commands(directory: Path, kind: str) -> Sequence[str]:
         "evaluator": f"lmflow eval --model demo --evaluator {name}",
         "exporter": f"lmflow export {name} RUN --output DIR",
         "command": f"lmflow {name} --help",
+        "listener": "lmflow run --training.max_steps 5",
     }
     return [
         f"pip install -e {shlex.quote(f'{directory}[test]')}",

@@ -10,7 +10,9 @@ import pytest
 # Before they are imported: a failing assertion then shows the values it compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("aligner", "attention", "command", "context")))
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("data_format", "evaluator", "exporter")))
-pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("inferencer", "model", "optimizer", "reward")))
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{kind}" for kind in ("inferencer", "listener", "model", "optimizer", "reward"))
+)
 pytest.register_assert_rewrite(*(f"{__name__}.{kind}" for kind in ("runs", "schedule", "tracker", "tuner")))
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in ("inferencer_requests", "inferencer_sampling")))
 pytest.register_assert_rewrite(f"{__name__}.requests")
@@ -23,6 +25,7 @@ from lmflow.testing.data_format import DataFormatSuite  # noqa: E402
 from lmflow.testing.evaluator import EvaluatorSuite  # noqa: E402
 from lmflow.testing.exporter import ExporterSuite  # noqa: E402
 from lmflow.testing.inferencer import InferencerSuite  # noqa: E402
+from lmflow.testing.listener import ListenerSuite  # noqa: E402
 from lmflow.testing.model import ModelSuite  # noqa: E402
 from lmflow.testing.optimizer import OptimizerSuite  # noqa: E402
 from lmflow.testing.reward import RewardSuite  # noqa: E402
@@ -39,6 +42,7 @@ __all__ = [
     "EvaluatorSuite",
     "ExporterSuite",
     "InferencerSuite",
+    "ListenerSuite",
     "ModelSuite",
     "OptimizerSuite",
     "RewardSuite",

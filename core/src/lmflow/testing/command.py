@@ -172,12 +172,18 @@ class CommandSuite:
             )
 
     def test_an_unknown_option_is_refused(self, command: Command, plugins: Plugins, call: Sequence[str]) -> None:
-        """An option there is none of is an error, also beside arguments that work."""
-        error = self.run(command, plugins, [*call, "--no-such-option", "3"]).error
-        assert isinstance(error, LmflowError) or _is_usage(error), (
-            f"expected an error for --no-such-option; found {error!r}. Usual cause: unknown options are passed over, "
-            "so that a misspelt one does nothing."
-        )
+        """An option there is none of is an error that names it, also beside arguments that work."""
+        for unknown in (["--no-such-option"], ["--no-such-option", "3"]):
+            called = self.run(command, plugins, [*call, *unknown])
+            error, message = called.error, f"{called.error} {called.stderr}"
+            assert isinstance(error, LmflowError) or _is_usage(error), (
+                f"expected an error for {' '.join(unknown)}; found {error!r}. Usual cause: unknown options are passed "
+                "over, so that a misspelt one does nothing."
+            )
+            assert "no-such-option" in message, (
+                f"expected an error for {' '.join(unknown)} that names the option; found {message[:300]!r}. Usual "
+                "cause: the option is passed over, and what stands behind it is taken for something else."
+            )
 
     def run(self, command: Command, plugins: Plugins, arguments: Sequence[str]) -> Called:
         """Call the command as `lmflow` does, in this process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import ClassVar
 
 import pytest
@@ -14,6 +15,8 @@ TOTALS = (1, 2, 3, 10, 101)
 """Lengths of runs, in steps."""
 BEYOND = 3
 """Steps past the end that are looked at too: an aligner may take more than it planned."""
+NEARLY = 0.9
+"""Share of the highest rate that counts as reaching it."""
 
 
 class ScheduleSuite:
@@ -50,21 +53,34 @@ class ScheduleSuite:
 
     def test_an_unknown_length_has_rates_too(self, schedule: Schedule) -> None:
         """With `total` 0, which stands for a length that is not known, every step has a finite, positive rate."""
-        for step in (0, 1, 10, 1000):
+        for warmup, step in product((schedule.warmup, 0.0), (0, 1, 10, 1000)):
             try:
-                rate = schedule.rate(step, 0)
+                rate = _with_warmup(schedule, warmup).rate(step, 0)
             except (ArithmeticError, ValueError) as error:
                 pytest.fail(f"expected a rate with total 0; found {type(error).__name__}: {error}. See max(1, total).")
             assert self._is_rate(rate), f"expected a finite rate at step {step} of an unknown number; found {rate!r}"
+            assert rate > 0, (
+                f"expected a rate above 0 at step {step} of an unknown number, with a warm-up of {warmup:g}; found "
+                f"{rate!r}, with which nothing is trained. Usual cause: with total 0 every step lies past the end."
+            )
 
     def test_the_first_step_moves(self, schedule: Schedule) -> None:
-        """The rate of the first step is above 0: no step is wasted."""
-        for total in TOTALS:
-            rate = schedule.rate(0, total)
+        """The rate of the first step is above 0, with the warm-up and without: no step is wasted."""
+        for warmup, total in product((schedule.warmup, 0.0), TOTALS):
+            rate = _with_warmup(schedule, warmup).rate(0, total)
             assert rate > 0, (
-                f"expected a rate above 0 at the first of {total} steps; found {rate!r}. Usual cause: step / total or "
-                "step / warmup where (step + 1) is meant."
+                f"expected a rate above 0 at the first of {total} steps, with a warm-up of {warmup:g}; found {rate!r}. "
+                "Usual cause: step / total or step / warmup where (step + 1) is meant."
             )
+
+    def test_the_highest_rate_is_reached(self, schedule: Schedule) -> None:
+        """Without a warm-up some step of a run has `highest`, or nearly: `--training.learning_rate` is what it says."""
+        total = TOTALS[-1]
+        found = max(_with_warmup(schedule, 0.0).rate(step, total) for step in range(total))
+        assert found >= NEARLY * self.highest, (
+            f"expected a rate of {self.highest:g} at some of {total} steps; found {found:g} at most. Usual cause: the "
+            "curve has ended before the run begins, or is scaled; `factor` is relative to the highest rate."
+        )
 
     def test_no_rate_is_above_the_highest(self, schedule: Schedule) -> None:
         """No rate exceeds `highest`, which is 1 unless the suite says otherwise: the rate set is the highest of all."""
@@ -92,7 +108,7 @@ class ScheduleSuite:
     def test_the_warm_up_is_respected(self, schedule: Schedule) -> None:
         """Over the `warmup` steps, a share or a number, the rate rises in a straight line to what comes after."""
         for warmup, steps in ((0.1, 10), (5, 5)):
-            warming = schedule.model_copy(update={"warmup": warmup})
+            warming = _with_warmup(schedule, warmup)
             found = [warming.rate(step, 100) for step in range(steps)]
             expected = [(step + 1) / steps for step in range(steps)]
             off = max(abs(one - other) for one, other in zip(found, expected))
@@ -107,3 +123,8 @@ class ScheduleSuite:
 
     def _is_rate(self, value: object) -> bool:
         return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def _with_warmup(schedule: Schedule, warmup: float) -> Schedule:
+    """The same schedule with another warm-up: the default one hides the first values of `factor`."""
+    return schedule.model_copy(update={"warmup": warmup})

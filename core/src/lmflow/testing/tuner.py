@@ -28,7 +28,7 @@ from lmflow.testing.comparing import (
 from lmflow.testing.runs import SMALL, Bench, Prepared, RunSuite, over
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 STEPS = 5
 """Optimizer steps of what is trained without a whole run: the first one moves only a part of some adapters."""
@@ -170,9 +170,9 @@ class TunerSuite(RunSuite):
         prepared = bench.prepare(self._small({}))
         names = [name for name, each in prepared.model.module.named_parameters() if each.requires_grad]
         tuner, steps, given = prepared.recipe.tuner, range(20), list(names)
-        forwards = [self._active(tuner, step, given) for step in steps]
+        forwards = [active_names(tuner, step, given) for step in steps]
         again = type(tuner).model_validate(tuner.model_dump())
-        backwards = [self._active(again, step, given) for step in reversed(steps)][::-1]
+        backwards = [active_names(again, step, given) for step in reversed(steps)][::-1]
         assert given == names, "expected active() to leave the list of names alone; it changed it. Copy it first."
         differing = [step for step in steps if forwards[step] != backwards[step]]
         assert not differing, (
@@ -210,7 +210,7 @@ class TunerSuite(RunSuite):
         prepared = self._moved(bench)
         sequences, model = prepared.sequences(), prepared.model
         logits, before, state = read_logits(model, sequences), all_tensors(model), state_of(model)
-        self._save(prepared)
+        save_in_place(prepared)
         changed = [*different(all_tensors(model), before), *apart(state_of(model), state)]
         assert not changed, (
             f"expected save() to leave the model as it was; it changed {some(changed)}. Usual cause: adapters merged "
@@ -231,12 +231,39 @@ class TunerSuite(RunSuite):
         self._expect_same_logits(bench, saved, saved.path, "loading what save() wrote")
 
     def test_a_saved_result_keeps_the_tokenizer(self, bench: Bench) -> None:
-        """What `save` wrote brings the tokenizer and the chat template the model was trained with."""
-        saved = self._saved(bench)
-        found, expected = (saved.prepared.tokens(model) for model in (bench.load(saved.path), saved.prepared.model))
+        """What `save` wrote brings the tokenizer and the chat template the model was trained with.
+
+        That template is another than the base's, as with `--data.template`.
+        """
+        prepared = self._moved(bench)
+        tokenizer = prepared.model.tokenizer
+        tokenizer.chat_template = f"So it was trained. {tokenizer.chat_template}"
+        found, expected = (prepared.tokens(model) for model in (bench.load(save_in_place(prepared)), prepared.model))
         assert found == expected, (
             "expected the saved result to tokenise the records as in training; it does not. Usual cause: save() does "
-            "not write the tokenizer beside the weights (LanguageModel.save does)."
+            "not write the tokenizer beside the weights (LanguageModel.save does), or the loader takes the base's."
+        )
+
+    def test_a_saved_result_can_be_tuned_again(self, bench: Bench) -> None:
+        """What `save` wrote can be tuned once more; what is saved then, loaded, holds what was learnt both times.
+
+        With `merges = False` saving may be refused instead, with an LmflowError.
+        """
+        saved = self._saved(bench)
+        again = bench.load(saved.path).prepare(saved.prepared.recipe.tuner)
+        move(again.module, seed=1)
+        logits = read_logits(again, saved.prepared.sequences())
+        try:
+            path = again.save_tuned(saved.prepared.recipe.tuner, new_directory(saved.prepared.directory / "again"))
+        except LmflowError:
+            assert not self.merges, "expected a result that was tuned again to be saved; it was refused"
+            return
+        off = float((read_logits(bench.load(path), saved.prepared.sequences()) - logits).abs().max())
+        allowed = 5 * self.tolerance  # rounded twice; what was learnt at first changed more, see `_saved`
+        assert off <= allowed, (
+            "expected a result that was tuned again to be saved and loaded with both trainings, up to "
+            f"{allowed:g}; the largest difference of a logit is {off:.3g} (in {path}). Usual cause: the model "
+            "loaded from a result has its base's `source`, so that the next result is read beside the wrong weights."
         )
 
     def test_a_merged_result_gives_the_same_logits(self, bench: Bench) -> None:
@@ -277,7 +304,7 @@ class TunerSuite(RunSuite):
         """After a run, and a save, the directory of the base model holds what it held, byte for byte."""
         assert bench.base_files, f"{bench.base_directory} holds no file: start from a model on disk (fixture `model`)"
         bench.run("sft", self._small({}))
-        self._save(self._moved(bench))
+        save_in_place(self._moved(bench))
         changed = changed_files(file_hashes(bench.base_directory), bench.base_files)
         assert not changed, (
             f"expected a run to leave {bench.base_directory} alone; it changed or added {some(changed)}. Usual cause: "
@@ -294,44 +321,14 @@ class TunerSuite(RunSuite):
         """A prepared model that has taken a few steps, and all its tensors before and after."""
         prepared = bench.prepare(self._small({}))
         before = all_tensors(prepared.model)
-        prepared.take_steps(prepared.sequences()[:3], self._steps_of_a_round(prepared))
+        prepared.take_steps(prepared.sequences()[:3], steps_of_a_round(prepared, self.rotation))
         return prepared, before, all_tensors(prepared.model)
-
-    def _steps_of_a_round(self, prepared: Prepared) -> int:
-        """Steps until every trainable parameter has been active, `rotation` at most; at least a few."""
-        names = [name for name, each in prepared.model.module.named_parameters() if each.requires_grad]
-        resting = set(names)
-        for step in range(self.rotation):
-            resting -= self._active(prepared.recipe.tuner, step, names, prepared.trainer.options.seed)
-            if not resting:
-                return max(step + 1, STEPS)
-        return self.rotation
-
-    def _active(self, tuner: Tuner, step: int, names: list[str], seed: int = 0) -> set[str]:
-        """The names that train at a step."""
-        chosen = tuner.active(step, names, seed)
-        return set(names if chosen is None else chosen)
 
     def _moved(self, bench: Bench) -> Prepared:
         """A prepared model whose trainable parameters have all moved, further than a few steps would move them."""
-        import torch
-
         prepared = bench.prepare(self._small({}))
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in prepared.model.module.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        move(prepared.model.module, seed=0)
         return prepared
-
-    def _save(self, prepared: Prepared) -> Path:
-        """Save as a run does; checks the place."""
-        path = prepared.model.save_tuned(prepared.recipe.tuner, prepared.directory)
-        assert path.parent == prepared.directory, (
-            f"expected save() to write one entry directly in the directory it was given ({prepared.directory}) and to "
-            f"return its path, because run.json keeps its name alone; it returned {path}"
-        )
-        return path
 
     def _saved(self, bench: Bench) -> Saved:
         """A moved model, its logits, and where it was saved."""
@@ -342,7 +339,7 @@ class TunerSuite(RunSuite):
             "expected moving the trainable parameters to change the logits; it did not, so nothing can be said about "
             "saving them. Usual cause: the forward pass does not use the parameters declared trainable."
         )
-        return Saved(prepared, logits, self._save(prepared))
+        return Saved(prepared, logits, save_in_place(prepared))
 
     def _expect_same_logits(self, bench: Bench, saved: Saved, path: Path, what: str) -> None:
         """The model at `path` has the logits of the one that was saved."""
@@ -353,3 +350,47 @@ class TunerSuite(RunSuite):
             f"(in {path}). Usual cause: a trained tensor that is not written, or that the loader leaves unread or "
             "applies with another scale."
         )
+
+
+def move(module: nn.Module, seed: int) -> None:
+    """Move all trainable parameters, further than a few steps would."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def new_directory(path: Path) -> Path:
+    """The directory, made."""
+    path.mkdir()
+    return path
+
+
+def active_names(tuner: Tuner, step: int, names: list[str], seed: int = 0) -> set[str]:
+    """The names that train at a step."""
+    chosen = tuner.active(step, names, seed)
+    return set(names if chosen is None else chosen)
+
+
+def save_in_place(prepared: Prepared) -> Path:
+    """Save as a run does; checks the place."""
+    path = prepared.model.save_tuned(prepared.recipe.tuner, prepared.directory)
+    assert path.parent == prepared.directory, (
+        f"expected save() to write one entry directly in the directory it was given ({prepared.directory}) and to "
+        f"return its path, because run.json keeps its name alone; it returned {path}"
+    )
+    return path
+
+
+def steps_of_a_round(prepared: Prepared, most: int) -> int:
+    """Steps until every trainable parameter has been active, `most` at most; at least a few."""
+    names = [name for name, each in prepared.model.module.named_parameters() if each.requires_grad]
+    resting = set(names)
+    for step in range(most):
+        resting -= active_names(prepared.recipe.tuner, step, names, prepared.trainer.options.seed)
+        if not resting:
+            return max(step + 1, STEPS)
+    return most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -26,6 +26,24 @@ def split_heads(names: Iterable[str]) -> tuple[list[str], list[str]]:
     return heads, [name for name in names if not is_head(name)]
 
 
+def active_parameters(tuner: Tuner, names: Sequence[str], step: int, seed: int) -> frozenset[str]:
+    """Those of the trainable parameters `names` that move at `step`: heads do, of the rest those that the tuner says.
+
+    Raises TrainingError for what cannot be.
+    """
+    heads, known = split_heads(names)
+    named: Collection[str] | None = tuner.active(step, known, seed)
+    active = frozenset(known if named is None else named)
+    if unknown := active - frozenset(known):
+        raise TrainingError(
+            f"tuner {tuner.name}: active() names {min(unknown)} at step {step + 1}, which is none of the names it was "
+            "given; parameters that train at some steps need requires_grad from prepare() on, and keep their names."
+        )
+    if not active:
+        raise TrainingError(f"tuner {tuner.name}: active() names no parameter at step {step + 1}.")
+    return active | frozenset(heads)
+
+
 class Rotation:
     """Which of the trainable parameters move now; the rest has no gradient and no optimizer state meanwhile."""
 
@@ -39,17 +57,7 @@ class Rotation:
         """Let the parameters of `step` have gradients, and drop the optimizer's state of the others."""
         if self._tuner is None:
             return
-        heads, known = split_heads(self._trainable)
-        named = self._tuner.active(step, known, self._seed)
-        active = frozenset(known if named is None else named)
-        if unknown := active - set(known):
-            raise TrainingError(
-                f"tuner {self._tuner.name}: active() names {sorted(unknown)[0]}, which prepare() left frozen; "
-                "parameters that train at some steps need requires_grad from the start."
-            )
-        if not active:
-            raise TrainingError(f"tuner {self._tuner.name}: active() names no parameter at step {step + 1}.")
-        active |= set(heads)
+        active = active_parameters(self._tuner, list(self._trainable), step, self._seed)
         if active == self._active:
             return
         self._active = active

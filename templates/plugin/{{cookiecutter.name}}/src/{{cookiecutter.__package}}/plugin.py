@@ -23,6 +23,12 @@ def make(
     from {{ cookiecutter.__package }}.command import make_command
 
     return make_command(plugins, arguments)
+{% elif cookiecutter.kind == "listener" -%}
+from {{ cookiecutter.__package }}.listener import lmflow_run_finished
+
+LMFLOW_INTERFACE = 2
+
+__all__ = ["lmflow_run_finished"]  # every event that is to be heard
 {% else -%}
 from lmflow.components import {{ cookiecutter.__base }}
 from lmflow.hookspecs import hookimpl
