@@ -158,7 +158,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The processes that would have been started: how many, for which run, with which flags, and whether all show."""
     given: list[Any] = []
 
-    def launch(options: Any, recipe: str, place: Path, flags: list[str], *, show_all: bool) -> Outcome:
+    def launch(
+        options: Any, recipe: str, place: Path, flags: list[str], *, show_all: bool, show_result: bool
+    ) -> Outcome:
+        assert show_result
         given.append((options.total, place, flags, show_all))
         return Outcome(0, [])
 

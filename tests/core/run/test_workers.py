@@ -26,7 +26,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the launcher is asked for; nothing is started."""
     given: list[Any] = []
 
-    def launch(options: Any, recipe: str, place: Path, flags: list[str], *, show_all: bool) -> Outcome:
+    def launch(
+        options: Any, recipe: str, place: Path, flags: list[str], *, show_all: bool, show_result: bool
+    ) -> Outcome:
+        assert show_result
         given.append((options.total, recipe, place, flags, show_all))
         return Outcome(3, ["why"])
 
