@@ -594,6 +594,32 @@ def test_a_loader_that_takes_too_much_of_the_base_fails(examine, model: type[Mod
     assert failed(reports) == expected, {name: each.message[-800:] for name, each in reports.items()}
 
 
+class ForgetsTheBias(Good):
+    """Learns what keys, queries and values of GPT-2 are multiplied by, and multiplies their matrix alone."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)
+        for layer in model.transformer.h:
+            layer.attn.c_attn.gain = nn.Parameter(torch.ones_like(layer.attn.c_attn.bias))
+            layer.attn.c_attn.register_forward_hook(lambda module, _, output: output * module.gain)
+        return model
+
+    def save(self, model: LanguageModel, directory: Path) -> Path:
+        plain: Any = copy.deepcopy(model.module)
+        for layer in plain.transformer.h:
+            layer.attn.c_attn.weight.data.mul_(layer.attn.c_attn.gain)
+            layer.attn.c_attn.bias.data.mul_(layer.attn.c_attn.gain if self.scale else 1.0)
+            del layer.attn.c_attn.gain
+            layer.attn.c_attn._forward_hooks.clear()
+        return super().save(model.with_module(plain), directory)
+
+
+def test_a_bias_that_is_left_out_in_merging_shows(examine):
+    for scale, expected in ((1.0, set()), (0.0, {SAVED})):
+        reports = examine(TunerSuite, tuner=ForgetsTheBias(scale=scale), architecture="gpt2", only=SAVED)
+        assert failed(reports) == expected
+
+
 def test_a_result_nobody_reads_fails(examine):
     reports = examine(TunerSuite, tuner=OwnFormat())
     assert failed(reports) == {SAVED, TOKENIZER, AGAIN, MERGED, SFT, RAFT, RESUMED}

@@ -429,10 +429,12 @@ class RunSuite:
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
         """The model component to start from: a tiny one of random weights in a directory of its own."""
         from lmflow.models.pretrained import Pretrained
-        from lmflow.testing.tiny import tiny_model
+        from lmflow.testing.tiny import fill_biases, tiny_model
 
         directory = tmp_path_factory.mktemp("model")
-        tiny_model(self.architecture, sharpness=6.0).save(directory)
+        tiny = tiny_model(self.architecture, sharpness=6.0)
+        fill_biases(tiny.module)
+        tiny.save(directory)
         return Pretrained(path=str(directory))
 
     @pytest.fixture

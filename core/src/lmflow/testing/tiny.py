@@ -129,3 +129,14 @@ def scale_matrices(module: nn.Module, factor: float, noise_seed: int | None = No
                 if noise_seed is not None:
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.001)
                 parameter.mul_(factor)
+
+
+def fill_biases(module: nn.Module) -> None:
+    """Give biases values: a new model's are all 0, so that it would not show where one is left out or rescaled."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
