@@ -374,6 +374,8 @@ def test_sections_beside_stages_are_below_them_and_those_by_keyword_on_top():
         ({"a/b": {}}, "stages: 'a/b' cannot be the name of a stage"),
         ([{"name": "a"}, {"name": "a"}], "stages: a is given twice"),
         ([{"tuner": "lora"}], "stages: each stage of a list needs a name"),
+        ([{"name": ["a"], "tuner": "lora"}], "stages: ['a'] is no name: it has to be text"),
+        ({1: {"tuner": "lora"}}, "stages: 1 is no name: it has to be text"),
         ({"a": "lora"}, "stages.a: expected sections by name, got 'lora'"),
         ({"a": {"training": {"seed": 1}, "training.seed": 2}}, "stages.a.training.seed: given twice"),
         ({"a": {"tuner": {"rnak": 2}}}, "tuner.rnak: unknown option"),

@@ -60,14 +60,14 @@ def test_mistakes_of_form_name_their_line(text: str, expected: str, write: Write
     assert problems == [f"{file}{expected}"]
 
 
-@pytest.mark.parametrize("name", ["a/b", "../a", "..", ".a", "a.b", "a b", "", "-a", "ä"])
+@pytest.mark.parametrize("name", ["a/b", "../a", "..", ".a", "a.b", "a b", "", "-a", "ä", "a" * 65])
 def test_a_name_is_that_of_a_directory(name: str, write: Write):
     problems: list[str] = []
     file = write(f"stages: {{{name!r}: {{}}}}\n")
     assert list(read_settings(file, problems)) == []
     assert problems == [
         f"{file}:1: stages: {name!r} cannot be the name of a stage, which names a directory too: "
-        "use letters, digits, - and _"
+        "begin with a letter or digit of ASCII, and go on with those, - and _, 64 characters at most"
     ]
 
 

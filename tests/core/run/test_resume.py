@@ -107,3 +107,8 @@ def test_lines_of_stages_are_told_apart():
     assert lines[0] == "stages a, b"
     assert lines.count("stage a: seed: 1") == lines.count("stage b: seed: 1") == 1
     assert not [line for line in lines if "processes" in line]
+
+
+def test_the_command_can_be_pasted_wherever_the_run_is():
+    for text in (resume_command(Path("out put")), how_to_resume(Path("out put"))):
+        assert text.endswith("lmflow run --resume --output 'out put'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def result_of_run(directory: Path) -> str | None:
     if "result" not in record:
         raise LmflowError(
             f"{directory} has no result yet (status: {record.get('status')}); "
-            f"finish it with lmflow run --resume --output {directory}"
+            f"finish it with lmflow run --resume --output {shlex.quote(str(directory))}"
         )
     return str(directory / record["result"])
 

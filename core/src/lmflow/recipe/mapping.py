@@ -54,8 +54,9 @@ def named_stages(stages: Any, problems: list[str]) -> Iterator[tuple[str, Any]]:
         pairs = [_named_item(each) for each in stages]
     seen: set[str] = set()
     for name, sections in pairs:
-        fault = faulty_name(name) if isinstance(name, str) else "each stage of a list needs a name"
-        fault = f"{name} is given twice" if name in seen else fault
+        unnamed = "each stage of a list needs a name" if name is None else f"{name!r} is no name: it has to be text"
+        fault = faulty_name(name) if isinstance(name, str) else unnamed
+        fault = f"{name} is given twice" if isinstance(name, str) and name in seen else fault
         if fault:
             problems.append(f"{STAGES}: {fault}")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _lines(sections: dict[str, Any]) -> list[str]:
 
 def resume_command(directory: Path) -> str:
     """What to type to continue."""
-    return f"lmflow run --resume --output {whole_run(directory)}"
+    return f"lmflow run --resume --output {shlex.quote(str(whole_run(directory)))}"
 
 
 def how_to_resume(directory: Path) -> str:
