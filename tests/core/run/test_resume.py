@@ -112,3 +112,10 @@ def test_lines_of_stages_are_told_apart():
 def test_the_command_can_be_pasted_wherever_the_run_is():
     for text in (resume_command(Path("out put")), how_to_resume(Path("out put"))):
         assert text.endswith("lmflow run --resume --output 'out put'")
+
+
+def test_of_other_stages_the_names_are_told_and_no_line(begun: RunDirectory, small_recipe: Callable[..., Any]):
+    begun.recipe.write_text("stages:\n  sft: {tuner: {name: lora}}\n  more: {tuner: {name: full}}\n")
+    with pytest.raises(RunDirectoryError) as caught:
+        check_same_recipe(begun, small_recipe().recipe, resume=True)
+    assert str(caught.value).splitlines()[1:-1] == ["  stages sft, more in the run, no stages now"]

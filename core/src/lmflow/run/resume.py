@@ -30,6 +30,9 @@ def check_same_text(directory: RunDirectory, recipe: str, resume: bool) -> None:
         return
     old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(recipe)
     differences = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new) if a != b]
+    before, after = stages_in(old), stages_in(new)
+    if before != after:  # lines of one would be held against those of quite another
+        differences = [f"  {before or 'no stages'} in the run, {after or 'no stages'} now"]
     if old != new:
         shown = "\n".join(differences[:5]) or "  (sections differ)"
         raise RunDirectoryError(
@@ -53,6 +56,11 @@ def without_launch(recipe: str) -> list[str]:
             *(f"stage {name}: {line.strip()}" for name, each in sections[STAGES].items() for line in _lines(each)),
         ]
     return _lines(sections)
+
+
+def stages_in(lines: list[str]) -> str:
+    """Which stages the lines are those of, "" for a recipe without."""
+    return lines[0] if lines and lines[0].startswith(f"{STAGES} ") else ""
 
 
 def _lines(sections: dict[str, Any]) -> list[str]:
