@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lmflow.errors import RecipeError
 from lmflow.recipe.yaml import read_settings, write
 
 Write = Callable[[str], Path]
@@ -58,6 +59,20 @@ def test_mistakes_of_form_name_their_line(text: str, expected: str, write: Write
     file = write(text)
     list(read_settings(file, problems))
     assert problems == [f"{file}{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tuner: lora\ntraining:\n  seed: !number 3\n", ":3: could not determine a constructor for the tag '!number'"),
+        ("stages: &s {a: *s}\n", ":1: found unconstructable recursive node"),
+    ],
+)
+def test_what_is_no_plain_value_is_named_with_its_line(text: str, expected: str, write: Write):
+    file = write(text)
+    with pytest.raises(RecipeError) as caught:
+        list(read_settings(file, []))
+    assert list(caught.value.problems) == [f"{file}{expected}"]
 
 
 @pytest.mark.parametrize("name", ["a/b", "../a", "..", ".a", "a.b", "a b", "", "-a", "ä", "a" * 65])

@@ -60,7 +60,11 @@ def read_settings(file: Path, problems: list[str]) -> Iterator[Setting]:
         return
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError([f"{file}:1: expected sections such as `tuner: lora`, found something else"])
-    yield from _sections(root, file, problems)
+    try:
+        yield from _sections(root, file, problems)
+    except yaml.MarkedYAMLError as error:  # a tag that stands for no plain value, or a node that holds itself
+        mark = error.problem_mark or root.start_mark
+        raise RecipeError([f"{file}:{mark.line + 1}: {error.problem}"]) from error
 
 
 def _sections(root: yaml.MappingNode, file: Path, problems: list[str]) -> Iterator[Setting]:
