@@ -117,6 +117,12 @@ def test_a_good_tracker_passes_everything(examine: Callable[..., Any]):
     assert {name: report.message for name, report in reports.items() if report.outcome != "passed"} == {}
 
 
+def test_which_runs_came_before_does_not_matter(examine: Callable[..., Any]):
+    few = "a_failure_of_it or files_stay"  # a run without the tracker, then the first with it
+    reports = examine(TrackerSuite, tracker=lambda: Lines(), read_back=lambda: read, only=few)
+    assert [report.outcome for report in reports.values()] == ["passed", "passed"]
+
+
 @pytest.mark.parametrize(
     ("broken", "check", "said"),
     [
