@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def whole_run(path: Path) -> Path:
     """What the run at `path` is a part of, and is continued with: the run of all stages where it is one of them."""
     above = path.parent.parent
     return above if path.parent.name == STAGES and holds_run(above) else path
+
+
+def resume_command(directory: Path) -> str:
+    """What to type to go on with the run at `directory`, or with the whole that it is a stage of."""
+    return f"lmflow run --resume --output {shlex.quote(str(whole_run(directory)))}"
 
 
 def write_atomically(path: Path, text: str) -> None:

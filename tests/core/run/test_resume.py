@@ -11,7 +11,8 @@ import pytest
 from lmflow.errors import RunDirectoryError
 from lmflow.recipe.recipe import dump
 from lmflow.run.directory import RunDirectory
-from lmflow.run.resume import check_same_recipe, how_to_resume, resume_command, without_launch
+from lmflow.run.resume import check_same_recipe, how_to_resume, without_launch
+from lmflow.run_files import resume_command
 
 
 @pytest.fixture

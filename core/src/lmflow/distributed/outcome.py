@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from lmflow.distributed.worker import Report
 from lmflow.report import write_report
-from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, whole_run, write_atomically
+from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, resume_command, write_atomically
 
 SHOWN = 5
 """Lines of a crashed process that are shown."""
@@ -103,7 +102,7 @@ def _fate(code: int) -> str:
 def _how_to_go_on(output: Path) -> str:
     steps = [int(path.name.rpartition("-")[2]) for path in (output / CHECKPOINTS).glob("step-*[0-9]")]
     kept = f"The last checkpoint is that of step {max(steps)}" if steps else "There is no checkpoint yet"
-    return f"{kept}. Continue with: lmflow run --resume --output {shlex.quote(str(whole_run(output)))}"
+    return f"{kept}. Continue with: {resume_command(output)}"
 
 
 def _complete_record(ended: Sequence[ExitStatus], output: Path, status: str, error: str | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from lmflow.plugins.faults import blaming
 from lmflow.recipe.choice import Choice
 from lmflow.recipe.settings import DATA, TRACKERS, Origin, Setting, of_section
 from lmflow.recipe.sources import find_recorded
-from lmflow.run_files import read_record
+from lmflow.run_files import read_record, resume_command
 
 NOTHING = ("none", "null", "~")
 OPTIONAL = ("reward", "context", "attention")
@@ -157,7 +156,7 @@ def result_of_run(directory: Path) -> str | None:
     if "result" not in record:
         raise LmflowError(
             f"{directory} has no result yet (status: {record.get('status')}); "
-            f"finish it with lmflow run --resume --output {shlex.quote(str(directory))}"
+            f"finish it with {resume_command(directory)}"
         )
     return str(directory / record["result"])
 

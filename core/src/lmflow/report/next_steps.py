@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmflow.run_files import whole_run
+from lmflow.run_files import resume_command
 
 
 def next_commands(record: Mapping[str, Any], directory: Path) -> list[str]:
     """Commands that continue from the run at `directory`, the most useful first."""
     run = shlex.quote(str(directory))
     if record.get("status") != "completed":
-        return [f"lmflow run --resume --output {shlex.quote(str(whole_run(directory)))}"]
+        return [resume_command(directory)]
     commands = []
     if Path(str(record.get("result"))).name == "adapter":
         commands.append(f"lmflow export merge {run} --output {shlex.quote(f'{directory}-merged')}")

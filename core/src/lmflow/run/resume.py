@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lmflow.errors import RunDirectoryError
 from lmflow.recipe.recipe import Recipe, dump
 from lmflow.recipe.settings import LAUNCH, SOURCES, STAGES
 from lmflow.run.directory import RunDirectory, check_usable
-from lmflow.run_files import RECIPE, whole_run
+from lmflow.run_files import RECIPE, resume_command
 
 
 def recipe_to_resume(output: Path) -> Path:
@@ -69,11 +68,6 @@ def _lines(sections: dict[str, Any]) -> list[str]:
     sections.pop(LAUNCH, None)
     sections[SOURCES] = {key: str(source).partition(" ")[0] for key, source in (sections.get(SOURCES) or {}).items()}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
-
-
-def resume_command(directory: Path) -> str:
-    """What to type to continue."""
-    return f"lmflow run --resume --output {shlex.quote(str(whole_run(directory)))}"
 
 
 def how_to_resume(directory: Path) -> str:

@@ -20,7 +20,8 @@ from lmflow.run.directory import RunDirectory, opened_by_rank0
 from lmflow.run.display import Display
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord, RunResult
-from lmflow.run.resume import check_same_recipe, how_to_resume, resume_command
+from lmflow.run.resume import check_same_recipe, how_to_resume
+from lmflow.run_files import resume_command
 
 
 def run(
