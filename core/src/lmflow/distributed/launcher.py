@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from types import FrameType
 
 from lmflow.distributed.environment import LAUNCHER, REPORT, usual_threads
 from lmflow.distributed.outcome import ExitStatus, Outcome, summarize
+from lmflow.distributed.signals import handling
 from lmflow.distributed.worker import read_report
 from lmflow.recipe.sections.launch import LaunchOptions
 
@@ -163,21 +163,14 @@ def _free_port(folder: Path) -> str:
 def handle_signals() -> Iterator[Stop]:
     """Within the context signals that end a process are kept for the processes it started."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # signals are the caller's business
-        yield stop
-        return
 
     def ask(number: int, _: FrameType | None) -> None:
         stop.asked.append(number)
 
     outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # started with nohup
     heard = [number for number in STOPPING if number != signal.SIGHUP or not outlives_terminal]
-    previous = {number: signal.signal(number, ask) for number in heard}
-    try:
+    with handling(ask, *heard):
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def supervise(workers: Sequence[WorkerProcess], stop: Stop) -> list[ExitStatus]:
