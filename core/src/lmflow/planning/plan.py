@@ -135,7 +135,8 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
     others = other_skeletons(recipe, plugins)
     model = prepared(model, recipe)
     workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
-    steps, memory, not_estimated = estimate(recipe, model, workload, others)
+    active = most_active(recipe, model)
+    steps, memory, not_estimated = estimate(recipe, model, workload, others, active)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
     plan = Plan(
@@ -145,7 +146,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         processes=recipe.launch.total,
         parameters=count_parameters(model.module),
         trainable_parameters=count_parameters(model.module, trainable_only=True),
-        active_parameters=count_active(recipe, model),
+        active_parameters=count_active(model, active),
         steps=steps,
         memory=memory and replace(memory, libraries=libraries, models=sum(map(weight_bytes, others))),
         not_estimated=not_estimated,
@@ -197,9 +198,16 @@ def workload_of_items(aligner: Aligner, model: LanguageModel, data: Dataset) -> 
 
 
 def estimate(
-    recipe: Recipe, model: LanguageModel, workload: Workload, others: Sequence[nn.Module] = ()
+    recipe: Recipe,
+    model: LanguageModel,
+    workload: Workload,
+    others: Sequence[nn.Module],
+    active: frozenset[str] | None,
 ) -> tuple[Steps, Footprint | None, str]:
-    """The steps of a prepared model, the memory they take, or else why that cannot be said."""
+    """The steps of a prepared model, the memory they take, or else why that cannot be said.
+
+    `active` is what `most_active` gives.
+    """
     from lmflow.planning.footprint import StepSettings
 
     steps, batch = lay_out_steps(recipe, model, workload)
@@ -213,7 +221,7 @@ def estimate(
         processes=recipe.launch.total,
         device=device,
         optimizer_bytes=recipe.optimizer.bytes_per_parameter(),
-        active=most_active(recipe, model),
+        active=active,
     )
     try:
         peaks = peaks_of(recipe, model, workload, others, batch, setting)
@@ -236,6 +244,8 @@ def peaks_of(
     yield predict_footprint(model.module, batch, setting, others if asks_in_steps(recipe.aligner) else ())
     if workload.heldout:
         yield predict_validation(model.module, largest_validation(recipe, model, workload.heldout), setting)
+    if not (others or recipe.aligner.compares_with_start):
+        return
     scored = largest_scoring(model, workload.items)
     if recipe.aligner.compares_with_start:
         yield predict_validation(model.module, scored, setting)
@@ -260,11 +270,10 @@ def most_active(recipe: Recipe, model: LanguageModel) -> frozenset[str] | None:
     return max(found, key=lambda names: sum(trainable[name].numel() for name in names))
 
 
-def count_active(recipe: Recipe, model: LanguageModel) -> int:
+def count_active(model: LanguageModel, names: frozenset[str] | None) -> int:
     """Parameters that move at that step."""
     from lmflow.models.quantization import count_parameters
 
-    names = most_active(recipe, model)
     if names is None:
         return count_parameters(model.module, trainable_only=True)
     return sum(each.numel() for name, each in model.module.named_parameters() if name in names)
@@ -332,7 +341,7 @@ def remedies(
             continue
         if changed.tuner != recipe.tuner:
             model = prepared(load_skeleton(changed, plugins), changed)
-        _, memory, _ = estimate(changed, model, workload, others)
+        _, memory, _ = estimate(changed, model, workload, others, most_active(changed, model))
         if memory is None or memory.total > NOTABLE * least:
             continue
         recipe, least, options = changed, memory.total, f"{options} {option}".strip()
