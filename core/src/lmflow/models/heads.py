@@ -114,6 +114,12 @@ def is_head(parameter: str) -> bool:
     return parameter.startswith(f"{HEADS}.")
 
 
+def split_heads(parameters: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Parameters of heads, which train at every step, and the others, which the tuner knows."""
+    names = list(parameters)
+    return [name for name in names if is_head(name)], [name for name in names if not is_head(name)]
+
+
 def heads_of(parameters: Iterable[str]) -> list[str]:
     """The names of the heads whose parameters are among these."""
     return list(dict.fromkeys(name.split(".")[1] for name in parameters if is_head(name)))

@@ -10,7 +10,7 @@ from torch import nn
 
 from lmflow.components import Optimizer, ParameterGroup, Tuner
 from lmflow.errors import TrainingError
-from lmflow.models.heads import is_head
+from lmflow.models.heads import split_heads
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.training import TrainingOptions
 
@@ -23,7 +23,8 @@ def build_optimizer(
     parameters: Mapping[str, nn.Parameter],
 ) -> torch.optim.Optimizer:
     """The optimizer of trainable parameters by name, in the groups that tuner and model ask for."""
-    declared = tuner.parameter_groups([name for name in parameters if not is_head(name)]) if tuner else ()
+    _, known = split_heads(parameters)
+    declared = tuner.parameter_groups(known) if tuner else ()
     rate, decay = options.learning_rate, optimizer.weight_decay
     return optimizer.build(parameter_groups(parameters, rate, decay, model.learning_rate, declared))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lmflow.components import Tuner
 from lmflow.errors import TrainingError
-from lmflow.models.heads import is_head
+from lmflow.models.heads import split_heads
 
 if TYPE_CHECKING:
     from lmflow.distributed.strategies.ddp import DDP
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 def rotates(tuner: Tuner | None) -> bool:
     """Whether the tuner names other parameters at other steps."""
     return tuner is not None and type(tuner).active is not Tuner.active
-
-
-def split_heads(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Parameters of heads, which train at every step, and the others, which the tuner knows."""
-    heads = [name for name in names if is_head(name)]
-    return heads, [name for name in names if not is_head(name)]
 
 
 def active_parameters(tuner: Tuner, names: Sequence[str], step: int, seed: int) -> frozenset[str]:
