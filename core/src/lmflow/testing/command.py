@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -16,19 +14,19 @@ import pytest
 
 from lmflow.components import Command
 from lmflow.errors import LmflowError
+from lmflow.testing.imports import heavy_libraries
 from lmflow.testing.runs import supply
 
 if TYPE_CHECKING:
     from lmflow.plugins import Plugins
 
-IMPORTED = """
+ASKED_FOR_HELP = """
 import importlib, sys
 from lmflow.plugins import load_plugins
 module, _, name = sys.argv[1].partition(":")
-made = getattr(importlib.import_module(module), name)(load_plugins(), ["--help"])
-sys.stderr.write(",".join(each for each in ("torch", "transformers", "datasets") if each in sys.modules))
+getattr(importlib.import_module(module), name)(load_plugins(), ["--help"])
 """
-"""Asks a command for help in a process of its own, and says which heavy libraries that loaded."""
+"""Asks a command for help."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +115,7 @@ class CommandSuite:
         assert "<" not in name, (
             f"expected `make` to be a function of a module, so that a new process can import it; found {name}"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", IMPORTED, f"{module}:{name}"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"expected --help to work in a new process; found {done.stderr[-500:]}"
-        loaded = done.stderr.rpartition("\n")[2]
+        loaded = heavy_libraries(ASKED_FOR_HELP, f"{module}:{name}", expected="--help to work")
         assert not loaded, (
             f"expected --help to load no heavy library; found {loaded}. Usual cause: an import at the top of a module; "
             "put it into the function that needs it."

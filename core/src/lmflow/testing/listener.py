@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -20,16 +18,13 @@ from lmflow.plugins import EVENTS, Plugins
 from lmflow.plugins.discovery import check_arguments
 from lmflow.run.run import run
 from lmflow.testing.comparing import some
+from lmflow.testing.imports import heavy_libraries
 from lmflow.testing.runs import RECORDS, Bench, plugins_with, supply
 from lmflow.testing.tracker import SETTINGS, Recorder
 
-BENCHES: pytest.StashKey[dict[str, HeardBench]] = pytest.StashKey()
-IMPORTED = """
-import importlib, sys
-importlib.import_module(sys.argv[1])
-sys.stderr.write(",".join(each for each in ("torch", "transformers", "datasets") if each in sys.modules))
-"""
-"""Imports a module in a process of its own, and says which heavy libraries that loaded."""
+BENCH: pytest.StashKey[HeardBench] = pytest.StashKey()
+IMPORTED = "import importlib, sys; importlib.import_module(sys.argv[1])"
+"""Imports a module."""
 FAILED: Mapping[str, Any] = {"status": "failed", "metrics": {}}
 """What `lmflow_run_finished` brings of a run that failed before anything was measured."""
 WITHOUT_LOSS: Mapping[str, Any] = {"step": 3, "metrics": {"step": 3, "iteration": 1, "reward": None}}
@@ -60,10 +55,10 @@ class ListenerSuite:
         self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> HeardBench:
         """Where runs are carried out, and the working directory; one for all tests, so that they share the runs."""
-        benches = request.node.getparent(pytest.Class).stash.setdefault(BENCHES, {})
-        if "" not in benches:
-            benches[""] = make_bench(tmp_path_factory.mktemp("bench"))
-        found: HeardBench = benches[""]
+        stash = request.node.getparent(pytest.Class).stash
+        if BENCH not in stash:
+            stash[BENCH] = make_bench(tmp_path_factory.mktemp("bench"))
+        found: HeardBench = stash[BENCH]
         monkeypatch.chdir(found.here)
         return found
 
@@ -137,9 +132,7 @@ class ListenerSuite:
     def test_importing_it_loads_no_heavy_library(self, listener: Any) -> None:
         """Its module imports neither torch nor transformers nor datasets: every command imports it."""
         module = listener.__name__ if inspect.ismodule(listener) else type(listener).__module__
-        done = subprocess.run([sys.executable, "-c", IMPORTED, module], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"expected {module} to be imported in a new process; found {done.stderr[-500:]}"
-        loaded = done.stderr.rpartition("\n")[2]
+        loaded = heavy_libraries(IMPORTED, module, expected=f"{module} to be imported")
         assert not loaded, (
             f"expected {module} to load no heavy library; found {loaded}. Usual cause: an import at the top of the "
             "module; put it into the function that needs it, and types under TYPE_CHECKING."
