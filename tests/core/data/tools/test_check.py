@@ -31,16 +31,9 @@ from lmflow.errors import DataError
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.data import DataOptions
 
+from .turns import ADD, ANSWER, CALL, USER
+
 Write = Callable[[str, Iterable[Any]], str]
-ADD = {"type": "function", "function": {"name": "add"}}
-
-CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
-}
-
-USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 Q, A = Message("user", "q"), Message("assistant", "a")
 
 

@@ -11,17 +11,10 @@ from lmflow.data.formats import FORMATS
 from lmflow.data.tools.convert import convert
 from lmflow.errors import DataError
 
+from .turns import ADD, ANSWER, CALL, USER
+
 BY_NAME = {each.name: each for each in FORMATS}
 
-ADD = {"type": "function", "function": {"name": "add"}}
-
-CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
-}
-
-USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 RECORDS: dict[str, dict[str, Any]] = {
     "text_only": {"text": "once"},
     "text2text": {"input": "q", "output": "a"},
