@@ -35,7 +35,7 @@ def test_the_launcher_prints_for_its_processes(environment: Any, tmp_path: Path,
     environment(1, **{REPORT: str(file)})
     assert report_error(DataError("one\ntwo")) == 2
     assert capsys.readouterr().err == ""
-    assert read_report(file) == Report("error", 2, ["error: one", "error: two"])
+    assert read_report(file) == Report("error", 2, ["error: one", "  two"])
     assert [each.name for each in tmp_path.iterdir()] == [file.name]
 
 

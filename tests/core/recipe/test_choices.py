@@ -106,11 +106,15 @@ def test_options_of_a_slot_that_stays_empty_are_a_mistake(plugins: Plugins):
     ]
 
 
-@pytest.mark.parametrize("value", [3, ["lora"], {"name": "lora"}])
-def test_a_name_is_text(value: Any, plugins: Plugins):
-    assert problems_of(plugins, "tuner", tuner__name=value) == [
-        f"--tuner.name: expected the name of a tuner, got {value!r}"
-    ]
+@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (["lora"], "['lora']"), ({"a": "b"}, "{'a': 'b'}")])
+def test_a_name_is_text(value: Any, shown: str, plugins: Plugins):
+    [problem] = problems_of(plugins, "tuner", tuner__name=value)
+    assert problem.startswith(f"--tuner.name: expected a component's name, got {shown}; there are full, lora")
+
+
+def test_a_name_left_out_is_told_so(plugins: Plugins):
+    [problem] = problems_of(plugins, "aligner", aligner__name=None)
+    assert problem.startswith("--aligner.name: expected a component's name, got nothing; there are ")
 
 
 def test_an_unknown_name_is_told_with_its_place(plugins: Plugins):

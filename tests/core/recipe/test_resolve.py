@@ -110,7 +110,7 @@ def test_yaml_words_stay_words(plugins, write):
         ("tuner:\n\tname: lora\n", ":2: not valid YAML"),
         ("- tuner\n", ":1: expected sections"),
         ("training: 3\n", ":1: training: expected options"),
-        ("tuner: 3\n", "expected the name of a tuner, got 3"),
+        ("tuner: 3\n", "expected a component's name, got 3"),
     ],
 )
 def test_malformed_files(plugins, write, text: str, expected: str):

@@ -157,6 +157,11 @@ def test_a_reference_elsewhere_stays_too(plugins: Plugins, write: Write):
 # Mistakes
 
 
+def test_a_stage_takes_options_and_no_value(plugins: Plugins, write: Write):
+    found = problems_of(plugins, write("stages: {sft: {}}\n"), option("stages.sft", "5"))
+    assert found == ["--stages.sft: expected an option of that stage, as in --stages.sft.tuner lora"]
+
+
 def test_all_mistakes_are_told_at_once_each_with_its_stage_and_line(plugins: Plugins, write: Write):
     text = (
         "training: {lerning_rate: 1}\nstages:\n  sft:\n    tuner: {name: lora, rnak: 4}\n  rl:\n"

@@ -39,6 +39,47 @@ def test_stages_are_read_by_name_and_from_a_list(text: str, lines: list[int], wr
     assert [int(each.origin.place.rpartition(":")[2]) for each in (sft, name, rl, model, last)] == lines
 
 
+MERGED = """
+training: &usual {seed: 1, epochs: 2}
+tuner: &narrow {name: lora, rank: 2}
+stages:
+  - &first
+    name: a
+    training:
+      seed: 5
+      <<: *usual
+    tuner: {<<: [*narrow, *usual], rank: 4}
+  - <<: *first
+    name: b
+"""
+
+
+def test_mappings_are_merged_under_what_is_written(write: Write):
+    """As YAML 1.1 has it: what a mapping says itself stands before what it takes over, and earlier before later."""
+    problems: list[str] = []
+    found = [setting for setting in read_settings(write(MERGED), problems) if setting.path.startswith("stages.")]
+    assert problems == []
+    of = [
+        {each.path.removeprefix(f"stages.{name}."): each.value for each in found if f".{name}." in each.path}
+        for name in "ab"
+    ]
+    assert of[0] == of[1]
+    assert of[0] == {
+        "training.seed": 5,
+        "training.epochs": 2,
+        "tuner.name": "lora",
+        "tuner.rank": 4,
+        "tuner.seed": 1,
+        "tuner.epochs": 2,
+    }
+
+
+@pytest.mark.parametrize("text", ["training:\n  <<: 3\n", "training:\n  <<: [3]\n", "training: &a\n  <<: *a\n"])
+def test_only_mappings_are_merged(text: str, write: Write):
+    with pytest.raises(RecipeError, match=r"recipe.yaml:[12]: <<: expected sections or options to take over"):
+        list(read_settings(write(text), []))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -102,3 +102,9 @@ def test_a_directory_that_another_process_writes_is_only_read(finished: Path):
     opened.close()
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == {path: content for path, content in before.items() if path.name != ".lock"}
+
+
+def test_a_place_that_cannot_be_made_is_told_as_such(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"cannot be written to: Not a directory\. Choose another"):
+        RunDirectory(tmp_path / "file" / "run")

@@ -112,6 +112,7 @@ def interrupting(name: str, *, only: str) -> Callable[..., Any]:
 def test_each_stage_is_a_run_and_the_whole_says_where_it_stands(finished: RunResult):
     place = finished.directory
     assert {each.name for each in place.iterdir()} == {".lock", "recipe.yaml", "report.html", "run.json", "stages"}
+    assert {each.name for each in (place / "stages").iterdir()} == {"sft", "sft.yaml", "more", "more.yaml"}
     record = record_of(place)
     assert record == finished.record
     assert (record["status"], record["error"], record["result"]) == ("completed", None, "stages/more/model")
@@ -161,7 +162,7 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(copy: Path, make
         run_stages(make(), plugins, output=copy)
     with pytest.raises(RunDirectoryError) as caught:
         run_stages(make(stages__more__training__seed=5), plugins, output=copy, resume=True)
-    assert "'stage more: seed: 0' in the run, 'stage more: seed: 5' now" in str(caught.value)
+    assert "stage more was begun with another recipe:\n  'seed: 0' in the run, 'seed: 5' now" in str(caught.value)
     assert (copy / "run.json").read_bytes() == before
 
 
@@ -171,11 +172,76 @@ def test_finished_stages_are_not_run_again(copy: Path, make: Make, plugins: Plug
     assert result.status == "completed"
 
 
+class TestWhatMayChange:
+    """Between a run of stages and its resumption."""
+
+    @pytest.fixture
+    def half(self, copy: Path) -> Path:
+        """The first stage finished, the second not begun."""
+        shutil.rmtree(copy / "stages" / "more")
+        return copy
+
+    def test_a_stage_that_has_not_begun(self, half: Path, make: Make, plugins: Plugins, finished: RunResult):
+        result = run_stages(make(stages__more__training__seed=5), plugins, output=half, resume=True)
+        assert result.status == "completed"
+        assert "seed: 5" in (half / "stages" / "more" / "recipe.yaml").read_text()
+        assert (half / "stages" / "sft" / "run.json").read_bytes() == (
+            finished.directory / "stages" / "sft" / "run.json"
+        ).read_bytes()
+
+    def test_a_stage_that_failed_before_its_first_step(
+        self, half: Path, make: Make, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+    ):
+        def fail(*_: Any) -> None:
+            raise LmflowError("no layer is called q")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(import_module("lmflow.run.stages"), "self_test", fail)
+            shutil.rmtree(half / "stages" / "sft")
+            with pytest.raises(LmflowError, match="stage sft: no layer is called q"):
+                run_stages(make(), plugins, output=half, resume=True)
+        changed = make(stages__sft__tuner__rank=4)
+        assert run_stages(changed, plugins, output=half, resume=True).status == "completed"
+        assert "rank: 4" in (half / "stages" / "sft" / "recipe.yaml").read_text()
+
+    def test_nothing_where_there_is_a_checkpoint_to_go_on_from(self, half: Path, make: Make, plugins: Plugins):
+        (half / "stages" / "sft" / "run.json").unlink()
+        with pytest.raises(RunDirectoryError, match="stage sft was begun with another recipe"):
+            run_stages(make(stages__sft__tuner__rank=4), plugins, output=half, resume=True)
+
+    def test_in_the_recipe_of_the_run_itself(self, copy: Path, plugins: Plugins):
+        recipe = copy / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace("rank: 2", "rank: 4"))
+        staged = resolve_recipe(plugins, recipe)
+        assert isinstance(staged, StagedRecipe)
+        with pytest.raises(RunDirectoryError, match="stage sft was begun with another recipe:\n  'rank: 2' in the run"):
+            run_stages(staged, plugins, output=copy, resume=True)
+
+    def test_how_many_processes_a_finished_stage_would_have(self, copy: Path, make: Make, plugins: Plugins):
+        assert run_stages(make(launch__processes=2), plugins, output=copy, resume=True).status == "completed"
+
+    def test_no_stage_that_began_with_a_result_that_is_made_anew(self, copy: Path, make: Make, plugins: Plugins):
+        shutil.rmtree(copy / "stages" / "sft")
+        with pytest.raises(RunDirectoryError, match=f"of sft that is not there any more. Delete {copy}/stages/more as"):
+            run_stages(make(), plugins, output=copy, resume=True)
+
+    def test_none_is_left_out(self, copy: Path, make: Make, plugins: Plugins):
+        alone = StagedRecipe(make().stages[:1])
+        with pytest.raises(
+            RunDirectoryError, match=f"holds the stage more, which the recipe lacks.*{copy}/stages/more"
+        ):
+            run_stages(alone, plugins, output=copy, resume=True)
+
+    def test_never_a_run_without_stages(self, copy: Path, make: Make, plugins: Plugins):
+        with pytest.raises(RunDirectoryError, match="holds a run without stages"):
+            run_stages(make(), plugins, output=copy / "stages" / "sft", resume=True)
+
+
 def test_overwriting_begins_anew(copy: Path, make: Make, plugins: Plugins, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: (_ for _ in ()).throw(LmflowError("no")))
     with pytest.raises(LmflowError, match="stage sft: no"):
         run_stages(make(), plugins, output=copy, overwrite=True)
-    assert not list((copy / "stages").iterdir())
+    assert {each.name for each in (copy / "stages").iterdir()} == {"sft.yaml"}
 
 
 def test_stopped_in_a_stage_it_says_so_and_goes_on_to_the_same_weights(
@@ -213,8 +279,9 @@ def test_a_failure_names_the_stage(make: Make, plugins: Plugins, tmp_path: Path,
         raise LmflowError("no layer is called q")
 
     monkeypatch.setattr(pipeline, "run", fail)
-    with pytest.raises(LmflowError, match=r"^stage sft: no layer is called q$"):
+    with pytest.raises(LmflowError, match=r"^stage sft: no layer is called q\n.*--resume --output") as caught:
         run_stages(make(), plugins, output=tmp_path / "out")
+    assert str(caught.value).endswith(f"go on with: lmflow run --resume --output {tmp_path / 'out'}")
     record = record_of(tmp_path / "out")
     assert (record["status"], record["error"]) == ("failed", "LmflowError: stage sft: no layer is called q")
     assert [each["status"] for each in record["stages"].values()] == ["pending", "pending"]
@@ -271,7 +338,7 @@ def test_a_stage_in_several_processes_has_them_for_itself(
         return output, Outcome(7, ["error: process 1 of 2 was killed", "  by nobody"])
 
     monkeypatch.setattr(pipeline, "run_in_workers", run_in_workers)
-    with pytest.raises(LmflowError, match=r"^stage sft: process 1 of 2 was killed\n  by nobody$") as caught:
+    with pytest.raises(LmflowError, match=r"^stage sft: process 1 of 2 was killed\n  by nobody\n") as caught:
         run_stages(make(launch__processes=2), plugins, output=tmp_path / "out", flags=["--quiet"])
     assert caught.value.exit_code == 7
     place = tmp_path / "out" / "stages" / "sft"

@@ -102,14 +102,6 @@ def test_a_stage_is_continued_with_all_of_them(tmp_path: Path):
     assert resume_command(stage) == f"lmflow run --resume --output {tmp_path / 'out'}"
 
 
-def test_lines_of_stages_are_told_apart():
-    old = "stages:\n  a: {training: {seed: 1}, launch: {processes: 1}}\n  b: {training: {seed: 1}}\n"
-    lines = without_launch(old)
-    assert lines[0] == "stages a, b"
-    assert lines.count("stage a: seed: 1") == lines.count("stage b: seed: 1") == 1
-    assert not [line for line in lines if "processes" in line]
-
-
 def test_the_command_can_be_pasted_wherever_the_run_is():
     for text in (resume_command(Path("out put")), how_to_resume(Path("out put"))):
         assert text.endswith("lmflow run --resume --output 'out put'")

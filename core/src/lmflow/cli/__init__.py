@@ -15,6 +15,7 @@ from lmflow.cli.output import print_error
 
 if TYPE_CHECKING:
     from lmflow.distributed.worker import Ending
+    from lmflow.errors import LmflowError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,6 +113,18 @@ def report_error(error: Exception, *, debug: bool = False) -> int:
     return code
 
 
+def labelled(error: LmflowError) -> Iterator[str]:
+    """The lines of an error: each thing that is wrong begins with "error: ", what more there is to it is indented."""
+    from lmflow.errors import RecipeError
+
+    text = str(error) or "unknown error"
+    several = isinstance(error, RecipeError) and text == "\n".join(error.problems)
+    for problem in error.problems if isinstance(error, RecipeError) and several else [text]:
+        first, *rest = problem.splitlines()
+        yield f"error: {first}"
+        yield from (line if line.startswith(" ") or not line else f"  {line}" for line in rest)
+
+
 def describe_error(error: Exception) -> tuple[int, list[str]]:
     """The exit code, and the lines that say what went wrong."""
     from lmflow.errors import Interrupted, LmflowError, is_disk_full, is_out_of_memory
@@ -119,7 +132,7 @@ def describe_error(error: Exception) -> tuple[int, list[str]]:
     if isinstance(error, Interrupted):
         return error.exit_code, [str(error)]
     if isinstance(error, LmflowError):
-        return error.exit_code, [f"error: {line}" for line in str(error).splitlines() or ["unknown error"]]
+        return error.exit_code, list(labelled(error))
     if is_disk_full(error):
         return 1, [f"error: the disk is full: {getattr(error, 'filename', None) or 'a file'} could not be written"]
     if is_out_of_memory(error):

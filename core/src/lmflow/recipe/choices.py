@@ -40,7 +40,9 @@ def choose(
     if slot in OPTIONAL and is_nothing(setting.value):
         return None
     if not isinstance(setting.value, str):
-        problems.append(f"{setting.place}: expected the name of a {slot}, got {setting.value!r}")
+        got = "nothing" if setting.value is None else repr(setting.value)
+        offered = ", ".join(sorted(plugins.offers(slot)))
+        problems.append(f"{setting.place}: expected a component's name, got {got}; there are {offered}")
         return None
     return _found(plugins, slot, setting, settings, problems)
 

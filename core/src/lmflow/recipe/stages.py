@@ -71,6 +71,11 @@ def dump_stages(staged: StagedRecipe) -> str:
     return write({STAGES: {stage.name: _with_sources(stage) for stage in staged.stages}})
 
 
+def stage_text(stage: Stage) -> str:
+    """One stage as YAML, as `dump_stages` has it below its name."""
+    return write(_with_sources(stage))
+
+
 def _with_sources(stage: Stage) -> dict[str, Any]:
     sources = dict(stage.resolved.recipe.sources)
     return stage.as_dict() | ({SOURCES: sources} if sources else {})
@@ -98,6 +103,11 @@ def resolve_written(
         return resolve_settings(plugins, merge(written, options, RUN_SCOPE, problems), problems)
     paths = [setting.path for setting in written]
     problems += dict.fromkeys(f"{path}: given twice" for path in paths if paths.count(path) > 1)
+    problems += (
+        f"{setting.place}: expected an option of that stage, as in {setting.place}.tuner lora"
+        for setting in options
+        if setting.path.startswith(f"{STAGES}.") and setting.path.count(".") == 1
+    )
     common, special = split(options)
     for name in (name for name in special if name not in own):
         places = ", ".join(setting.place for setting in special[name]) or STAGES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import yaml
 from lmflow.errors import RecipeError
 from lmflow.recipe.settings import OPTIONS_ONLY, SOURCES, STAGES, TRACKERS, Origin, Setting
 from lmflow.recipe.stage_names import faulty_name
+
+MERGE = "tag:yaml.org,2002:merge"
 
 
 class Loader(yaml.SafeLoader):
@@ -73,7 +75,7 @@ def _sections(root: yaml.MappingNode, file: Path, problems: list[str]) -> Iterat
         if section == STAGES:
             yield from _stages(node, line, file, problems)
         elif section == TRACKERS and isinstance(node, yaml.MappingNode):
-            names = [str(key.value) for key, _ in node.value]
+            names = [str(key.value) for key, _ in _with_merged(node, file)]
             yield Setting(f"{section}.name", names, Origin("file", f"{file}:{line}"))
             for name, options, at in _entries(node, file, problems, f"{section}."):
                 yield from _section(f"{section}.{name}", options, at, file, problems)
@@ -109,7 +111,7 @@ def _named_stages(node: yaml.Node, file: Path, problems: list[str]) -> Iterator[
     seen: dict[str, int] = {}
     for item in node.value if isinstance(node, yaml.SequenceNode) else ():
         line = item.start_mark.line + 1
-        entries = item.value if isinstance(item, yaml.MappingNode) else ()
+        entries = list(_with_merged(item, file)) if isinstance(item, yaml.MappingNode) else []
         name = next((str(value.value) for key, value in entries if key.value == "name"), None)
         if name is None:
             problems.append(f"{file}:{line}: {STAGES}: each stage of a list needs a name, as in `- name: sft`")
@@ -151,15 +153,35 @@ def _compose(file: Path) -> yaml.Node | None:
 def _entries(
     node: yaml.MappingNode, file: Path, problems: list[str], prefix: str = ""
 ) -> Iterator[tuple[str, yaml.Node, int]]:
-    """Keys, values and 1-based lines of a mapping; a key given twice is a problem."""
+    """Keys, values and 1-based lines of a mapping, merged ones last; a key given twice is a problem."""
     seen: dict[str, int] = {}
-    for key_node, value in node.value:
+    for key_node, value in _with_merged(node, file):
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in seen:
             problems.append(f"{file}:{line}: {prefix}{key}: given twice (first in line {seen[key]})")
             continue
         seen[key] = line
         yield key, value, line
+
+
+def _with_merged(
+    node: yaml.MappingNode, file: Path, within: Sequence[yaml.Node] = ()
+) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Keys and values of a mapping; those of the mappings that `<<` names only where it has no such key itself."""
+    own = [(key, value) for key, value in node.value if key.tag != MERGE]
+    yield from own
+    seen = {key.value for key, _ in own}
+    for key_node, merged in node.value:
+        if key_node.tag != MERGE:
+            continue
+        for source in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
+            if not isinstance(source, yaml.MappingNode) or source in (node, *within):
+                line = source.start_mark.line + 1
+                raise RecipeError([f"{file}:{line}: <<: expected sections or options to take over, as in `<<: *name`"])
+            for key, value in _with_merged(source, file, [node, *within]):
+                if key.value not in seen:
+                    seen.add(key.value)
+                    yield key, value
 
 
 def _construct(node: yaml.Node) -> Any:

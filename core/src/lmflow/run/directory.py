@@ -64,8 +64,13 @@ class RunDirectory:
         self.path = path
         check_usable(path, resume=resume, overwrite=overwrite)
         existed = path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(path)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{path} cannot be written to: {error.strerror}. Choose another --output."
+            ) from error
         if existed and overwrite:
             remove_run(path)
         for folder in folders:

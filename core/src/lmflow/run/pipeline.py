@@ -20,14 +20,15 @@ from lmflow.errors import Interrupted, LmflowError, RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.recipe import ResolvedRecipe, dump
 from lmflow.recipe.stages import Stage, StagedRecipe, dump_stages
+from lmflow.run.begun import check_begun, remember
 from lmflow.run.directory import FollowedDirectory, RunDirectory, opened_by_rank0
 from lmflow.run.display import Display, Silent
 from lmflow.run.pipeline_record import PipelineRecord, is_finished, place_of, result_of
 from lmflow.run.record import RunResult
-from lmflow.run.resume import check_same_text, how_to_resume
+from lmflow.run.resume import how_to_resume
 from lmflow.run.run import new_output, run
 from lmflow.run.workers import check_outcome, needs_workers, run_in_workers
-from lmflow.run_files import RECIPE, STAGES, holds_run, write_atomically
+from lmflow.run_files import RECIPE, STAGES, holds_run, resume_command, write_atomically
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def open_whole(
         return RunDirectory(place, resume=resume, overwrite=overwrite, folders=[STAGES])
 
     def check(directory: RunDirectory) -> None:
-        check_same_text(directory, dump_stages(staged), resume)
+        if resume:
+            check_begun(directory.path, staged)
         directory.write_recipe(dump_stages(staged))
 
     return opened_by_rank0(processes, begin, check)
@@ -132,6 +134,12 @@ def recorded(pipeline: Pipeline) -> Iterator[None]:
         raise Interrupted(signal.SIGINT, how_to_resume(pipeline.directory.path)) from error
     except BaseException as error:
         record.finish("failed", f"{type(error).__name__}: {error}")
+        if isinstance(error, LmflowError):
+            again = resume_command(pipeline.directory.path)
+            error.args = (
+                f"{error}\nWhat was finished is kept. Once that is mended, go on with: {again}",
+                *error.args[1:],
+            )
         raise
     record.finish("completed")
     with suppress(RuntimeError):  # another is gone already
@@ -158,6 +166,8 @@ def carry_out(pipeline: Pipeline, stage: Stage, number: int) -> None:
         display.note(f"stage {number} of {count}: {stage.name}{' is finished already' if finished else ''}")
     if finished:
         return
+    if not isinstance(pipeline.directory, FollowedDirectory):
+        remember(pipeline.directory.path, stage)
     pipeline.record.write(running=stage.name)
     with naming(stage):
         asked = run_stage(pipeline, stage, place, resume=begun)

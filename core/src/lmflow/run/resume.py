@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +20,38 @@ def recipe_to_resume(output: Path) -> Path:
 
 
 def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> None:
-    """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first difference."""
-    check_same_text(directory, dump(recipe), resume)
-
-
-def check_same_text(directory: RunDirectory, recipe: str, resume: bool) -> None:
-    """The same of a recipe, or of several stages, as YAML."""
+    """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first differences."""
     if not (resume and directory.recipe.exists()):
         return
-    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(recipe)
-    differences = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new) if a != b]
-    before, after = stages_in(old), stages_in(new)
-    if before != after:  # lines of one would be held against those of quite another
-        differences = [f"  {before or 'no stages'} in the run, {after or 'no stages'} now"]
+    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(dump(recipe))
+    stages = ", ".join(stages_of(directory.path))
     if old != new:
-        shown = "\n".join(differences[:5]) or "  (sections differ)"
+        shown = f"  stages {stages} in the run, no stages now" if stages else differences(old, new)
         raise RunDirectoryError(
             f"{directory.path} was started with another recipe:\n{shown}\n"
             "Resume with --resume --output alone, or start a new run from its result with --model."
         )
 
 
-def without_launch(recipe: str) -> list[str]:
-    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins.
+def stages_of(path: Path) -> list[str]:
+    """The names of the stages that the recipe of the run at `path` has; empty for one without."""
+    import yaml
 
-    Those of stages come one after the other, each line with its stage.
-    """
+    sections = yaml.safe_load((path / RECIPE).read_text(encoding="utf-8"))
+    return list((sections or {}).get(STAGES) or ())
+
+
+def differences(old: Sequence[str], new: Sequence[str]) -> str:
+    """The first lines in which a recipe differs from what it was when its run began."""
+    found = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new, strict=False) if a != b]
+    return "\n".join(found[:5]) or "  (sections differ)"
+
+
+def without_launch(recipe: str) -> list[str]:
+    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins."""
     import yaml
 
     sections: dict[str, Any] = yaml.safe_load(recipe) or {}
-    if STAGES in sections:
-        names = f"stages {', '.join(sections[STAGES])}"
-        return [
-            names,
-            *(f"stage {name}: {line.strip()}" for name, each in sections[STAGES].items() for line in _lines(each)),
-        ]
-    return _lines(sections)
-
-
-def stages_in(lines: list[str]) -> str:
-    """Which stages the lines are those of, "" for a recipe without."""
-    return lines[0] if lines and lines[0].startswith(f"{STAGES} ") else ""
-
-
-def _lines(sections: dict[str, Any]) -> list[str]:
-    import yaml
-
     sections.pop(LAUNCH, None)
     sections[SOURCES] = {key: str(source).partition(" ")[0] for key, source in (sections.get(SOURCES) or {}).items()}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
