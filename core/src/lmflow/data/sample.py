@@ -27,6 +27,10 @@ class Message:
     """The tool that answers, where a tool's turn says so."""
     tool_call_id: str | None = None
     """The call that a tool answers."""
+    thinking: str | None = None
+    """What an assistant thinks before it answers, where that stands beside the content."""
+    is_target: bool = True
+    """Whether an assistant's turn is trained; False where the record says that it is not to be learnt."""
 
 
 @dataclass(frozen=True, slots=True)
