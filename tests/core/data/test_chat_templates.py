@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from lmflow.data.chat_templates import PRESETS, chat_template, use_template
-from lmflow.data.rendering import as_dict, render
+from lmflow.data.rendering import render
 from lmflow.data.sample import Message, Sample
+from lmflow.data.template_traits import turn_end_ids
 from lmflow.data.tokenize import encode_prompt, encode_sample
+from lmflow.data.turn_forms import TurnForm, as_dicts
 from lmflow.errors import DataError, RecipeError
 
 SPECIAL = [
@@ -45,7 +47,7 @@ LLAMA3 = (
     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«4<|eot_id|>»"
 )
 EXPECTED = {
-    "chatglm3": "[gMASK]sop<|system|>\n Be kind.<|user|>\n Hi<|assistant|>«\n Hello<|user|>»\n 2+2?<|assistant|>«\n 4</s>»",
+    "chatglm3": "[gMASK]sop<|system|>\n Be kind.<|user|>\n Hi<|assistant|>«\n Hello<|user|>»\n 2+2?<|assistant|>«\n 4<|user|>»",
     "chatml": KIND + CHATML,
     "deepseek": f"<s>Be kind.\n\n{DEEPSEEK}",
     "deepseek_v2": f"<s>Be kind.\n\n{DEEPSEEK}",
@@ -76,7 +78,7 @@ EXPECTED = {
     "disable": "<s>Be kind.Hi«Hello</s>»2+2?«4</s>»",
     "empty_no_special_tokens": "Be kind.Hi«Hello»2+2?«4</s>»",
 }
-REWRITE = {"chatglm3", "deepseek_r1", "deepseek_r1_distill", "hymba", "qwen3"}
+REWRITE = {"deepseek_r1", "deepseek_r1_distill", "hymba", "qwen3"}
 """Templates that write the last answer otherwise than earlier ones, each of which is then trained as it was given."""
 
 
@@ -148,7 +150,7 @@ def assert_masks_of_transformers(tokenizer: Any, sample: Sample) -> None:
     answers = [index for index, turn in enumerate(sample.messages) if turn.role == "assistant"]
     for sequence, answer in zip(sequences, answers if len(sequences) > 1 else answers[-1:], strict=True):
         theirs = tokenizer.apply_chat_template(
-            [as_dict(turn) for turn in sample.messages[: answer + 1]],
+            as_dicts(sample.messages[: answer + 1], TurnForm()),
             tools=[dict(tool) for tool in sample.tools] or None,
             tokenize=True,
             return_dict=True,
@@ -158,7 +160,8 @@ def assert_masks_of_transformers(tokenizer: Any, sample: Sample) -> None:
         length = len(mask)
         assert list(sequence.ids[:length]) == theirs["input_ids"]
         assert [int(on) for on in sequence.loss_mask[:length]] == mask
-        assert list(sequence.ids[length:]) in ([], [tokenizer.eos_token_id])  # an end, where the format has none known
+        ends = [tokenizer.eos_token_id, *turn_end_ids(tokenizer)]  # an end, where the format writes none here
+        assert list(sequence.ids[length:]) in ([], *([end] for end in ends))
 
 
 def last_run(mask: list[int]) -> list[int]:
@@ -194,11 +197,7 @@ def test_without_the_marks_masks_are_the_same(name: str, tokenizer_with: Any):
                     f"{left} if true {right}" if mark == "generation" else f"{left} endif {right}",
                 )
     derived = encode_sample(tokenizer, sample, end_ids=ends_of(tokenizer))
-    parts = trained_parts(tokenizer, derived), trained_parts(tokenizer, marked)
-    if name == "chatglm3":  # the end of an earlier answer is the next turn's mark there, which only marks can tell
-        assert parts[0][-1:] == parts[1][-1:]
-    else:
-        assert parts[0] == parts[1]
+    assert trained_parts(tokenizer, derived) == trained_parts(tokenizer, marked)
 
 
 @pytest.mark.parametrize("name", sorted(WITH_TOOLS))
@@ -216,7 +215,8 @@ def test_calls_are_trained_and_what_tools_answer_is_not(name: str, tokenizer_wit
 @pytest.mark.parametrize("name", sorted(PRESETS.keys() - WITH_TOOLS))
 def test_a_template_without_tools_says_so(name: str, tokenizer_with: Any):
     with pytest.raises(
-        DataError, match=r"t:1: the model's chat template (leaves out the (tool|call of) add|refuses the roles)"
+        DataError,
+        match=r"t:1: the model's chat template (leaves out the (tool add|call of 'add')|cannot write this dialogue)",
     ):
         encode_sample(tokenizer_with(name), TOOL_TALK, end_ids=[0])
 

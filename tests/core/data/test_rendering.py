@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lmflow.data.rendering import (
-    Rendering,
-    answer_starts,
-    as_dict,
-    has_marks,
-    refused,
-    render,
-    renderings,
-    template_for,
-)
+from lmflow.data.rendering import Rendering, has_marks, refused, render, renderings, template_for
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
@@ -53,7 +46,7 @@ def said(*turns: Message, **more: Any) -> Sample:
 
 
 def answers(rendering: Rendering) -> list[str]:
-    return [rendering.text[start:end] for start, end in rendering.spans]
+    return ["".join(rendering.text[start:end] for start, end in answer.spans) for answer in rendering.answers]
 
 
 # Where answers are
@@ -64,15 +57,17 @@ def test_answers_stand_in_the_text_with_what_ends_them(template: str, with_templ
     [found] = renderings(with_template(template), said(S, Q, A, R, B))
     assert found.text == "system:s;user:q;assistant:a;user:r;assistant:数据;"
     assert answers(found) == ["a;", "数据;"]
-    assert found.marked is (template is MARKED)
-    assert found.answers == (() if found.marked else ("a", "数据"))
+    assert [(answer.turn, found.text[: answer.start][-10:]) for answer in found.answers] == [
+        (2, "assistant:"),
+        (4, "assistant:"),
+    ]
 
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED])
 @pytest.mark.parametrize("turns", [(Q,), (S, Q), (S,)])
 def test_a_dialogue_without_an_answer_has_none(template: str, turns: tuple[Message, ...], with_template: With):
     [found] = renderings(with_template(template), said(*turns))
-    assert found.spans == ()
+    assert found.answers == ()
     assert "q" in found.text or turns == (S,)
 
 
@@ -80,8 +75,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_a_text_for_each_answer(wit
     found = renderings(with_template(FORGETTING), said(Q, A, R, B))
     assert [each.text for each in found] == ["user:q;assistant:a;", "user:q;assistant:…;user:r;assistant:数据;"]
     assert [answers(each) for each in found] == [["a;"], ["数据;"]]
-    assert [len(each.sample.messages) for each in found] == [2, 4]
-    assert [each.answers for each in found] == [("a",), ("数据",)]
+    assert [[answer.turn for answer in each.answers] for each in found] == [[1], [3]]
 
 
 def test_marks_that_forget_earlier_turns_give_a_text_for_each_answer(with_template: With):
@@ -94,37 +88,18 @@ def test_marks_that_forget_earlier_turns_give_a_text_for_each_answer(with_templa
     assert [answers(each) for each in found] == [["a;"], ["数据;"]]
 
 
-def test_an_answer_that_begins_nowhere_is_an_error(with_template: With):
-    """The template writes something before the answer that its prompt does not have."""
-    template = PLAIN.replace("{{ m['role'] }}:", "{{ '<' if m['role'] == 'assistant' }}{{ m['role'] }}:")
-    with pytest.raises(
-        DataError, match=r"^f:3: .* no clear place where answer 2 begins\. Choose a template with --data\.tem"
-    ):
+def test_an_answer_after_another_prompt_than_the_templates_is_refused(with_template: With):
+    """It would be learnt for a prompt that the model is never given."""
+    template = PLAIN.replace("assistant:{% endif %}", "assistant:<think>{% endif %}")
+    with pytest.raises(DataError, match=r"^f:3: .* asks for answers with '.*:<think>' and writes that of turn 2 after"):
         renderings(with_template(template), said(Q, A))
+    [found] = renderings(with_template(template), said(Q, Message("assistant", "<think>hm</think>a")))
+    assert answers(found) == ["hm</think>a;"]
 
 
 def test_an_empty_answer_has_its_end(with_template: With):
     [found] = renderings(with_template(PLAIN), said(Q, Message("assistant", "")))
     assert answers(found) == [";"]
-
-
-@pytest.mark.parametrize("template", [PLAIN, MARKED])
-def test_earlier_answers_of_a_prompt(template: str, with_template: With):
-    tokenizer, sample = with_template(template), said(Q, A, R)
-    text = render(tokenizer, sample, sample.messages, prompt=True)
-    assert text == "user:q;assistant:a;user:r;assistant:"
-    assert [text[start:][:2] for start in answer_starts(tokenizer, sample, text)] == ["a;"]
-    assert answer_starts(tokenizer, said(Q), text) == []
-
-
-# Turns as templates take them
-
-
-def test_a_turn_has_what_it_says_and_no_empty_fields():
-    assert as_dict(Q) == {"role": "user", "content": "q"}
-    assert as_dict(CALL) == {"role": "assistant", "content": "", "tool_calls": [dict(CALL.tool_calls[0])]}
-    answer = Message("tool", "3", name="add", tool_call_id="c1")
-    assert as_dict(answer) == {"role": "tool", "content": "3", "name": "add", "tool_call_id": "c1"}
 
 
 @pytest.mark.parametrize("mark", ["{% generation %}", "{%- generation -%}", "{%-generation%}", "{%  generation  %}"])
@@ -139,7 +114,130 @@ def test_of_several_templates_the_one_with_tools_renders_tools(with_template: Wi
     assert template_for(tokenizer, said(Q, tools=(ADD,))) == MARKED
 
 
+# Which texts there are
+
+
+ENDED = PLAIN.replace("}};", "}}<|im_end|>")
+LATE_TOOLS = (  # as Mistral's: what is offered stands before the last question
+    "{% set last = namespace(user=-1) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+    "{% if tools and loop.index0 == last.user %}<{{ tools[0]['function']['name'] }}>{% endif %}"
+    "{{ m['role'] }}:{{ m['content'] }}{% for c in m['tool_calls'] or [] %}{{ c['function'] | tojson }}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def test_answers_share_a_text_as_far_as_their_prompts_begin_it(with_template: With):
+    result = Message("tool", "3")
+    sample = said(Q, CALL, result, A, R, CALL, result, B, tools=(ADD,))
+    found = renderings(with_template(LATE_TOOLS), sample)
+    assert [[answer.turn for answer in each.answers] for each in found] == [[1, 3], [5, 7]]
+    assert found[0].text.startswith("<add>user:q")
+    assert found[1].text.startswith("user:q")
+    assert all("<add>user:" in each.text for each in found)
+    assert [len(renderings(with_template(LATE_TOOLS), sample, apart=True)), len(found)] == [4, 2]
+
+
+def test_a_turn_that_is_not_to_be_learnt_is_no_answer(with_template: With):
+    bad = Message("assistant", "bad", is_target=False)
+    [found] = renderings(with_template(ENDED), said(Q, bad, R, B))
+    assert answers(found) == ["数据<|im_end|>"]
+    assert [found.text[start:end] for start, end in found.unlearnt] == ["bad<|im_end|>"]
+    [alone] = renderings(with_template(ENDED), said(Q, bad))
+    assert (alone.answers, [alone.text[a:b] for a, b in alone.unlearnt]) == ((), ["bad<|im_end|>"])
+
+
+def test_turns_after_the_last_answer_stay(with_template: With):
+    [found] = renderings(with_template(ENDED), said(Q, A, R))
+    assert found.text == "user:q<|im_end|>assistant:a<|im_end|>user:r<|im_end|>"
+    assert answers(found) == ["a<|im_end|>"]
+
+
+# How answers end
+
+
+def test_the_next_roles_token_ends_an_answer_that_has_no_end_of_its_own(with_template: With):
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}:{{ m['content'] }}{% endfor %}" + (
+        "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    [found] = renderings(with_template(template), said(Q, A, R, B))
+    assert answers(found) == ["a<|im_start|>", "数据"]
+    assert [(each.ended, each.missing_end) for each in found.answers] == [
+        (True, "<|im_start|>"),
+        (False, "<|im_start|>"),
+    ]
+
+
+@pytest.mark.parametrize("behind", ["<|im_end|>\n", "<|im_end|>\n \n"])
+def test_white_space_inside_marks_after_an_end_is_not_trained(behind: str, with_template: With):
+    template = MARKED.replace(
+        "{{ m['content'] }};{% endgeneration %}", "{{ m['content'] }}" + behind + "{% endgeneration %}"
+    )
+    [found] = renderings(with_template(template), said(Q, A, R, B))
+    assert answers(found) == ["a<|im_end|>", "数据<|im_end|>"]
+    assert all(each.ended for each in found.answers)
+
+
+def test_marks_without_the_end_that_follows_get_it(with_template: With):
+    template = MARKED.replace("}};{% endgeneration %}", "}}{% endgeneration %}<|im_end|>")
+    [found] = renderings(with_template(template), said(Q, A, R, B))
+    assert answers(found) == ["a<|im_end|>", "数据<|im_end|>"]
+
+
+def test_a_second_end_that_only_the_last_turn_has_is_not_trained(with_template: With):
+    """As Phi-3, which closes a whole dialogue with the end-of-text token."""
+    template = ENDED + "{% if not add_generation_prompt %}<|pad|>{% endif %}"
+    [found] = renderings(with_template(template), said(Q, A, R, B))
+    assert answers(found) == ["a<|im_end|>", "数据<|im_end|>"]
+
+
 # What a template leaves out
+
+
+THINKER = Message("assistant", "<think>\nwhy so\n</think>\n\nlater")
+
+
+@pytest.mark.parametrize(
+    ("content", "turn", "lost"),
+    [
+        ("m['content'].split('</think>')[-1]", THINKER, "the thought 'why so' of turn 2, which"),
+        ("m['content'][:3]", Message("assistant", "all of it"), "the text 'all of it' of turn 2, which"),
+    ],
+)
+def test_what_an_answer_says_and_the_text_does_not_is_named(
+    content: str, turn: Message, lost: str, with_template: With
+):
+    template = PLAIN.replace("m['content']", f"({content} if m['role'] == 'assistant' else m['content'])")
+    with pytest.raises(DataError, match=rf"^f:3: the model's chat template leaves out {re.escape(lost)}"):
+        renderings(with_template(template), said(Q, turn))
+
+
+CALLS = "{% for c in m['tool_calls'] or [] %}{{ c['function'] | tojson }}{% endfor %}"
+
+
+def test_text_beside_a_call_and_every_call_are_looked_for(with_template: With):
+    first = PLAIN.replace(
+        "{{ m['content'] }}",
+        "{{ m['content'] }}" + CALLS.replace("m['tool_calls'] or []", "(m['tool_calls'] or [])[:1]"),
+    )
+    other = {"type": "function", "function": {"name": "sub", "arguments": {"b": 2}}}
+    two = replace(CALL, tool_calls=(*CALL.tool_calls, other))
+    with pytest.raises(DataError, match="leaves out the call of 'sub' of turn 2"):
+        renderings(with_template(first), said(Q, two))
+    dropping = PLAIN.replace(
+        "{{ m['content'] }}", "{% if m['tool_calls'] %}" + CALLS + "{% else %}{{ m['content'] }}{% endif %}"
+    )
+    with pytest.raises(DataError, match="leaves out the text 'I look' of turn 2 beside its calls"):
+        renderings(with_template(dropping), said(Q, replace(CALL, content="I look")))
+    assert len(renderings(with_template(dropping), said(Q, CALL))) == 1
+
+
+def test_marks_that_leave_what_is_said_outside_are_refused(with_template: With):
+    template = MARKED.replace("{% generation %}{{ m['content'] }};", "{{ m['content'] }}{% generation %};")
+    with pytest.raises(
+        DataError, match=r"marks answers with \{% generation %\} and leaves the text 'a' of turn 2 outside"
+    ):
+        renderings(with_template(template), said(Q, A))
 
 
 @pytest.mark.parametrize("turn", [Message("system", "be brief"), Message("tool", "7")])
@@ -159,13 +257,20 @@ def test_an_empty_turn_and_an_earlier_answer_may_be_left_out(with_template: With
 
 
 @pytest.mark.parametrize(
-    ("sample", "lost"), [(said(Q, A, tools=(ADD,)), "the tool add"), (said(Q, CALL), "the call of add")]
+    ("sample", "lost"),
+    [
+        (said(Q, A, tools=(ADD,)), "the tool add"),
+        (said(Q, CALL), "the call of 'add' of turn 2, which would not be learnt"),
+        (said(Q, CALL, Message("tool", "3"), A, tools=(ADD,)), "the tool add"),
+    ],
 )
 def test_tools_and_calls_that_are_left_out_are_named(sample: Sample, lost: str, with_template: With):
+    """The name of a tool in a call is no offer of it."""
+    template = PLAIN if not sample.tools else PLAIN.replace("{{ m['content'] }}", "{{ m['content'] }}" + CALLS)
     with pytest.raises(
         DataError, match=rf"^f:3: the model's chat template leaves out {lost}\. Choose one that has tools"
     ):
-        render(with_template(PLAIN), sample, sample.messages)
+        renderings(with_template(template), sample)
 
 
 def test_tools_and_calls_that_are_written_pass(with_template: With):
@@ -182,8 +287,8 @@ def test_tools_and_calls_that_are_written_pass(with_template: With):
 
 
 def test_what_a_template_raises_names_the_roles():
-    error = refused(said(S, Q), (S, Q), ValueError("no system"))
-    assert str(error) == "f:3: the model's chat template refuses the roles system, user: no system"
+    error = refused(said(S, Q), ValueError("no system"))
+    assert str(error) == "f:3: the model's chat template cannot write this dialogue (turns of system, user): no system"
 
 
 def test_a_template_that_is_none_is_told_by_its_line(with_template: With):
@@ -195,5 +300,7 @@ def test_a_template_that_is_none_is_told_by_its_line(with_template: With):
     "template", ["{{ raise_exception('never') }}", "{{ messages[0].content.no.such.thing }}", "{{ 1 / 0 }}"]
 )
 def test_whatever_a_template_raises_is_one_error(template: str, with_template: With):
-    with pytest.raises(DataError, match=r"^f:3: the model's chat template refuses the roles user: "):
+    with pytest.raises(
+        DataError, match=r"^f:3: the model's chat template cannot write this dialogue \(turns of user\): "
+    ):
         render(with_template(template), said(Q), (Q,))

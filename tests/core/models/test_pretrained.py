@@ -180,7 +180,7 @@ def test_a_tokenizer_without_a_template_gets_one(make_tokenizer: Callable[..., A
 
 def test_a_model_that_could_never_end_is_refused(make_tokenizer: Callable[..., Any]):
     module, tokenizer = tiny_module(eos_token_id=None), make_tokenizer()
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     module.generation_config.eos_token_id = None
     with pytest.raises(LmflowError, match="here: neither tokenizer nor generation configuration names an end-of-text"):
         assemble(module, tokenizer, "here", LoadRequest())

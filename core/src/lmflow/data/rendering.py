@@ -1,17 +1,22 @@
-"""Dialogues as text by the model's chat template, and where in it the answers are.
+"""Dialogues as text by the model's chat template, and which parts of it are answers.
 
-A template may mark answers with `{% generation %}`; where it does not, they are found by rendering the dialogue with
-and without its later turns, and only where that leaves no doubt.
+What a model is asked is the template's own prompt, so an answer is trained in a text that begins with that prompt. Many
+templates write earlier turns otherwise than the last (without their thoughts, or with tools before the last question
+alone). Answers whose prompts all begin one text share it; the others have a text of their own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+from lmflow.data.facts import Fact, Located, facts_of, locate, tool_facts
 from lmflow.data.sample import Message, Sample
+from lmflow.data.template_traits import TemplateTraits, apply, next_special, traits_of
+from lmflow.data.turn_forms import as_dicts
 from lmflow.errors import DataError
 
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -19,53 +24,60 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class RenderedAnswer:
+    """Where an answer is in a text, in characters."""
+
+    turn: int
+    """Its place among the messages."""
+    start: int
+    """Where its prompt ends."""
+    spans: tuple[Span, ...]
+    """What is trained: all that the model says, with the token that ends it; or what the template's marks enclose."""
+    ended: bool
+    """Whether that has a special token at its end."""
+    missing_end: str | None = None
+    """The token to end it with, where the template has one and writes none here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rendering:
-    """A dialogue as text. `spans` are the characters of each answer, with what ends it."""
+    """A dialogue as text, and the answers that are trained in it."""
 
     sample: Sample
     text: str
-    spans: tuple[Span, ...]
-    answers: tuple[str, ...]
-    """What the assistant says in each span."""
-    marked: bool
-    """Whether the spans are the template's own, rather than found by comparing."""
+    answers: tuple[RenderedAnswer, ...]
+    unlearnt: tuple[Span, ...] = ()
+    """Where the assistant's turns are that are not to be learnt."""
 
 
-def renderings(tokenizer: Any, sample: Sample) -> list[Rendering]:
-    """The dialogue as text; several, each up to one of its answers, where the template rewrites earlier turns.
+def renderings(tokenizer: Any, sample: Sample, *, apart: bool = False) -> list[Rendering]:
+    """The dialogue as text; several texts, each up to one of its answers, where one cannot hold all: see above.
 
-    Raises DataError when the template refuses the messages, leaves out tools, or shows no place where answers begin.
+    With `apart` every answer has its own. Turns with `is_target` false are no answers to train. Raises DataError when
+    the template refuses the messages, leaves out anything that is said, or writes an answer after another prompt than
+    the one it gives.
     """
-    answers = [index for index, turn in enumerate(sample.messages) if turn.role == "assistant"]
-    marked = has_marks(tokenizer, sample)
-    whole = _marked(tokenizer, sample) if marked else _compared(tokenizer, sample, answers)
-    if whole is not None and (not marked or _keeps_earlier_turns(tokenizer, whole, answers)):
-        return [whole]
-    return [_upto(tokenizer, sample, index, marked) for index in answers]
+    dialogue = Dialogue(tokenizer, sample)
+    left = [index for index, turn in enumerate(sample.messages) if turn.role == "assistant" and turn.is_target]
+    if not left:
+        text = dialogue.complete(len(sample.messages))
+        return [Rendering(sample, text, (), dialogue.unlearnt(text, len(sample.messages)))]
+    found: list[Rendering] = []
+    while left:
+        made = dialogue.rendering(left[-1:] if apart else left, whole=not found)
+        held = {answer.turn for answer in made.answers}
+        left = [index for index in left if index not in held]
+        found.insert(0, made)
+    return found
 
 
 def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, prompt: bool = False) -> str:
     """The chat template's text for `messages`; with `prompt`, up to where the assistant begins to speak.
 
-    Raises DataError naming the sample when the template refuses the messages, or leaves out a turn, a tool or a call.
+    Raises DataError naming the sample when the template refuses the messages, or leaves out a tool or a turn that is no
+    answer.
     """
-    with_tools = {"tools": [dict(tool) for tool in sample.tools]} if sample.tools else {}
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [as_dict(turn) for turn in messages], tokenize=False, add_generation_prompt=prompt, **with_tools
-        )
-    except Exception as error:  # a template is a program of the model's maker: it can raise anything
-        raise refused(sample, messages, error) from error
-    _check_complete(tokenizer, sample, messages, text, prompt)
-    return text
-
-
-def answer_starts(tokenizer: Any, sample: Sample, text: str) -> list[int]:
-    """Where in `text`, the rendered prompt of `sample`, the answers before the last one begin."""
-    if has_marks(tokenizer, sample):
-        return [start for start, _ in _marked(tokenizer, sample, prompt=True).spans]
-    earlier = [index for index, turn in enumerate(sample.messages) if turn.role == "assistant"]
-    return [len(render(tokenizer, sample, sample.messages[:index], prompt=True)) for index in earlier]
+    return Dialogue(tokenizer, replace(sample, messages=tuple(messages))).complete(len(messages), prompt=prompt)
 
 
 def has_marks(tokenizer: Any, sample: Sample) -> bool:
@@ -82,139 +94,250 @@ def template_for(tokenizer: Any, sample: Sample) -> str:
     return chosen
 
 
-def as_dict(turn: Message) -> dict[str, Any]:
-    """A turn as templates take it."""
-    made: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.tool_calls:
-        made["tool_calls"] = [dict(call) for call in turn.tool_calls]
-    if turn.name is not None:
-        made["name"] = turn.name
-    if turn.tool_call_id is not None:
-        made["tool_call_id"] = turn.tool_call_id
-    return made
-
-
-def refused(sample: Sample, messages: Sequence[Message], error: Exception) -> DataError:
+def refused(sample: Sample, error: Exception) -> DataError:
     """The error for messages that a template does not take, or for a template that is not one."""
     from jinja2 import TemplateSyntaxError
 
     if isinstance(error, TemplateSyntaxError):
         return DataError(f"The chat template is not valid Jinja: line {error.lineno}: {error.message}")
-    roles = ", ".join(turn.role for turn in messages)
-    return DataError(f"{sample.source}: the model's chat template refuses the roles {roles}: {error}")
+    roles = ", ".join(turn.role for turn in sample.messages)
+    return DataError(
+        f"{sample.source}: the model's chat template cannot write this dialogue (turns of {roles}): {error}"
+    )
 
 
-def _marked(tokenizer: Any, sample: Sample, *, prompt: bool = False) -> Rendering:
-    """The text with the spans of the template's own marks."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+@dataclass
+class Dialogue:
+    """A sample and the template that writes it; each beginning of it is written once."""
 
-    try:
-        [text], [spans] = render_jinja_template(
-            conversations=[[as_dict(turn) for turn in sample.messages]],
-            tools=[dict(tool) for tool in sample.tools] or None,
-            chat_template=template_for(tokenizer, sample),
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=prompt,
-            **tokenizer.special_tokens_map,
+    tokenizer: Any
+    sample: Sample
+    _texts: dict[tuple[int, bool], str] = field(default_factory=dict)
+    _stops: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def traits(self) -> TemplateTraits:
+        """How the template takes turns, and how answers end in it."""
+        return traits_of(self.tokenizer)
+
+    def text(self, count: int, *, prompt: bool = False) -> str:
+        """The first `count` turns; with `prompt`, up to where the assistant begins to speak."""
+        key = (count, prompt)
+        if key not in self._texts:
+            turns = self.sample.messages[:count]
+            try:
+                self._texts[key] = apply(self.tokenizer, turns, self.traits.form, self.sample.tools, prompt=prompt)
+            except Exception as error:  # a template is a program of the model's maker: it can raise anything
+                raise refused(self.sample, error) from error
+        return self._texts[key]
+
+    def complete(self, count: int, *, prompt: bool = False, answers: Iterable[int] = ()) -> str:
+        """The same; raises DataError where a tool, or a turn that is no answer, is left out.
+
+        `answers` are turns whose calls are known to be there.
+        """
+        text = self.text(count, prompt=prompt)
+        self._check_tools(text, [call for index in answers for call in self.sample.messages[index].tool_calls])
+        for index, turn in enumerate(self.sample.messages[:count]):
+            if turn.role != "assistant" and turn.content.strip():
+                self._check_turn(index, turn, text, count, prompt)
+        return text
+
+    def rendering(self, wanted: Sequence[int], *, whole: bool) -> Rendering:
+        """The text for the last of `wanted`, and those of the others that it holds as well.
+
+        It has the turns after the last answer too, if it is `whole` and they leave its prompt as it is.
+        """
+        last, every = wanted[-1], len(self.sample.messages)
+        count = every if whole and last + 1 < every and self._fits(last, self.text(every)) else last + 1
+        text = self.text(count)
+        if not self._fits(last, text):
+            raise self._no_prompt(last)
+        held = [index for index in wanted if index == last or self._fits(index, text)]
+        self.complete(count, answers=held)
+        return Rendering(self.sample, text, tuple(self._answers(held, count, text)), self.unlearnt(text, count))
+
+    def unlearnt(self, text: str, count: int) -> tuple[Span, ...]:
+        """Where those of the first `count` turns are that are not to be learnt; what a template left out is nowhere."""
+        turns = [i for i, turn in enumerate(self.sample.messages[:count]) if turn.role == "assistant"]
+        chosen = [index for index in turns if not self.sample.messages[index].is_target]
+        said = {index: self._said(index, text, 0) for index in chosen}
+        return tuple(
+            (self.start(index), self._stop(index)) if self._fits(index, text) else (said[index].begin, said[index].end)
+            for index in chosen
         )
-    except Exception as error:  # as in `render`
-        raise refused(sample, sample.messages, error) from error
-    _check_complete(tokenizer, sample, sample.messages, text, prompt)
-    return Rendering(sample, text, tuple((start, end) for start, end in spans if start < end), (), True)
 
+    # Where an answer is
 
-def _keeps_earlier_turns(tokenizer: Any, whole: Rendering, answers: Sequence[int]) -> bool:
-    """Whether each earlier answer stands in the whole as the model would have given it."""
-    if len(answers) < 2 or len(whole.spans) != len(answers):
-        return True  # nothing is earlier, or the template marks other things than answers
-    for index, (start, end) in zip(answers[:-1], whole.spans, strict=False):
-        upto = _marked(tokenizer, replace(whole.sample, messages=whole.sample.messages[: index + 1]))
-        if not upto.spans or upto.spans[-1] != (start, end) or upto.text[:end] != whole.text[:end]:
+    def start(self, index: int) -> int:
+        """Where answer `index` begins: the length of its prompt. One that nothing precedes may have no prompt."""
+        try:
+            return len(self.text(index, prompt=True))
+        except DataError:
+            if index:
+                raise
+            return self._said(index, self.text(index + 1), 0).begin
+
+    def _prompt(self, index: int) -> str:
+        start = self.start(index)
+        return self._texts.get((index, True), self.text(index + 1)[:start])
+
+    def _said(self, index: int, text: str, start: int) -> Located:
+        return locate(facts_of(self.sample.messages[index]), text, start, len(text))
+
+    def _stop(self, index: int) -> int:
+        """Where answer `index` ends in the text up to it: after the token that ends it, before what else follows."""
+        if index not in self._stops:
+            text = self.text(index + 1)
+            said = self._said(index, text, min(self.start(index), len(text))).end
+            specials = list(self.traits.special.finditer(text, said))
+            ends = [found for found in specials if found.group() in self._ends]
+            chosen = ends[:1] or specials[-1:]
+            self._stops[index] = chosen[0].end() if chosen else len(text)
+        return self._stops[index]
+
+    @cached_property
+    def _ends(self) -> frozenset[str]:
+        return frozenset([*self.traits.ends, self.tokenizer.eos_token])
+
+    def _fits(self, index: int, text: str) -> bool:
+        """Whether `text` begins with the prompt of answer `index` and goes on as the model would have answered."""
+        upto = self.text(index + 1)
+        prompt = self._prompt(index)
+        stop = self._stop(index)
+        if not (text.startswith(prompt) and text.startswith(upto[:stop])):
             return False
-    return True
+        return not locate(facts_of(self.sample.messages[index]), upto, len(prompt), stop).missing
 
+    def _answers(self, held: Sequence[int], count: int, text: str) -> Iterator[RenderedAnswer]:
+        """The answers of a text, each with what is trained of it."""
+        marks = self._marks(count) if has_marks(self.tokenizer, self.sample) else None
+        bounds = [*(self.start(index) for index in held[1:]), len(text)]
+        for index, bound in zip(held, bounds, strict=True):
+            start, stop = self.start(index), self._stop(index)
+            if marks is None:
+                spans: tuple[Span, ...] = ((start, stop),)
+            else:
+                spans = self._inside(index, text, [(max(a, start), min(b, bound)) for a, b in marks])
+            yield self._ended(index, start, spans, text)
 
-def _compared(tokenizer: Any, sample: Sample, answers: Sequence[int]) -> Rendering | None:
-    """The text with spans found by leaving out later turns; None where the template rewrites earlier ones."""
-    text = render(tokenizer, sample, sample.messages)
-    spans = [_answer_span(tokenizer, sample, index, text) for index in answers]
-    known = tuple(span for span in spans if span is not None)
-    said = tuple(sample.messages[index].content for index in answers)
-    return Rendering(sample, text, known, said, False) if len(known) == len(answers) else None
+    def _ended(self, index: int, start: int, spans: tuple[Span, ...], text: str) -> RenderedAnswer:
+        """The answer with its end: inside its last span, right behind it, or missing."""
+        begin, stop = spans[-1] if spans else (start, start)
+        said = max(begin, self._said(index, text[:stop], start).end)
+        inside = [found.end() for found in self.traits.special.finditer(text, said, stop)]
+        behind = next_special(self.traits.special, text, stop)
+        if inside:
+            stop = inside[-1] if not text[inside[-1] : stop].strip() else stop
+        elif behind:
+            stop = behind.end()
+        spans = (*spans[:-1], (begin, stop)) if spans else ()
+        calls = bool(self.sample.messages[index].tool_calls)
+        end = (self.traits.call_end if calls else None) or next(iter(self.traits.ends), None)
+        return RenderedAnswer(index, start, spans, bool(inside or behind), end)
 
+    # The template's own marks
 
-def _answer_span(tokenizer: Any, sample: Sample, index: int, full: str) -> Span | None:
-    """Characters of `full` that answer `index` and its end take up; None if the template rewrote it later on."""
-    before = render(tokenizer, sample, sample.messages[:index], prompt=True)
-    after = render(tokenizer, sample, sample.messages[: index + 1])
-    return (len(before), len(after)) if full.startswith(after) and after.startswith(before) else None
+    def _marks(self, count: int) -> list[Span]:
+        """What the template marks of the first `count` turns."""
+        from transformers.utils.chat_template_utils import render_jinja_template
 
-
-def _upto(tokenizer: Any, sample: Sample, index: int, marked: bool) -> Rendering:
-    """The dialogue up to answer `index`, with that answer's span alone: what the model sees when it gives it."""
-    upto = replace(sample, messages=sample.messages[: index + 1])
-    if marked:
-        found = _marked(tokenizer, upto)
-        return replace(found, spans=found.spans[-1:])
-    text = render(tokenizer, upto, upto.messages)
-    span = _answer_span(tokenizer, upto, index, text)
-    if span is None:
-        raise DataError(
-            f"{sample.source}: the model's chat template shows no clear place where answer {index + 1} begins. Choose "
-            "a template with --data.template, mark answers in your own with {% generation %}, or use a format without "
-            "a template (text2text)."
-        )
-    return Rendering(upto, text, (span,), (sample.messages[index].content,), False)
-
-
-def _check_complete(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str, prompt: bool) -> None:
-    """Raise DataError where the text leaves out something of the sample; earlier thoughts it may."""
-    if sample.tools or any(turn.tool_calls for turn in messages):
-        _check_tools(tokenizer, sample, messages, text)
-    _check_turns(tokenizer, sample, messages, text, prompt)
-
-
-def _check_turns(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str, prompt: bool) -> None:
-    """Raise DataError where the text is the same without a turn that is no answer, as with roles a template ignores."""
-    for index, turn in enumerate(messages):
-        said = turn.content.strip()
-        # What a tool answers is often a number, which stands in other turns too.
-        if turn.role == "assistant" or not said or (turn.role != "tool" and said in text):
-            continue
-        others = [*messages[:index], *messages[index + 1 :]]
-        if _plain_text(tokenizer, sample, others, text, prompt=prompt) == text:
-            raise DataError(
-                f"{sample.source}: the model's chat template leaves out turn {index + 1}, of role {turn.role}. "
-                "Choose one that has that role with --data.template."
+        try:
+            _, [spans] = render_jinja_template(
+                conversations=[as_dicts(self.sample.messages[:count], self.traits.form)],
+                tools=[dict(tool) for tool in self.sample.tools] or None,
+                chat_template=template_for(self.tokenizer, self.sample),
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
             )
+        except Exception as error:  # as in `text`
+            raise refused(self.sample, error) from error
+        return [(start, end) for start, end in spans if start < end]
 
+    def _inside(self, index: int, text: str, marks: Iterable[Span]) -> tuple[Span, ...]:
+        """The marked parts of an answer. Raises DataError where what it says is not in them."""
+        spans = tuple((start, end) for start, end in marks if start < end)
+        inside = "".join(text[start:end] for start, end in spans)
+        outside = locate(facts_of(self.sample.messages[index]), inside, 0, len(inside)).missing
+        if any(fact.kind != "the thought" for fact in outside):
+            raise DataError(
+                f"{self.sample.source}: the model's chat template marks answers with {{% generation %}} and leaves "
+                f"{outside[0]} of turn {index + 1} outside. Choose another with --data.template."
+            )
+        return spans
 
-def _check_tools(tokenizer: Any, sample: Sample, messages: Sequence[Message], text: str) -> None:
-    """Raise DataError where the text leaves out the tools that are offered, or a call that is made."""
-    lost = None
-    called = [str(call["function"]["name"]) for turn in messages for call in turn.tool_calls]
-    without_calls = [replace(turn, tool_calls=()) for turn in messages]
-    if called and text.startswith(_plain_text(tokenizer, sample, without_calls, text)):
-        lost = f"the call of {called[0]}"
-    first = next((index for index, turn in enumerate(messages) if turn.role == "assistant"), len(messages))
-    if sample.tools and text.startswith(_plain_text(tokenizer, replace(sample, tools=()), messages[:first], text)):
-        lost = f"the tool {sample.tools[0]['function']['name']}"
-    if lost is not None:
-        raise DataError(
-            f"{sample.source}: the model's chat template leaves out {lost}. Choose one that has tools with "
-            "--data.template (qwen2_5, llama3_for_tool, …)."
+    # What is left out
+
+    def _check_tools(self, text: str, calls: Sequence[Mapping[str, Any]]) -> None:
+        """Raise DataError where a tool is not offered; its name in a call is no offer."""
+        if not self.sample.tools:
+            return
+        called = [Fact("the tool", str(call["function"]["name"])) for call in calls]
+        lost = locate([*called, *tool_facts(self.sample.tools)], text, 0, len(text)).missing
+        if lost:
+            raise self._left_out(f"the tool {lost[0].text}", "Choose one that has tools")
+
+    def _check_turn(self, index: int, turn: Message, text: str, count: int, prompt: bool) -> None:
+        """Raise DataError where a turn of another than the assistant is not in the text."""
+        if not locate(facts_of(turn), text, 0, len(text)).missing:
+            if turn.role != "tool" or self._without(index, count, prompt) != text:
+                return  # what a tool answers is often a number, which stands in other turns too
+        elif turn.role == "tool" and self._without(index, count, prompt) != text:
+            return  # templates take what a tool answers apart, if it is JSON
+        raise self._left_out(f"turn {index + 1}, of role {turn.role}", "Choose one that has that role")
+
+    def _without(self, index: int, count: int, prompt: bool) -> str:
+        """The text without a turn; another one where the template refuses that."""
+        turns = self.sample.messages[:count]
+        try:
+            rest = [*turns[:index], *turns[index + 1 :]]
+            return apply(self.tokenizer, rest, self.traits.form, self.sample.tools, prompt=prompt)
+        except Exception:  # as in `text`
+            return ""
+
+    def _left_out(self, what: str, help_with: str) -> DataError:
+        return DataError(
+            f"{self.sample.source}: the model's chat template leaves out {what}. {help_with} with --data.template "
+            "(qwen2_5, llama3_for_tool, …)."
+        )
+
+    def _no_prompt(self, index: int) -> DataError:
+        """Why answer `index` cannot be trained with this template."""
+        upto, prompt = self.text(index + 1), self._prompt(index)
+        missing = self._said(index, upto, len(prompt) if upto.startswith(prompt) else 0).missing
+        if missing:
+            return _lost(self.sample, index, missing[0])
+        if not upto.startswith(prompt):
+            written, asked = _difference(upto, prompt)
+            return DataError(
+                f"{self.sample.source}: the model's chat template asks for answers with {asked!r} and writes that of "
+                f"turn {index + 1} after {written!r}, so it would be learnt for a prompt that is never given. Choose a "
+                "template with --data.template, or set what yours takes with --data.template_arguments (such as "
+                "enable_thinking=false)."
+            )
+        return DataError(
+            f"{self.sample.source}: the model's chat template shows no clear place where the answer of turn "
+            f"{index + 1} ends. Choose one with --data.template, or mark answers in your own with {{% generation %}}."
         )
 
 
-def _plain_text(
-    tokenizer: Any, sample: Sample, messages: Sequence[Message], whole: str, *, prompt: bool = False
-) -> str:
-    """The messages as the template writes them, to be compared with `whole`; not that where it refuses them."""
-    with_tools = {"tools": [dict(tool) for tool in sample.tools]} if sample.tools else {}
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [as_dict(turn) for turn in messages], tokenize=False, add_generation_prompt=prompt, **with_tools
-        )
-    except Exception:  # as in `render`
-        return f"{whole} and more"
-    return text
+def _lost(sample: Sample, index: int, fact: Fact) -> DataError:
+    """That a part of an answer is not in the text."""
+    hint = {
+        "the thought": "Choose one that keeps thoughts with --data.template (qwen3, deepseek_r1, …)",
+        "the text": "Choose another with --data.template (chatml, …)",
+    }.get(fact.kind, "Choose one that has tools with --data.template (qwen2_5, llama3_for_tool, …)")
+    beside = " beside its calls" if fact.kind == "the text" and sample.messages[index].tool_calls else ""
+    return DataError(
+        f"{sample.source}: the model's chat template leaves out {fact} of turn {index + 1}{beside}, which would not be "
+        f"learnt. {hint}, or take it out of the data."
+    )
+
+
+def _difference(written: str, asked: str) -> tuple[str, str]:
+    """The ends of two texts from where they differ, with a little of what is before."""
+    same = next(
+        (n for n, (a, b) in enumerate(zip(written, asked, strict=False)) if a != b), min(len(written), len(asked))
+    )
+    begin = max(0, same - 20)
+    return written[begin : same + 20], asked[begin:]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
 
-from lmflow.data.rendering import Rendering, answer_starts, render, renderings
+from lmflow.data.rendering import RenderedAnswer, Rendering, render, renderings
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.errors import DataError
 
@@ -45,39 +45,32 @@ def encode_sample(
 def encode_samples(
     tokenizer: Any, samples: Sequence[Sample], *, train_on: str = "assistant", end_ids: Sequence[int]
 ) -> list[list[TokenSequence]]:
-    """Tokenise samples together; for each usually one sequence, several when the template rewrites earlier turns.
+    """Tokenise samples together; for each usually one sequence, several where one text cannot hold all its answers.
 
     With `train_on` "assistant" the targets are the assistant's tokens up to and including the token that ends each
-    answer; with "last" those of the last answer alone; with "all" every token. `end_ids[0]` is appended, as a target,
-    where nothing else ends the last answer.
-    Raises DataError when the template cannot render the messages or hides where answers begin.
+    answer; with "last" those of the last answer alone; with "all" every token but those of turns that are not to be
+    learnt. Where nothing ends the last answer the template's own end is appended, as a target, or else `end_ids[0]`.
+    Each sequence begins with the ids of `encode_prompt` for its last answer. Raises DataError as
+    `lmflow.data.rendering.renderings` does.
     """
     found, tokenized = _rendered_and_tokenized(tokenizer, samples)
     encoded = []
     for sample, some in zip(samples, found, strict=True):
-        if sample.templated:
-            chosen = [(each, next(tokenized)) for each in some]
-            chosen = chosen[-1:] if train_on == "last" else chosen
-            sequences = [_targets(tokenizer, each, tokens, train_on, end_ids) for each, tokens in chosen]
-        else:
-            sequences = [_encode_plain(tokenizer, sample, train_on, end_ids)]
-        if train_on == "all":
-            sequences = [replace(each, loss_mask=[True] * len(each)) for each in sequences]
-        encoded.append(sequences)
+        if not sample.templated:
+            encoded.append([_encode_plain(tokenizer, sample, train_on, end_ids)])
+            continue
+        parts = [part for _ in some for part in next(tokenized)]
+        parts = parts[-1:] if train_on == "last" else parts
+        encoded.append([_targets(tokenizer, each, tokens, train_on, end_ids) for each, tokens in parts])
     return encoded
 
 
 def encode_prompt(tokenizer: Any, sample: Sample) -> list[int]:
-    """Token ids of what precedes the sample's last answer: a prefix of the ids `encode_sample` gives."""
+    """Token ids of what precedes the sample's last answer: the template's own, which begin those that are trained."""
     prompt = sample.prompt()
     if not prompt.templated:
         return [token for index, turn in enumerate(prompt.messages) for token in _plain_ids(tokenizer, turn, index)]
-    text = render(tokenizer, prompt, prompt.messages, prompt=True)
-    if not any(turn.role == "assistant" for turn in prompt.messages):
-        return _ids(tokenizer, text)
-    starts = answer_starts(tokenizer, prompt, text)
-    tokens = _whole(text, _encodings(tokenizer, [text])[0])
-    return _uncrossed(tokenizer, text, tokens, starts).ids
+    return _ids(tokenizer, render(tokenizer, prompt, prompt.messages, prompt=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +126,11 @@ def _covering(part: _Part, place: int) -> int | None:
     return None
 
 
-def _rendered_and_tokenized(
-    tokenizer: Any, samples: Sequence[Sample]
-) -> tuple[list[list[Rendering]], Iterator[_Tokens]]:
+Parts = list[tuple[Rendering, _Tokens]]
+"""A rendering, or the several that it has to be divided into, with their tokens."""
+
+
+def _rendered_and_tokenized(tokenizer: Any, samples: Sequence[Sample]) -> tuple[list[list[Rendering]], Iterator[Parts]]:
     """The renderings of each sample, and the tokens of all of them in that order.
 
     Rendering is Python, tokenising is not: a second thread tokenises some samples while the next ones are rendered.
@@ -151,19 +146,27 @@ def _rendered_and_tokenized(
     return found, chain.from_iterable(job.result() for job in jobs)
 
 
-def _tokenized(tokenizer: Any, texts: Sequence[Rendering]) -> list[_Tokens]:
-    """The tokens of all renderings.
+def _tokenized(tokenizer: Any, texts: Sequence[Rendering]) -> list[Parts]:
+    """The tokens of all renderings, each tokenised whole, as the template's own ids are.
 
-    Each text is tokenised whole, as the template's own ids are, unless a token would straddle a place where an answer
-    starts: there the text is cut, because a prompt ends there too when the model is asked.
+    A prompt ends where an answer starts. Where a token would straddle that place, the text is cut there if it is the
+    last answer's; each of several answers then has a text of its own, so that all earlier ones are the template's.
     """
     if not texts:
         return []
     encodings = _encodings(tokenizer, [each.text for each in texts])
     return [
-        _uncrossed(tokenizer, each.text, _whole(each.text, encoding), [start for start, _ in each.spans])
-        for each, encoding in zip(texts, encodings, strict=True)
+        _divided(tokenizer, each, _whole(each.text, encoding)) for each, encoding in zip(texts, encodings, strict=True)
     ]
+
+
+def _divided(tokenizer: Any, rendering: Rendering, tokens: _Tokens) -> Parts:
+    starts = [answer.start for answer in rendering.answers]
+    if any(map(tokens.straddled, starts[:-1])):
+        turns = {answer.turn for answer in rendering.answers}
+        alone = [each for each in renderings(tokenizer, rendering.sample, apart=True) if each.answers[0].turn in turns]
+        return [part for each in alone for [part] in _tokenized(tokenizer, [each])]
+    return [(rendering, _uncrossed(tokenizer, rendering.text, tokens, starts[-1:]))]
 
 
 def _encodings(tokenizer: Any, texts: Sequence[str]) -> Sequence[Any]:
@@ -203,39 +206,30 @@ def _uncrossed(tokenizer: Any, text: str, tokens: _Tokens, places: Sequence[int]
 def _targets(
     tokenizer: Any, rendering: Rendering, tokens: _Tokens, train_on: str, end_ids: Sequence[int]
 ) -> TokenSequence:
-    """The tokens inside a span are targets; found spans end with the token that ends the answer, not after it."""
+    """The tokens that are trained, and an end behind the last answer if nothing ends it."""
+    answers = rendering.answers[-1:] if train_on == "last" else rendering.answers
     loss_mask = [False] * len(tokens.ids)
-    chosen = range(len(rendering.spans))[-1:] if train_on == "last" else range(len(rendering.spans))
-    for number in chosen:
-        start, end = rendering.spans[number]
+    for start, end in (span for answer in answers for span in answer.spans):
         first, last = tokens.first_from(start), tokens.first_from(end)
-        if not rendering.marked:
-            said = rendering.answers[number].strip()
-            found = rendering.text.find(said, start, end)
-            after = tokens.first_from(found + len(said)) if found >= 0 else None
-            last = _end_of_answer(tokens.ids, first, last, after, {*tokenizer.all_special_ids, *end_ids})
-        elif first < last < len(loss_mask) and tokens.ids[last - 1] not in end_ids and tokens.ids[last] in end_ids:
-            last += 1  # marks around what is said alone: the model must learn to stop after earlier answers too
         loss_mask[first:last] = [True] * (last - first)
-    return _ended(rendering.sample, tokens.ids, loss_mask, end_ids)
+    if train_on == "all":
+        loss_mask = [True] * len(tokens.ids)
+        for start, end in rendering.unlearnt:
+            first, last = tokens.first_from(start), tokens.first_from(end)
+            loss_mask[first:last] = [False] * (last - first)
+    ids = tokens.ids
+    if answers and answers[-1].spans and not answers[-1].ended:
+        ids, loss_mask = _with_end(tokenizer, answers[-1], ids, loss_mask, end_ids)
+    return TokenSequence(ids, loss_mask, rendering.sample.source)
 
 
-def _end_of_answer(ids: Sequence[int], first: int, last: int, after: int | None, special: set[int]) -> int:
-    """Where a found span ends: behind the first special token after what is said; the last, if that is unknown."""
-    places = range(last - 1, first - 1, -1) if after is None else range(after, last)
-    return next((index for index in places if ids[index] in special), last - 1) + 1
-
-
-def _ended(sample: Sample, ids: list[int], loss_mask: list[bool], end_ids: Sequence[int]) -> TokenSequence:
-    """Make sure that the last answer ends with a token the model can learn to stop at."""
-    if sample.messages[-1].role == "assistant":
-        last = next((i for i in range(len(loss_mask) - 1, -1, -1) if loss_mask[i]), None)
-        if last is not None and ids[last] not in end_ids and not set(ids[last + 1 :]) & set(end_ids):
-            ids, loss_mask = [*ids[: last + 1], end_ids[0]], [*loss_mask[: last + 1], True]
-        elif last is not None and ids[last] not in end_ids:
-            stop = next(i for i in range(last + 1, len(ids)) if ids[i] in end_ids)
-            loss_mask = [is_trained or last < i <= stop for i, is_trained in enumerate(loss_mask)]
-    return TokenSequence(ids, loss_mask, sample.source)
+def _with_end(
+    tokenizer: Any, answer: RenderedAnswer, ids: list[int], loss_mask: list[bool], end_ids: Sequence[int]
+) -> tuple[list[int], list[bool]]:
+    """The tokens up to the last one trained, and the end; what comes after an answer that ends nowhere stays out."""
+    known = None if answer.missing_end is None else tokenizer.convert_tokens_to_ids(answer.missing_end)
+    last = next((index for index in reversed(range(len(ids))) if loss_mask[index]), len(ids) - 1) + 1
+    return [*ids[:last], end_ids[0] if known is None else known], [*loss_mask[:last], True]
 
 
 def _encode_plain(tokenizer: Any, sample: Sample, train_on: str, end_ids: Sequence[int]) -> TokenSequence:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lmflow.data.sample import Prompt, Sample, TokenSequence
+from lmflow.data.template_traits import turn_end_ids
 from lmflow.data.tokenize import encode_prompt, encode_samples
 from lmflow.errors import DataError, LmflowError
 from lmflow.models.heads import HEADS, HeadLayers, attach_heads, heads_apart, listed, write_heads
@@ -130,11 +131,14 @@ class LanguageModel:
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the tokenizer's end-of-text first, then the generation configuration's."""
+        """Tokens that end an answer: the tokenizer's end-of-text, the generation configuration's, the chat template's.
+
+        A base model's end-of-text is not what ends a turn, and its generation configuration knows of no other.
+        """
         config = getattr(self.module, "generation_config", None)
         declared = getattr(config, "eos_token_id", None)
         also = declared if isinstance(declared, list) else [declared]
-        ids = [i for i in [self.tokenizer.eos_token_id, *also] if i is not None]
+        ids = [i for i in [self.tokenizer.eos_token_id, *also, *turn_end_ids(self.tokenizer)] if i is not None]
         return tuple(dict.fromkeys(ids))
 
     @cached_property

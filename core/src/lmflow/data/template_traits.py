@@ -1,0 +1,181 @@
+"""What is special about a chat template, found by giving it small dialogues: how it takes turns, how answers end.
+
+Templates are programs without a specification. Asking one once is cheaper and surer than guessing from its text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lmflow.data.facts import Fact, facts_of, locate
+from lmflow.data.sample import Message
+from lmflow.data.turn_forms import TurnForm, as_dicts
+
+ASKED, SAID = "a first question", "a probing answer"
+ARGUMENT = "probed_argument"
+CALL = {"type": "function", "id": "probe0001", "function": {"name": "probed_call", "arguments": {ARGUMENT: "Oslo"}}}
+OFFER = {
+    "type": "function",
+    "function": {
+        "name": "offered_tool",
+        "description": "What is offered.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+PART = re.compile(r"""["']type["']: ?["']text["']""")
+QUESTION, ANSWER = Message("user", ASKED), Message("assistant", SAID)
+CALLING = Message("assistant", "", tool_calls=(CALL,))
+RESULT = Message("tool", "a result", name="probed_call", tool_call_id="probe0001")
+INSIDE = Message("assistant", f"<think>\nquiet reasoning\n</think>\n\n{SAID}")
+BESIDE = Message("assistant", SAID, thinking="quiet reasoning")
+
+
+@dataclass(frozen=True)
+class TemplateTraits:
+    """How a tokenizer's chat template takes turns, and the special tokens that end an answer in it."""
+
+    form: TurnForm
+    ends: tuple[str, ...]
+    """What follows an answer: the first is what follows one that others come after."""
+    call_end: str | None
+    """What follows a call of a tool, where that is another token."""
+    special: re.Pattern[str]
+    """All special tokens of the tokenizer but the one that begins a text."""
+
+
+_known: WeakKeyDictionary[Any, tuple[object, TemplateTraits]] = WeakKeyDictionary()
+
+
+def traits_of(tokenizer: Any) -> TemplateTraits:
+    """The traits of the tokenizer's template; asked once, and again where the template or the vocabulary changed."""
+    key = (repr(tokenizer.chat_template), len(tokenizer))
+    known = _known.get(tokenizer)
+    if known is None or known[0] != key:
+        known = _known[tokenizer] = (key, _ask(tokenizer))
+    return known[1]
+
+
+def turn_end_ids(tokenizer: Any) -> list[int]:
+    """The tokens that end an answer or a call in the tokenizer's chat template; none without a template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return []
+    traits = traits_of(tokenizer)
+    texts = [*traits.ends, *([traits.call_end] if traits.call_end else [])]
+    return [int(tokenizer.convert_tokens_to_ids(text)) for text in texts]
+
+
+def apply(
+    tokenizer: Any, turns: Sequence[Message], form: TurnForm, tools: Iterable[Any] = (), *, prompt: bool = False
+) -> str:
+    """The template's text of `turns`; raises whatever the template raises."""
+    offered = [dict(tool) for tool in tools]
+    with_tools = {"tools": offered} if offered else {}
+    text: str = tokenizer.apply_chat_template(
+        as_dicts(turns, form), tokenize=False, add_generation_prompt=prompt, **with_tools
+    )
+    return text
+
+
+def special_texts(tokenizer: Any) -> list[str]:
+    """The special tokens, wherever the tokenizer says that they are, without the one that begins a text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+    if tokenizer.bos_token != tokenizer.eos_token:
+        found.discard(tokenizer.bos_token)
+    return sorted(found, key=lambda text: (-len(text), text))
+
+
+def _ask(tokenizer: Any) -> TemplateTraits:
+    texts = special_texts(tokenizer)
+    special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+    form = _form(tokenizer)
+    ends = dict.fromkeys(_answer_ends(tokenizer, form, special))
+    return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special)
+
+
+# How it takes turns
+
+
+def _form(tokenizer: Any) -> TurnForm:
+    contents = [TurnForm(content_as_parts=each) for each in (False, True)]
+    read = [each for each in contents if _keeps(tokenizer, [QUESTION, ANSWER], each)]
+    form = next((each for each in read if not _writes_parts(tokenizer, each)), contents[0])
+    form = replace(form, thoughts=_thoughts(tokenizer, form))
+    calls = [
+        replace(form, ids_name_calls=named, arguments_as_text=text)
+        for named, text in product((False, True), (False, True))
+    ]
+    kept = [each for each in calls if _keeps(tokenizer, [QUESTION, CALLING, RESULT, ANSWER], each)]
+    return next((each for each in kept if not _writes_python(tokenizer, each)), kept[0] if kept else form)
+
+
+def _thoughts(tokenizer: Any, form: TurnForm) -> str:
+    """Where the template reads thoughts, beside the content first: only there it knows them for what they are."""
+    for thoughts, answer in (("beside", BESIDE), ("inside", INSIDE)):
+        if _keeps(tokenizer, [QUESTION, answer], form):
+            return thoughts
+    return "as given"
+
+
+def _keeps(tokenizer: Any, turns: Sequence[Message], form: TurnForm) -> bool:
+    """Whether all that the turns say is in the text; not where the template refuses them."""
+    text = _text(tokenizer, turns, form)
+    facts = [fact for turn in turns if turn.role != "tool" for fact in facts_of(turn)]
+    return text is not None and not locate(facts, text, 0, len(text)).missing
+
+
+def _writes_python(tokenizer: Any, form: TurnForm) -> bool:
+    """Whether arguments come out as Python writes an object, which happens to one that the template takes for text."""
+    return f"'{ARGUMENT}'" in (_text(tokenizer, [QUESTION, CALLING, RESULT, ANSWER], form) or "")
+
+
+def _writes_parts(tokenizer: Any, form: TurnForm) -> bool:
+    """Whether a list of parts comes out as a list, which happens to one that the template takes for text."""
+    return bool(PART.search(_text(tokenizer, [QUESTION, ANSWER], form) or ""))
+
+
+def _text(tokenizer: Any, turns: Sequence[Message], form: TurnForm) -> str | None:
+    """The text of the turns, those with calls beside an offer of tools; None where the template refuses them."""
+    tools = [OFFER] if any(turn.tool_calls for turn in turns) else []
+    with suppress(Exception):  # a template is a program of the model's maker: it can raise anything
+        return apply(tokenizer, turns, form, tools)
+    return None
+
+
+# How answers end
+
+
+def _answer_ends(tokenizer: Any, form: TurnForm, special: re.Pattern[str]) -> Iterator[str]:
+    """The special token right after an answer that another question follows, and after the last one."""
+    for turns in ([QUESTION, ANSWER, Message("user", "a second question")], [QUESTION, ANSWER]):
+        text = _text(tokenizer, turns, form)
+        if text is not None and SAID in text:
+            found = next_special(special, text, text.index(SAID) + len(SAID))
+            yield from [found.group().strip()] if found else []
+
+
+def next_special(special: re.Pattern[str], text: str, place: int) -> re.Match[str] | None:
+    """The special token that follows a place in a text, nothing but white space between."""
+    found = special.search(text, place)
+    return found if found and not text[place : found.start()].strip() else None
+
+
+def _call_end(tokenizer: Any, form: TurnForm, special: re.Pattern[str]) -> str | None:
+    """What a turn of calls ends with; where it has no end of its own, the special token that the next begins with."""
+    upto, whole = (
+        _text(tokenizer, turns, form) for turns in ([QUESTION, CALLING], [QUESTION, CALLING, RESULT, ANSWER])
+    )
+    if upto is None or whole is None or not whole.startswith(upto):
+        return None
+    after = locate([Fact("", "probed_call"), Fact("", ARGUMENT), Fact("", "Oslo")], upto, 0, len(upto)).end
+    own = [found for found in special.finditer(upto, after) if not upto[found.end() :].strip()]
+    if own:
+        return own[-1].group()
+    found = next_special(special, whole, len(upto))
+    return found.group() if found else None
