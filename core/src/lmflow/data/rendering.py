@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lmflow.data.facts import Fact, Located, facts_of, locate, tool_facts
 from lmflow.data.sample import Message, Sample
-from lmflow.data.template_traits import TemplateTraits, apply, next_special, traits_of
-from lmflow.data.turn_forms import as_dicts
+from lmflow.data.template_traits import TemplateTraits, apply, apply_marked, next_special, traits_of
 from lmflow.errors import DataError
 
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -82,7 +81,12 @@ def render(tokenizer: Any, sample: Sample, messages: Sequence[Message], *, promp
 
 def has_marks(tokenizer: Any, sample: Sample) -> bool:
     """Whether the template that renders the sample says itself which parts are answers."""
-    return bool(MARK.search(template_for(tokenizer, sample)))
+    return _has_marks(template_for(tokenizer, sample))
+
+
+@lru_cache
+def _has_marks(template: str) -> bool:
+    return bool(MARK.search(template))
 
 
 def template_for(tokenizer: Any, sample: Sample) -> str:
@@ -114,6 +118,8 @@ class Dialogue:
     sample: Sample
     _texts: dict[tuple[int, bool], str] = field(default_factory=dict)
     _stops: dict[int, int] = field(default_factory=dict)
+    _marked: dict[int, list[Span]] = field(default_factory=dict)
+    """What the template marks of so many turns."""
 
     @cached_property
     def traits(self) -> TemplateTraits:
@@ -124,12 +130,20 @@ class Dialogue:
         """The first `count` turns; with `prompt`, up to where the assistant begins to speak."""
         key = (count, prompt)
         if key not in self._texts:
-            turns = self.sample.messages[:count]
             try:
-                self._texts[key] = apply(self.tokenizer, turns, self.traits.form, self.sample.tools, prompt=prompt)
+                self._texts[key] = self._written(count, prompt)
             except Exception as error:  # a template is a program of the model's maker: it can raise anything
                 raise refused(self.sample, error) from error
         return self._texts[key]
+
+    def _written(self, count: int, prompt: bool) -> str:
+        turns, form, tools = self.sample.messages[:count], self.traits.form, self.sample.tools
+        if prompt or not has_marks(self.tokenizer, self.sample):
+            return apply(self.tokenizer, turns, form, tools, prompt=prompt)
+        text, self._marked[count] = apply_marked(
+            self.tokenizer, template_for(self.tokenizer, self.sample), turns, form, tools
+        )
+        return text
 
     def complete(self, count: int, *, prompt: bool = False, answers: Iterable[int] = ()) -> str:
         """The same; raises DataError where a tool, or a turn that is no answer, is left out.
@@ -211,7 +225,7 @@ class Dialogue:
 
     def _answers(self, held: Sequence[int], count: int, text: str) -> Iterator[RenderedAnswer]:
         """The answers of a text, each with what is trained of it."""
-        marks = self._marks(count) if has_marks(self.tokenizer, self.sample) else None
+        marks = self._marked.get(count)
         bounds = [*(self.start(index) for index in held[1:]), len(text)]
         for index, bound in zip(held, bounds, strict=True):
             start, stop = self.start(index), self._stop(index)
@@ -237,22 +251,6 @@ class Dialogue:
         return RenderedAnswer(index, start, spans, bool(inside or behind), end)
 
     # The template's own marks
-
-    def _marks(self, count: int) -> list[Span]:
-        """What the template marks of the first `count` turns."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            _, [spans] = render_jinja_template(
-                conversations=[as_dicts(self.sample.messages[:count], self.traits.form)],
-                tools=[dict(tool) for tool in self.sample.tools] or None,
-                chat_template=template_for(self.tokenizer, self.sample),
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
-        except Exception as error:  # as in `text`
-            raise refused(self.sample, error) from error
-        return [(start, end) for start, end in spans if start < end]
 
     def _inside(self, index: int, text: str, marks: Iterable[Span]) -> tuple[Span, ...]:
         """The marked parts of an answer. Raises DataError where what it says is not in them."""

@@ -54,7 +54,7 @@ _known: WeakKeyDictionary[Any, tuple[object, TemplateTraits]] = WeakKeyDictionar
 
 def traits_of(tokenizer: Any) -> TemplateTraits:
     """The traits of the tokenizer's template; asked once, and again where the template or the vocabulary changed."""
-    key = (repr(tokenizer.chat_template), len(tokenizer))
+    key = (tokenizer.chat_template, len(tokenizer))
     known = _known.get(tokenizer)
     if known is None or known[0] != key:
         known = _known[tokenizer] = (key, _ask(tokenizer))
@@ -80,6 +80,23 @@ def apply(
         as_dicts(turns, form), tokenize=False, add_generation_prompt=prompt, **with_tools
     )
     return text
+
+
+def apply_marked(
+    tokenizer: Any, template: str, turns: Sequence[Message], form: TurnForm, tools: Iterable[Any] = ()
+) -> tuple[str, list[tuple[int, int]]]:
+    """The same, of a template with `{% generation %}`, and the characters that these marks enclose."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    [text], [spans] = render_jinja_template(
+        conversations=[as_dicts(turns, form)],
+        tools=[dict(tool) for tool in tools] or None,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=False,
+        **tokenizer.special_tokens_map,
+    )
+    return text, [(start, end) for start, end in spans if start < end]
 
 
 def special_texts(tokenizer: Any) -> list[str]:
