@@ -254,6 +254,27 @@ def test_a_file_or_the_nearest_name(tmp_path: Path, tokenizer_with: Any):
         chat_template("llama_3")
 
 
+SWITCHED = "{% if loud | default(true) %}!{% endif %}{% for m in messages %}{{ m['content'] }}{{ mood }}{% endfor %}"
+
+
+def test_arguments_become_a_part_of_the_template(make_tokenizer: Any):
+    for template in (SWITCHED, {"default": SWITCHED, "tool_use": SWITCHED}):
+        tokenizer = make_tokenizer(chat_template=template)
+        assert render(tokenizer, Sample((HI,)), [HI]) == "!Hi"
+        use_template(tokenizer, None, {"loud": False, "mood": "it's"})
+        assert render(tokenizer, Sample((HI,)), [HI]) == "Hiit's"
+        said = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, loud=True)
+        assert said == "!Hiit's", "what a server says stands before it"
+
+
+def test_arguments_that_no_template_could_take(make_tokenizer: Any):
+    tokenizer = make_tokenizer(chat_template=SWITCHED)
+    with pytest.raises(RecipeError, match=r"data\.template_arguments: the chat template does not use enable_thinking"):
+        use_template(tokenizer, None, {"enable_thinking": False})
+    with pytest.raises(RecipeError, match="a b is no name that a template could use"):
+        use_template(tokenizer, None, {"a b": False})
+
+
 def test_files_that_are_no_templates(tmp_path: Path, tokenizer_with: Any):
     (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match=r"data\.template: .*bytes\.jinja cannot be read: 'utf-8' codec"):

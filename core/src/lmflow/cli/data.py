@@ -206,7 +206,7 @@ def skeleton(parts: Mapping[str, Any], plugins: Plugins) -> LanguageModel:
     from lmflow.data.chat_templates import use_template
 
     model: LanguageModel = parts["model"].skeleton(LoadRequest(context=parts["context"], plugins=plugins))
-    use_template(model.tokenizer, parts["data"].template)
+    use_template(model.tokenizer, parts["data"].template, parts["data"].template_arguments)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,6 +33,9 @@ class WeightCounter:
     def changed(self) -> None:
         """Say that the weights are other than before."""
         self.version += 1
+
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class LanguageModel:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    @cached_property
+    @property
     def end_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the tokenizer's end-of-text, the generation configuration's, the chat template's.
 
@@ -167,11 +171,22 @@ class LanguageModel:
         return next(self.module.parameters()).device
 
     def save(self, directory: Path) -> None:
-        """Write weights and tokenizer as Transformers does, and heads in a folder beside them."""
+        """Write weights and tokenizer as Transformers does, and heads in a folder beside them.
+
+        The generation configuration names all of `end_ids`, so that whatever serves the model stops where it learnt to.
+        """
         with heads_apart(self.module):
             self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
         self.tokenizer.save_pretrained(directory)
         write_heads(self.heads, directory)
+        if getattr(self.module, "generation_config", None) is not None:
+            self._save_ends(directory / GENERATION_CONFIG)
+
+    def _save_ends(self, file: Path) -> None:
+        values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        ends = list(self.end_ids)
+        values["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def refuse_images(sample: Sample) -> None:

@@ -166,7 +166,7 @@ def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
 
     request = LoadRequest(context=recipe.context, attention=recipe.attention, plugins=plugins)
     model = recipe.model.skeleton(request)
-    use_template(model.tokenizer, recipe.data.template)
+    use_template(model.tokenizer, recipe.data.template, recipe.data.template_arguments)
     model.module.to(getattr(torch, DTYPES[computing(recipe)[1]]))
     return model
 

@@ -85,7 +85,7 @@ def load_model(work: Work) -> LanguageModel:
     request = replace(load_request(work), context=recipe.context, attention=recipe.attention)
     with work.log.phase(f"loading model {recipe.model.name}"):
         model = recipe.model.load(request)
-    use_template(model.tokenizer, recipe.data.template)
+    use_template(model.tokenizer, recipe.data.template, recipe.data.template_arguments)
     return model
 
 

@@ -94,7 +94,9 @@ def test_tokens_that_are_wrong(findings: Find, tiny_model: LanguageModel):
     assert [each.split()[0] for each in found["nothing_to_train"]] == ["a.jsonl:2", "a.jsonl:3"]
     tiny_model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% generation %}{{ m['content'] | upper }}{% endgeneration %}{% endfor %}"
     found = findings(rows[:1], tiny_model)
-    assert found["cannot_be_tokenised"][0].startswith("a.jsonl:1 the model's chat template leaves out the text 'jumps' of")
+    assert found["cannot_be_tokenised"][0].startswith(
+        "a.jsonl:1 the model's chat template leaves out the text 'jumps' of"
+    )
 
 
 ENDS = {

@@ -14,6 +14,7 @@ CHATML = "chatml"
 HELPFUL = "You are a helpful assistant."
 QWQ = "You are a helpful and harmless assistant. You are Qwen developed by Alibaba. You should think step-by-step."
 QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+NO_ARGUMENTS: Mapping[str, Any] = {}
 PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "chatglm3": ("chatglm3", {}),
     "chatml": (CHATML, {}),
@@ -68,7 +69,28 @@ def chat_template(name: str) -> str:
     raise RecipeError([f"data.template: {name} is neither a file nor a template by name{hint}"])
 
 
-def use_template(tokenizer: Any, name: str | None) -> None:
-    """Give the tokenizer the template of that name; None leaves it its own."""
+def use_template(tokenizer: Any, name: str | None, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+    """Give the tokenizer the template of that name; None leaves it its own.
+
+    `arguments` are what the template is called with where it is called without: they become a part of it, so that a
+    model is served as it was trained. Raises RecipeError for one that no template could take.
+    """
     if name is not None:
         tokenizer.chat_template = chat_template(name)
+    if arguments:
+        tokenizer.chat_template = with_arguments(tokenizer.chat_template, arguments)
+
+
+def with_arguments(template: Any, arguments: Mapping[str, Any]) -> Any:
+    """The template, or each of several by name, with values for what it is called without."""
+    if not isinstance(template, str):
+        return {name: with_arguments(each, arguments) for name, each in template.items()}
+    for name in arguments:
+        if not name.isidentifier():
+            raise RecipeError([f"data.template_arguments: {name} is no name that a template could use"])
+        if name not in template:
+            raise RecipeError([f"data.template_arguments: the chat template does not use {name}"])
+    given = "".join(
+        f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}" for name, value in arguments.items()
+    )
+    return given + template

@@ -45,6 +45,9 @@ class DataOptions(Reading):
     template: str | None = Field(
         None, description="Chat template, by name (chatml, llama3, …) or a Jinja file; the model's own if unset."
     )
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        {}, description="What the chat template is called with, and keeps: enable_thinking=false,NAME=VALUE."
+    )
     train_on: str = Field(
         "assistant", pattern="^(assistant|last|all)$", description="Tokens with a loss: answers, the last one, or all."
     )
