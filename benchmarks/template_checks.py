@@ -164,12 +164,12 @@ class Trained:
 
     def check(self) -> None:
         """Raise Fault at the first thing that is wrong."""
-        for index in self.prompts:
-            self._check_prompt(index)
         for sequence in self.sequences:
             self._check_untrained(sequence)
         for index in self.prompts:
             self._check_answer(index)
+        for index in self.prompts:
+            self._check_prompt(index)
         for sequence in self.sequences:
             self._check_text(sequence)
 
