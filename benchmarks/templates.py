@@ -115,7 +115,7 @@ def _end(text: str) -> str:
 def _of_roles(text: str) -> list[str]:
     """The tokens that a template puts together from marks and the name of a role."""
     roles = ("system", "user", "assistant", "tool", "observation")
-    return [f"<|{role}|>" for role in roles] if re.search(r"""['"][^'"]*<\|['"] *(\+|~|}})""", text) else []
+    return [f"<|{role}|>" for role in roles] if re.search(r"""<\|(['"]|{{)""", text) else []
 
 
 # Reporting

@@ -104,6 +104,8 @@ def test_special_tokens_that_a_template_mentions(benchmark: Any, tokenizer: Any)
     expected = {"<|turn|>", "[INST]", "<start_of_turn>", "<|assistant|>", "<｜User｜>", "</s>"}  # noqa: RUF001
     assert expected <= set(made.all_special_tokens)
     assert made.eos_token == "</s>"
+    joined = templates.tokenizer_for(tokenizer, templates.Template("t", "<|{{ m.role }}|>"))
+    assert {"<|user|>", "<|observation|>"} <= set(joined.all_special_tokens)
     phi = templates.Template("t", "<|end|>{{ eos_token }}")
     assert templates.tokenizer_for(tokenizer, phi).eos_token == "<|endoftext|>"
 
