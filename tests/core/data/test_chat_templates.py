@@ -214,10 +214,7 @@ def test_calls_are_trained_and_what_tools_answer_is_not(name: str, tokenizer_wit
 
 @pytest.mark.parametrize("name", sorted(PRESETS.keys() - WITH_TOOLS))
 def test_a_template_without_tools_says_so(name: str, tokenizer_with: Any):
-    with pytest.raises(
-        DataError,
-        match=r"t:1: the model's chat template (leaves out the (tool add|call of 'add')|cannot write this dialogue)",
-    ):
+    with pytest.raises(DataError, match=r"^t:1: .* has no place for (tools|calls of tools): qwen2_5"):
         encode_sample(tokenizer_with(name), TOOL_TALK, end_ids=[0])
 
 

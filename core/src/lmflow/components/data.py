@@ -29,6 +29,7 @@ class DataFormat(Component):
         "packing",
         "validation",
         "template",
+        "template_arguments",
         "train_on",
     )
     """Options of the section `data` for all formats (`DataOptions`); a format's own stand beside them in it."""

@@ -1,8 +1,13 @@
-"""Chat templates by name: each model's public format, with the answers marked."""
+"""Chat templates by name: each model's public format, with the answers marked.
+
+A preset writes all that it is given, each part in its place, or raises. It leaves out nothing but the thoughts of
+earlier answers, where the model is given none.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -50,14 +55,24 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 """Each name's file beside this one, and what is set at its beginning."""
 
+REFUSALS: Mapping[str, tuple[str, str]] = {
+    "tools": ("tools", "the format {name} has no place for tools: qwen2_5, qwen3 and llama3_for_tool have"),
+    "tool_calls": (
+        "messages | selectattr('tool_calls') | list",
+        "the format {name} has no place for calls of tools: qwen2_5, qwen3 and llama3_for_tool have",
+    ),
+    "thoughts_of": (
+        "messages | selectattr('reasoning_content') | list or messages | selectattr('thinking') | list",
+        "the format {name} has no place for thoughts beside an answer: qwen3 and deepseek_r1 have",
+    ),
+}
+"""What a format that never reads a name is not given: when it would be, and what is said."""
+
 
 def chat_template(name: str) -> str:
     """The Jinja text of a preset or of a file. Raises RecipeError where there is neither, or the file is no text."""
     if name in PRESETS:
-        file, values = PRESETS[name]
-        text = files(__name__).joinpath(f"{file}.jinja").read_text(encoding="utf-8")
-        given = "".join(f"{{%- set preset_{key} = {value!r} %}}" for key, value in values.items())
-        return given + text.rstrip("\n")
+        return _preset(name)
     path = Path(name).expanduser()
     if path.is_file():
         try:
@@ -67,6 +82,23 @@ def chat_template(name: str) -> str:
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; templates by name are {', '.join(PRESETS)}"
     raise RecipeError([f"data.template: {name} is neither a file nor a template by name{hint}"])
+
+
+def _preset(name: str) -> str:
+    """The preset's file, behind its values, the refusal of what it does not read, and what it reads thoughts with."""
+    file, values = PRESETS[name]
+    text = _text(file)
+    given = "".join(f"{{%- set preset_{key} = {value!r} %}}" for key, value in values.items())
+    given += "".join(_refusal(name, *REFUSALS[each]) for each in REFUSALS if not re.search(rf"\b{each}\b", text))
+    return given + (_text("thoughts") if "thoughts_of(" in text else "") + text
+
+
+def _text(file: str) -> str:
+    return files(__name__).joinpath(f"{file}.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _refusal(name: str, condition: str, reason: str) -> str:
+    return f"{{%- if {condition} %}}{{{{- raise_exception({reason.format(name=name)!r}) }}}}{{%- endif %}}"
 
 
 def use_template(tokenizer: Any, name: str | None, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
