@@ -352,6 +352,17 @@ def test_a_format_whose_code_lies_in_no_file_has_no_key():
 # What is said
 
 
+def test_the_summary_says_which_fields_are_not_read(write: Write):
+    path = write("d.jsonl", [{"prompt": "q", "completion": "a", "id": 1}, {"prompt": "q", "topic": "x"}])
+    for formats, how in (
+        (Formats(FORMATS), ", recognised by prompt, completion"),
+        (Formats(FORMATS, BY_NAME["prompt"]()), ""),
+    ):
+        summary = load_dataset(DataOptions(path=path, validation=0.5), formats, 0)[1]
+        said = f"2 records of {path} read as prompt{how}; not read: id, topic; 1 train, 1 is held out"
+        assert summary.describe() == said
+
+
 def test_the_summary_says_how_records_were_recognised_and_what_was_left_out():
     summary = DataSummary(
         "d.jsonl",

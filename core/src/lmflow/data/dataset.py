@@ -16,6 +16,7 @@ from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
 from lmflow.data.files import unread_folders
 from lmflow.data.formats.recognising import Formats
+from lmflow.data.formats.unread import listed
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.data.source import (
     SHOWN,
@@ -46,20 +47,22 @@ class DataSummary:
     problems: tuple[str, ...] = ()
     """The first of them, and why."""
     fields: tuple[str, ...] = ()
-    """Fields of the first record."""
+    """Fields that the format reads."""
     recognised: bool = False
     """Whether the format was found by looking at the records."""
     unread: tuple[str, ...] = ()
     """Folders in the directory that hold data too, and were not looked into."""
+    unread_fields: tuple[str, ...] = ()
+    """Fields that say something and that it does not read."""
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
         noun = "record" if self.records == 1 else "records"
         what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
-        how = f", recognised by {', '.join(self.fields)}" if self.recognised else ""
-        text = (
-            f"{self.records:,} {what} read as {self.format}{how}; {self.train:,} train, {self.heldout:,} are held out"
-        )
+        how = f", recognised by {listed(self.fields)}" if self.recognised else ""
+        rest = f"; not read: {listed(self.unread_fields)}" if self.unread_fields else ""
+        held = f"{self.heldout:,} {'is' if self.heldout == 1 else 'are'} held out"
+        text = f"{self.records:,} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
         if self.skipped:
             text += f"\n  {_skipped(self.skipped, self.problems[0])}"
         if self.unread:
@@ -137,6 +140,7 @@ def _summary(
         skipped=sum(source.skipped for source in everything),
         problems=tuple(problem for source in everything for problem in source.problems)[:SHOWN],
         fields=sources[0].fields,
+        unread_fields=tuple(dict.fromkeys(field for source in sources for field in source.unread)),
         recognised=formats.chosen is None and len({type(source.format) for source in sources}) == 1,
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
