@@ -15,7 +15,7 @@ from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.columns import renamed, without
 from lmflow.data.containers import iterate_records
 from lmflow.data.files import files_of, fingerprint, on_hub, size_of
-from lmflow.data.formats.labels import LABELS, check_label, is_labelled
+from lmflow.data.formats.labels import read_record
 from lmflow.data.formats.recognising import LOOKED_AT, Formats
 from lmflow.data.formats.unread import fields_read
 from lmflow.data.record import Record
@@ -192,23 +192,6 @@ def interpreted(
         except DataError as error:
             source.skipped += 1
             source.problems += [str(error)] if source.shown is None or len(source.problems) < source.shown else []
-
-
-def read_record(chosen: DataFormat, record: Record) -> Sample:
-    """The sample of a record. Raises DataError for what the format cannot use, and for a label that it would ignore."""
-    sample = chosen.sample(record.fields, record.source)
-    if is_labelled(record.fields):
-        check_label(record.fields, sample, chosen.name, _unlabelled(chosen, record))
-    return sample
-
-
-def _unlabelled(chosen: DataFormat, record: Record) -> Sample | None:
-    """The sample of the record without its labels, None where the format needs them."""
-    fields = {name: value for name, value in record.fields.items() if name not in LABELS}
-    try:
-        return chosen.sample(fields, record.source)
-    except Exception:  # a plugin's format may fail in other ways without a field that it needs
-        return None
 
 
 def _unlike(record: Record, name: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmflow.data.formats.fields import ANSWERS
-from lmflow.data.record import describe
+from lmflow.data.record import Record, describe
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
+
+if TYPE_CHECKING:
+    from lmflow.components import DataFormat
 
 LABELS = ("kto_tag", "label")
 """Fields that say whether an answer is wanted."""
@@ -78,24 +81,34 @@ def labelled_dialogue(sample: Sample) -> tuple[Message, ...]:
     return sample.rejected if sample.label is False else sample.messages
 
 
-def check_label(record: Mapping[str, Any], sample: Sample, name: str, again: Sample | None) -> None:
-    """Raise DataError where a record labels its answer and the format does not look at that.
+def read_record(kind: DataFormat, record: Record) -> Sample:
+    """The sample of a record. Raises DataError for what the format cannot use, and for a label that it would ignore.
 
-    `again` is the sample of the record without its labels, None where the format cannot read it so. A `label` that is
-    no word for or against an answer is a field like any other, and beside a plain text it judges no answer.
+    A `label` that is no word for or against an answer is a field like any other, and beside a plain text it judges no
+    answer; `kto_tag` always does.
     """
-    if sample.label is not None or again is None or not _has_answer(sample):
-        return
-    plain = not sample.templated and len(sample.messages) == 1
-    for field in LABELS:
-        value = record.get(field)
-        judges = value not in (None, "") if field == "kto_tag" else verdict(value) is not None and not plain
-        if judges and sample == replace(again, record=sample.record):
-            raise DataError(
-                f"{sample.source}: {field}: {describe(value)} would say whether the answer is wanted, which {name} "
-                f"does not read, so that it would be trained all the same; leave it out with --data.ignore {field}, or "
-                "bring the records into the form of kto"
-            )
+    sample = kind.sample(record.fields, record.source)
+    if is_labelled(record.fields) and sample.label is None and _has_answer(sample):
+        plain = not sample.templated and len(sample.messages) == 1
+        for field in ("kto_tag",) if plain else LABELS:
+            value = record.fields.get(field)
+            judges = value not in (None, "") if field == "kto_tag" else verdict(value) is not None
+            if judges and _reads_without(kind, record, sample):
+                raise DataError(
+                    f"{record.source}: {field}: {describe(value)} would say whether the answer is wanted, which "
+                    f"{kind.name} does not read, so that it would be trained all the same; leave it out with "
+                    f"--data.ignore {field}, or bring the records into the form of kto"
+                )
+    return sample
+
+
+def _reads_without(kind: DataFormat, record: Record, sample: Sample) -> bool:
+    """Whether the record without its labels is the same sample, so that the format does not look at them."""
+    fields = {name: value for name, value in record.fields.items() if name not in LABELS}
+    try:
+        return replace(kind.sample(fields, record.source), record=sample.record) == sample
+    except Exception:  # a plugin's format may fail in other ways without a field that it needs
+        return False
 
 
 def _has_answer(sample: Sample) -> bool:
