@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmflow.formatting import change, duration, number, size
+from lmflow.formatting import change, counted, duration, number, size
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,11 @@ def test_changes_carry_their_sign_and_zero_carries_none():
     assert change(1, 1.5) == "+0.500"
     assert change(1, 0.5, 1) == "\N{MINUS SIGN}0.5"
     assert change(1, 0.99999) == "0"
+
+
+def test_things_are_counted_in_their_number():
+    assert [counted(count, "sample") for count in (0, 1, 1200)] == ["0 samples", "1 sample", "1,200 samples"]
+    assert [counted(count, "turn that is odd", "turns that are odd") for count in (1, 2)] == [
+        "1 turn that is odd",
+        "2 turns that are odd",
+    ]

@@ -166,3 +166,23 @@ def test_real_photographs(shared_data: Path):
     assert summary.format == "image_messages"
     assert all(Path(image).is_file() for sample in found.train for image in sample.images)
     assert len(found.train[0].images) == 2
+
+
+def test_what_stands_beside_the_texts_is_kept(images: dict[str, str]):
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "what?"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "blue", "name": "look", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "blue", "loss": False},
+    ]
+    record = {"messages": messages, "images": ["red.png"], "tools": ["look"], "system_prompt": "s"}
+    sample = ImageMessages(image_folder=at(images)).sample(record, "a:1")
+    system, asked, called, answered, said = sample.messages
+    assert (system.content, asked.images) == ("s", (images["red"],))
+    assert (called.tool_calls, called.thinking) == ((call,), "hm")
+    assert (answered.name, answered.tool_call_id, said.is_target) == ("look", "c1", False)
+    assert sample.tools == ({"type": "function", "function": {"name": "look"}},)
+    flagged = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "x", "weight": 0}]
+    sample = Llava(image_folder=at(images)).sample({"image": "red.png", "conversations": flagged}, "a:2")
+    assert (sample.messages[0].images, sample.messages[1].is_target) == ((images["red"],), False)

@@ -19,6 +19,11 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """How many of something there are: 1 sample, 1,200 samples; `plural` where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def change(before: float, after: float, decimals: int = 3) -> str:
     """The difference with its sign, a true minus, and no negative zero."""
     text = f"{after - before:+,.{decimals}f}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from lmflow.components import DataFormat
-from lmflow.data.formats.fields import bad, text_of, turns_of
+from lmflow.data.formats.fields import bad, text_of, tools_of, turns_of, with_system
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow_multimodal.images import MARK, check, check_marks, locate
@@ -58,10 +59,9 @@ class Llava(ImageFormat):
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The turns with their images; an image without a mark stands before the first question."""
-        turns = turns_of(record, "conversations", source, role="from", content="value")
-        return Sample(
-            _placed(_with_system(record, turns, source), self._of(record, source), source), True, record, source
-        )
+        turns = with_system(record, turns_of(record, "conversations", source, role="from", content="value"), source)
+        placed = _placed(turns, self._of(record, source), source)
+        return Sample(placed, True, record, source, tools_of(record, source))
 
     def _of(self, record: Mapping[str, Any], source: str) -> list[str]:
         field = "image" if "image" in record else "images"
@@ -87,12 +87,12 @@ class ImageMessages(ImageFormat):
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The messages with the images of the column, or those of their own parts."""
         flat, in_parts = _without_parts(record, source)
-        turns = _with_system(record, turns_of(flat, "messages", source, role="role", content="content"), source)
+        turns = with_system(record, turns_of(flat, "messages", source, role="role", content="content"), source)
         column = self._images(record["images"], source, "images") if record.get("images") else []
         if in_parts and column:
             raise DataError(f"{source}: images: images are given here and as parts of messages; give them once")
         images = column or [path for place, url in in_parts for path in self._images(url, source, place)]
-        return Sample(_placed(turns, images, source), True, record, source)
+        return Sample(_placed(turns, images, source), True, record, source, tools_of(record, source))
 
 
 class ImageText(ImageFormat):
@@ -132,17 +132,13 @@ def _placed(turns: tuple[Message, ...], images: list[str], source: str) -> tuple
         if first is None:
             raise DataError(f"{source}: {len(images)} images, no {MARK} and no question they could stand before")
         content = f"{MARK}\n" * len(images) + turns[first].content
-        turns = (*turns[:first], Message("user", content), *turns[first + 1 :])
+        turns = (*turns[:first], replace(turns[first], content=content), *turns[first + 1 :])
     elif marks != len(images):
         raise DataError(
             f"{source}: {marks} {MARK} in the texts and {len(images)} images; there must be one mark for each"
         )
     left = iter(images)
-    return tuple(Message(t.role, t.content, tuple(next(left) for _ in range(t.content.count(MARK)))) for t in turns)
-
-
-def _with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
-    return (Message("system", text_of(record, "system", source)), *turns) if record.get("system") else turns
+    return tuple(replace(t, images=tuple(next(left) for _ in range(t.content.count(MARK)))) for t in turns)
 
 
 def _is_image(part: Any) -> bool:

@@ -19,6 +19,7 @@ from lmflow.data.containers import iterate_records, read_records
 from lmflow.data.dataset import load_dataset, read_samples
 from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.json_array import iterate_array
+from lmflow.data.record import Record
 from lmflow.data.tools.check import check_data
 from lmflow.data.tools.convert import convert
 from lmflow.errors import DataError
@@ -232,3 +233,38 @@ def test_whatever_a_record_holds_is_a_sample_or_an_error(record: dict[str, Any],
             converted = outcome_of(lambda kind=kind: list(convert([outcome], kind(), BY_NAME[name]())))
             if not isinstance(converted, DataError):
                 json.dumps(converted[0].record, ensure_ascii=False).encode()
+
+
+# Files as other programs write them
+
+
+@pytest.mark.parametrize("head", ["question;answer", '"question";"answer"'])
+def test_cells_between_semicolons(tmp_path: Path, head: str):
+    (tmp_path / "a.csv").write_text(f'\ufeff{head}\none, two\nq;a, "b"\n"q;";\n', encoding="utf-8")
+    broken, *found = iterate_records(tmp_path / "a.csv")
+    assert str(broken).startswith("a.csv:2: expected 2 cells"), "the comma of a cell separates none"
+    rows = [{"question": "q", "answer": 'a, "b"'}, {"question": "q;", "answer": None}]
+    assert [dict(each.fields) for each in found if isinstance(each, Record)] == rows
+
+
+@pytest.mark.parametrize("head", ["a;b,c", '"a;b"', "a"])
+def test_a_semicolon_in_a_name_separates_nothing(tmp_path: Path, head: str):
+    (tmp_path / "a.csv").write_text(f"{head}\n1{',2' * head.count(',')}\n")
+    [found] = iterate_records(tmp_path / "a.csv")
+    assert isinstance(found, Record)
+    assert "".join(found.fields) == head.replace(",", "").replace('"', "")
+
+
+@pytest.mark.parametrize("between", ["\n", "", "\r\n\n "])
+def test_objects_over_several_lines_one_after_the_other(tmp_path: Path, between: str):
+    rows = [{"a": 1, "instances": [2]}, {"a": [{"b": "}"}]}, {"a": None}]
+    (tmp_path / "a.jsonl").write_text(between.join(json.dumps(row, indent=2) for row in rows) + "\n")
+    found = [each for each in iterate_records(tmp_path / "a.jsonl") if isinstance(each, Record)]
+    assert [dict(each.fields) for each in found] == rows
+    assert [each.source for each in found] == [f"a.jsonl: record {i}" for i in (1, 2, 3)]
+
+
+def test_a_broken_object_among_several_is_placed(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{\n "a": 1\n}\n{\n "a": 1,,\n}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:5: not JSON at column 9"):
+        list(iterate_records(tmp_path / "a.jsonl"))

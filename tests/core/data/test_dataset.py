@@ -352,6 +352,45 @@ def test_a_format_whose_code_lies_in_no_file_has_no_key():
 # What is said
 
 
+def test_the_summary_says_which_fields_are_not_read(write: Write):
+    path = write("d.jsonl", [{"prompt": "q", "completion": "a", "id": 1}, {"prompt": "q", "topic": "x"}])
+    for formats, how in (
+        (Formats(FORMATS), ", recognised by prompt, completion"),
+        (Formats(FORMATS, BY_NAME["prompt"]()), ""),
+    ):
+        summary = load_dataset(DataOptions(path=path, validation=0.5), formats, 0)[1]
+        said = f"2 records of {path} read as prompt{how}; not read: id, topic; 1 train, 1 is held out"
+        assert summary.describe() == said
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "q", "answer": "a"}, {"prompt": "q"}], "held-out record v.jsonl:2 has no answer: it is asked"),
+        (
+            [{"prompt": "q"}, {"prompt": "q"}],
+            "2 held-out records have no answer (v.jsonl:1, v.jsonl:2): they are asked",
+        ),
+        ([{"prompt": "q", "answer": "a"}], ""),
+    ],
+)
+def test_held_out_records_without_an_answer_are_named_as_such(rows: Any, said: str, write: Write):
+    held = write("v.jsonl", rows)
+    for row, expected in (({"prompt": "q", "answer": "a"}, said), ({"prompt": "q"}, "")):
+        data = DataOptions(path=write("d.jsonl", [row]), validation=held)
+        described = load_dataset(data, Formats(FORMATS), 0)[1].describe()
+        assert (expected in described, "has no answer" in described or "have no answer" in described) == (
+            True,
+            bool(expected),
+        )
+
+
+def test_an_unwanted_answer_is_one(write: Write):
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in (True, False, False)]
+    data = DataOptions(path=write("d.jsonl", rows), validation=0.4)
+    assert "no answer" not in load_dataset(data, Formats(FORMATS), 0)[1].describe()
+
+
 def test_the_summary_says_how_records_were_recognised_and_what_was_left_out():
     summary = DataSummary(
         "d.jsonl",

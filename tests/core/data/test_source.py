@@ -26,7 +26,6 @@ from lmflow.data.source import (
     placed,
     places,
     read_source,
-    renamed,
     scan_source,
     validation_source,
 )
@@ -235,26 +234,6 @@ def test_a_look_ahead_at_nothing_good():
     bad = records(DataError("f:1: bad"), DataError("f:2: bad"))
     good, rest = peek(iter(bad))
     assert (good, list(rest)) == ([], bad)
-
-
-def test_columns_take_the_place_of_fields_of_their_name():
-    [found] = renamed(records({"prompt": "not this", "question": "q", "id": 1}), {"prompt": "question"})
-    assert isinstance(found, Record)
-    assert dict(found.fields) == {"prompt": "q", "id": 1}
-    [swapped] = renamed(records({"a": 1, "b": 2}), {"a": "b", "b": "a"})
-    assert isinstance(swapped, Record)
-    assert dict(swapped.fields) == {"a": 2, "b": 1}
-    same = records({"a": 1})
-    assert list(renamed(same, {})) == same
-
-
-def test_a_column_that_a_record_lacks_is_an_error_of_that_record():
-    found = list(renamed(records({"q": "x"}, {}, DataError("f:3: broken")), {"prompt": "q"}))
-    assert isinstance(found[0], Record)
-    assert [str(each) for each in found[1:]] == [
-        "f:2: q: data.columns names it; the record has no field",
-        "f:3: broken",
-    ]
 
 
 def test_a_folder_stands_before_records_and_errors_alike():

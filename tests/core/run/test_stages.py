@@ -13,7 +13,7 @@ import torch
 
 from lmflow.components import Aligner, LoadRequest, Model, RunContext
 from lmflow.data.sample import Dataset, Message, Sample
-from lmflow.errors import EstimateError, Interrupted, TrainingError
+from lmflow.errors import DataError, EstimateError, Interrupted, TrainingError
 from lmflow.models.encoding import items_of
 from lmflow.plugins import load_plugins
 from lmflow.run import stages
@@ -228,6 +228,17 @@ def test_by_default_items_are_the_samples_that_end_with_an_answer(make_work: Mak
     samples = [Sample((asked,), source="open"), Sample((asked, answered), source="closed")]
     items = items_of(work.recipe.aligner, model, samples, Dataset(samples, [], work.recipe.data))
     assert [item.source for item in items] == ["closed"]  # type: ignore[union-attr]
+
+
+def test_errors_about_held_out_records_say_that_they_are(make_work: MakeWork):
+    work = make_work()
+    model = stages.load_model(work)
+    nothing = [Sample((Message("user", "a"), Message("assistant", "b")), source="v:1")]
+    data = Dataset(nothing, list(nothing), work.recipe.data.model_copy(update={"max_length": 2}))
+    with pytest.raises(DataError, match=r"^held-out records: No token would be trained in any of 1 sample \(v:1\)"):
+        items_of(work.recipe.aligner, model, data.heldout, data)
+    with pytest.raises(DataError, match=r"^No token would be trained"):
+        items_of(work.recipe.aligner, model, data.train, data)
 
 
 def test_the_self_test_asks_the_run_s_objective(make_work: MakeWork):

@@ -16,7 +16,7 @@ from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, scan
 from lmflow.components import DataFormat, LoadRequest
 from lmflow.errors import DataError, RecipeError
-from lmflow.formatting import number
+from lmflow.formatting import counted
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.sections.data import DataOptions
@@ -161,7 +161,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         records = kept(found, lost, target.name, allow_loss=allow_loss)
         count = write_records(output, records, target.name if as_lmflow else None)
         sys.stdout.write(f"{output}\n")
-        say_error(f"{count:,} records of {target.name} written")
+        say_error(f"{counted(count, 'record')} of {target.name} written")
         for source in sources:
             if source.skipped:
                 say_error(f"{source.skipped:,} that cannot be used skipped, such as {source.problems[0]}")
@@ -260,11 +260,14 @@ def row_lines(layout: Sequence[Sequence[Place]], limit: int) -> Iterator[str]:
 
 def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[str]:
     """What was found, for people."""
-    from lmflow.data.tools.check import KINDS
+    from lmflow.data.formats.unread import listed
+    from lmflow.data.tools.check import KINDS, ONE
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
     where, kind = report.path or report.format, report.format and f" of format {report.format}"
-    yield f"{where}: {report.samples:,} samples{kind}, turns: {turns or 'none'}"
+    yield f"{where}: {counted(report.samples, 'sample')}{kind}, turns: {turns or 'none'}"
+    if report.unread:
+        yield f"not read: {listed(report.unread)}"
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.tokens:
@@ -273,7 +276,7 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
         yield from histogram_lines(report)
         yield from report.touched
     for kind, count in report.counts.items():
-        yield f"{number(count)} {KINDS[kind][1]}"
+        yield counted(count, ONE[kind], KINDS[kind][1])
         shown = [finding for finding in report.findings if finding.kind == kind][:SHOWN]
         yield from (f"  {finding.source}: {finding.detail}" for finding in shown)
         if count > SHOWN:

@@ -28,7 +28,7 @@ from lmflow.cli.inference import (
 from lmflow.cli.options import Scanned, scan
 from lmflow.cli.output import print_error
 from lmflow.errors import DataError, Interrupted, RecipeError
-from lmflow.formatting import duration, number
+from lmflow.formatting import counted, duration, number
 from lmflow.inference.completion_file import CompletionFile, fingerprint
 from lmflow.inference.prompts import (
     Framing,
@@ -157,7 +157,7 @@ def work(
 ) -> None:
     """Complete the prompts to where the user wants them."""
     if file is not None and not file.missing():
-        display.note(f"{file.path} is complete: {file.expected:,} records")
+        display.note(f"{file.path} is complete: {counted(file.expected, 'record')}")
         return
     with loaded(parts, plugins, log) as model:
         answer(model, parts, samples, file, log, display)
@@ -179,7 +179,7 @@ def answer(
         started = time.monotonic()
         with log.handle_signals():
             complete_to_file(model, file, *using, log)
-        display.note(f"{file.expected:,} records in {file.path} ({duration(time.monotonic() - started)})")
+        display.note(f"{counted(file.expected, 'record')} in {file.path} ({duration(time.monotonic() - started)})")
     elif parts["data"] is None and on_terminal():
         display.close()
         show_on_terminal(model, samples[0], *using)

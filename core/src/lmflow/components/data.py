@@ -21,6 +21,7 @@ class DataFormat(Component):
         "path",
         "mix",
         "columns",
+        "ignore",
         "on_bad_record",
         "streaming",
         "limit",

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,10 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 BOM = b"\xef\xbb\xbf"
 ROWS = 1024
 """Rows of a table read at once."""
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
 LONGEST_CELL = 1 << 30
+LONGEST_HEAD = 1 << 16
+"""Bytes of a table's first line that are looked at to find what separates its cells."""
 Found = Iterator[Record | DataError]
 T = TypeVar("T")
 
@@ -102,6 +106,7 @@ def _from_text(stream: IO[bytes], file: Path) -> Found:
 def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
     """Rows under the names of the first; a cell is text, or nothing where it is empty."""
     csv.field_size_limit(LONGEST_CELL)
+    delimiter = _delimiter(stream, delimiter)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, delimiter=delimiter, strict=True)
     cells = _columns(_parsed(lambda: reader.fieldnames or (), f"{file.name}:1", delimiter), file)
@@ -114,6 +119,15 @@ def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
             yield DataError(f"{place}: expected {cells} cells, as the first line names; found another number")
         else:
             yield Record({name: cell or None for name, cell in row.items()}, place)
+
+
+def _delimiter(stream: Any, usual: str) -> str:
+    """What separates cells: a semicolon where the first line has some and not one of what the file's name says."""
+    first = stream.peek(LONGEST_HEAD)[:LONGEST_HEAD].partition(b"\n")[0]
+    if b";" not in first or usual.encode() in first:
+        return usual
+    names = next(csv.reader([first.decode("utf-8-sig", "replace")], delimiter=";"), [])
+    return ";" if len(names) > 1 else usual  # one name in quotes may hold a semicolon
 
 
 def _parsed(parse: Callable[[], T], place: str, delimiter: str) -> T:
@@ -211,18 +225,29 @@ def _from_array(stream: IO[bytes], file: Path, line: int) -> Found:
 
 
 def _from_object(content: bytes, file: Path, line: int) -> Found:
+    """LMFlow's container, or one object after the other, each over as many lines as it takes."""
     try:
-        value = json.loads(_decoded(content, file))
+        values = list(_values(_decoded(content, file)))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file.name}:{error.lineno + line - 1}: not JSON at column {error.colno}: {error.msg}"
         ) from None
-    if isinstance(value, dict) and _is_container(value):
-        declared = value.get("type")
-        for number, instance in enumerate(value["instances"], 1):
+    if len(values) == 1 and isinstance(values[0], dict) and _is_container(values[0]):
+        declared = values[0].get("type")
+        for number, instance in enumerate(values[0]["instances"], 1):
             yield record_of(instance, f"{file.name}: instance {number}", declared)
-    else:
-        yield record_of(value, f"{file.name}: record 1")
+        return
+    for number, value in enumerate(values, 1):
+        yield record_of(value, f"{file.name}: record {number}")
+
+
+def _values(text: str) -> Iterator[Any]:
+    """The JSON values that stand in a text one after the other."""
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(text):
+        value, end = decoder.raw_decode(text, at)
+        yield value
+        at = JSON_SPACE.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
 
 
 def record_of(value: Any, place: str, declared: str | None = None) -> Record | DataError:

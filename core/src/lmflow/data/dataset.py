@@ -16,6 +16,7 @@ from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
 from lmflow.data.files import unread_folders
 from lmflow.data.formats.recognising import Formats
+from lmflow.data.formats.unread import listed
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.data.source import (
     SHOWN,
@@ -46,25 +47,38 @@ class DataSummary:
     problems: tuple[str, ...] = ()
     """The first of them, and why."""
     fields: tuple[str, ...] = ()
-    """Fields of the first record."""
+    """Fields that the format reads."""
     recognised: bool = False
     """Whether the format was found by looking at the records."""
     unread: tuple[str, ...] = ()
     """Folders in the directory that hold data too, and were not looked into."""
+    unread_fields: tuple[str, ...] = ()
+    """Fields that say something and that it does not read."""
+    unanswered: tuple[str, ...] = ()
+    """Held-out records without an answer, where those trained on have one."""
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
         noun = "record" if self.records == 1 else "records"
         what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
-        how = f", recognised by {', '.join(self.fields)}" if self.recognised else ""
-        text = (
-            f"{self.records:,} {what} read as {self.format}{how}; {self.train:,} train, {self.heldout:,} are held out"
-        )
+        how = f", recognised by {listed(self.fields)}" if self.recognised else ""
+        rest = f"; not read: {listed(self.unread_fields)}" if self.unread_fields else ""
+        held = f"{self.heldout:,} {'is' if self.heldout == 1 else 'are'} held out"
+        text = f"{self.records:,} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
         if self.skipped:
             text += f"\n  {_skipped(self.skipped, self.problems[0])}"
+        if self.unanswered:
+            text += f"\n  {_unanswered(self.unanswered)}"
         if self.unread:
             text += f"\n  not read: {', '.join(f'{name}/' for name in self.unread)}; folders in a folder never are"
         return text
+
+
+def _unanswered(sources: Sequence[str]) -> str:
+    """That held-out records have no answer, and what that means for them."""
+    if len(sources) == 1:
+        return f"held-out record {sources[0]} has no answer: it is asked, and has no loss"
+    return f"{len(sources):,} held-out records have no answer ({listed(sources)}): they are asked, and have no loss"
 
 
 def load_dataset(data: DataOptions, formats: Formats, seed: int) -> tuple[Dataset, DataSummary]:
@@ -82,7 +96,7 @@ def load_dataset(data: DataOptions, formats: Formats, seed: int) -> tuple[Datase
         source, validation = read_source(data, formats), validation_source(data, formats)
         train, heldout = split(source.samples, validation, data, seed)
     key = train_key([source], data, seed)
-    summary = _summary(data, formats, [source], validation, len(train), len(heldout))
+    summary = _summary(data, formats, [source], validation, train, heldout)
     return Dataset(train, heldout, data, source.format, key), summary
 
 
@@ -97,7 +111,7 @@ def _load_mix(data: DataOptions, formats: Formats, seed: int) -> tuple[Dataset, 
     digest = hashlib.sha256(json.dumps([source.digest for source in sources]).encode()).hexdigest()
     whole = Concatenated(train)
     summary = replace(
-        _summary(data, formats, sources, validation, len(whole), len(heldout)), path=", ".join(data.mix), sha256=digest
+        _summary(data, formats, sources, validation, whole, heldout), path=", ".join(data.mix), sha256=digest
     )
     return Dataset(whole, heldout, data, sources[0].format, train_key(sources, data, seed)), summary
 
@@ -124,22 +138,34 @@ def names_of(sources: Sequence[Source]) -> str:
 
 
 def _summary(
-    data: DataOptions, formats: Formats, sources: Sequence[Source], validation: Source | None, train: int, heldout: int
+    data: DataOptions,
+    formats: Formats,
+    sources: Sequence[Source],
+    validation: Source | None,
+    train: Sequence[Sample],
+    heldout: Sequence[Sample],
 ) -> DataSummary:
     everything = [*sources, *([validation] if validation else [])]
     return DataSummary(
         path=data.path,
         format=names_of(sources),
         records=sum(source.records for source in sources),
-        train=train,
-        heldout=heldout,
+        train=len(train),
+        heldout=len(heldout),
         sha256=sources[0].digest,
         skipped=sum(source.skipped for source in everything),
         problems=tuple(problem for source in everything for problem in source.problems)[:SHOWN],
         fields=sources[0].fields,
+        unread_fields=tuple(dict.fromkeys(field for source in sources for field in source.unread)),
         recognised=formats.chosen is None and len({type(source.format) for source in sources}) == 1,
+        unanswered=tuple(each.source for each in heldout if not _answered(each)) if _answered(*train[:1]) else (),
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
+
+
+def _answered(sample: Sample | None = None) -> bool:
+    """Whether a sample ends with an answer, wanted or not."""
+    return sample is not None and (sample.messages[-1].role == "assistant" or sample.label is not None)
 
 
 def read_samples(data: Reading, formats: Formats, note: Callable[[str], None] | None = None) -> Sequence[Sample]:

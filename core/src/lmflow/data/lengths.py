@@ -9,6 +9,7 @@ from typing import Any
 
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import DataError
+from lmflow.formatting import counted
 
 NAMED = 5
 """How many records a message names."""
@@ -205,13 +206,11 @@ class LengthFitter:
         if not total:
             return "There is no sample to train on. Look at the data with lmflow data check."
         if self.sequences["skipped"] == total:
-            return (
-                f"All {total} samples are longer than {self.limit} tokens (longest {self.longest}). "
-                "Raise --data.max_length."
-            )
+            all_of_them = "The only sample is" if total == 1 else f"All {total:,} samples are"
+            return f"{all_of_them} longer than {self.limit} tokens (longest {self.longest}). Raise --data.max_length."
         return (
-            f"No token would be trained in any of {total} samples ({', '.join(self.untrained)}). Training needs "
-            f"answers: an assistant turn in each record, not cut off by --data.max_length ({self.limit})."
+            f"No token would be trained in any of {counted(total, 'sample')} ({', '.join(self.untrained)}). Training "
+            f"needs answers: an assistant turn in each record, not cut off by --data.max_length ({self.limit})."
         )
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from lmflow.components import DataFormat
 from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
+from lmflow.data.columns import renamed, without
 from lmflow.data.containers import iterate_records
 from lmflow.data.files import files_of, fingerprint, on_hub, size_of
+from lmflow.data.formats.labels import read_record
 from lmflow.data.formats.recognising import LOOKED_AT, Formats
+from lmflow.data.formats.unread import fields_read
 from lmflow.data.record import Record
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
@@ -40,6 +43,9 @@ class Source:
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     fields: tuple[str, ...] = ()
+    """Fields of the first records that the format reads."""
+    unread: tuple[str, ...] = ()
+    """Fields of them that say something and that it does not read."""
     shown: int | None = SHOWN
     """How many problems are kept; None for all."""
 
@@ -111,7 +117,7 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
     """
     if data.path is None:
         return _embedded(data, formats)[0]
-    found = renamed(placed(iterate_records(data.path), folder), data.columns)
+    found = renamed(without(placed(iterate_records(data.path), folder), data.ignore), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = peek(found)
     if not first:
@@ -123,7 +129,8 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
         place = Path(data.path)
         chosen = chosen.in_folder(place if place.is_dir() else place.parent)
     large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
-    source = Source(chosen, [], fingerprint(data.path), 0, fields=tuple(first[0].fields), shown=shown)
+    fields, unread = fields_read(chosen, first)
+    source = Source(chosen, [], fingerprint(data.path), 0, fields=fields, unread=unread, shown=shown)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
     for sample, record in interpreted(records, chosen, source, alike):
@@ -181,7 +188,7 @@ def interpreted(
                 raise record
             if alike is not None and not alike(record):
                 raise DataError(_unlike(record, chosen.name))
-            yield chosen.sample(record.fields, record.source), record
+            yield read_record(chosen, record), record
         except DataError as error:
             source.skipped += 1
             source.problems += [str(error)] if source.shown is None or len(source.problems) < source.shown else []
@@ -213,23 +220,6 @@ def placed(records: Iterable[Record | DataError], folder: str) -> Iterator[Recor
             yield DataError(f"{folder}{record}")
         else:
             yield replace(record, source=f"{folder}{record.source}") if folder else record
-
-
-def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -> Iterator[Record | DataError]:
-    """The records with the fields that `columns` maps (ours to theirs) under our names."""
-    ours = {theirs: mine for mine, theirs in columns.items()}
-    for record in records:
-        if isinstance(record, DataError) or not ours:
-            yield record
-            continue
-        missing = [theirs for theirs in ours if theirs not in record.fields]
-        if missing:
-            fields = ", ".join(record.fields) or "no field"
-            yield DataError(f"{record.source}: {missing[0]}: data.columns names it; the record has {fields}")
-            continue
-        kept = {name: value for name, value in record.fields.items() if name not in columns or name in ours}
-        fields_of = {ours.get(name, name): value for name, value in kept.items()}
-        yield replace(record, fields=fields_of)
 
 
 def _as_share(validation: float | str) -> float | None:

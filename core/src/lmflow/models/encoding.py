@@ -136,9 +136,15 @@ def prompts_with_room(
 
 
 def items_of(aligner: Aligner, model: LanguageModel, samples: Sequence[Sample], data: Dataset) -> Sequence[Item]:
-    """Items of samples as the aligner's objective reads them; by default those that end with an answer, tokenised."""
-    found = aligner.items(model, samples, data)
-    return encode_answered(model, samples, data.options) if found is None else found
+    """Items of samples as the aligner's objective reads them; by default those that end with an answer, tokenised.
+
+    An error about held-out samples says that they are held out.
+    """
+    try:
+        found = aligner.items(model, samples, data)
+        return encode_answered(model, samples, data.options) if found is None else found
+    except DataError as error:
+        raise (DataError(f"held-out records: {error}") if samples is data.heldout else error) from None
 
 
 def probe_samples(data: Dataset, count: int = 8) -> list[Sample]:

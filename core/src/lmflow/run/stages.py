@@ -47,7 +47,7 @@ def read_data(work: Work) -> Dataset:
         formats = formats_of(recipe, work.plugins)
         data, summary = log.processes.once_per_node(lambda: load_dataset(recipe.data, formats, recipe.training.seed))
     work.record.values["data"] = asdict(summary)
-    if summary.recognised or summary.skipped or summary.unread:
+    if summary.recognised or summary.skipped or summary.unread or summary.unread_fields:
         log.note(summary.describe())
     return data
 

@@ -39,6 +39,7 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
         "rejected": {"messages": [{"role": "user", "content": "hi"}]},
     },
     "kto": {"prompt": "a question", "completion": "an answer", "label": True},
+    "completions": {"prompt": "a question", "completions": [{"text": "an answer", "finish_reason": "eos"}]},
 }
 """A plain record of each of the core's formats."""
 

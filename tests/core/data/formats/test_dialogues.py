@@ -65,8 +65,21 @@ def written(kind: DataFormat, given: Sample) -> Any:
         ({"messages": [ASKED], "system": None}, {"conversation"}),
         ({"messages": [ASKED], "conversation_id": 0}, {"conversation"}),
         ({"messages": [ASKED], "label": True}, {"kto"}),
-        ({"messages": [ASKED], "label": "sports"}, {"messages"}),
+        ({"messages": [ASKED], "label": "sports"}, {"kto"}),
+        ({"messages": [ASKED], "label": None}, {"messages"}),
+        ({"messages": [ASKED], "system": "s", "label": True}, {"kto"}),
+        ({"prompt": "q", "prompt_id": "1", "messages": [ASKED, SAID]}, {"messages"}),
+        ({"prompt": [ASKED], "messages": [ASKED, SAID]}, {"messages"}),
+        ({"prompt": "other", "messages": [ASKED, SAID]}, {"messages", "prompt"}),
+        ({"prompt": "q", "completions": []}, {"completions"}),
+        ({"prompt": "q", "messages": [ASKED], "completions": [{"text": "a"}]}, {"completions"}),
+        ({"messages": [ASKED, SAID], "rejected_response": "b"}, {"messages"}),
+        ({"messages": [ASKED, SAID], "chosen": "a", "rejected": "b"}, {"preference"}),
         ({"conversations": []}, {"sharegpt"}),
+        ({"conversations": [], "label": None}, {"sharegpt"}),
+        ({"conversations": [], "kto_tag": False}, {"kto"}),
+        ({"prompt": "q", "label": True}, {"prompt"}),
+        ({"prompt": "q", "answer": "a", "label": "good"}, {"kto"}),
         ({"instruction": "i", "output": "o"}, {"alpaca"}),
         ({"instruction": "i"}, set()),
         ({"prompt": "q"}, {"prompt"}),
@@ -119,7 +132,46 @@ def test_turns_as_openai_has_them():
     assert as_message(CALL) == {"role": "assistant", "content": "", "tool_calls": list(CALL.tool_calls)}
 
 
+def test_what_stands_beside_an_answer_is_written_and_read_again():
+    given = sample(Q, replace(B, is_target=False), Q, replace(A, thinking="hm"))
+    made = written(Messages(), given)
+    assert made["messages"][1::2] == [
+        {"role": "assistant", "content": "b", "loss": False},
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+    ]
+    assert read(Messages(), made) == given.messages
+    assert read(Prompts(), written(Prompts(), given)) == given.messages
+
+
+# Answers that are not preferred, as ms-swift has them
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rejected_response": "b"},
+        {"rejected_response": [{"role": "assistant", "content": "b"}]},
+        {"rejected_messages": [ASKED, {"role": "assistant", "content": "b"}]},
+    ],
+)
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_an_answer_that_is_not_preferred_beside_the_dialogue(field: str, more: Any):
+    kind = Messages() if field == "messages" else ShareGpt()
+    found = kind.sample({field: [ASKED, SAID], "system_prompt": "s", **more}, "f:1")
+    assert (found.messages, found.rejected) == ((S, Q, A), (S, Q, B))
+
+
+def test_another_answer_needs_one_in_whose_place_it_stands():
+    record = {"messages": [ASKED], "rejected_response": "b", "rejected_messages": None}
+    with pytest.raises(DataError, match=r"^f:1: rejected_response: .* the last turn is of the user"):
+        Messages().sample(record, "f:1")
+
+
 # ShareGPT
+
+
+def test_conversations_of_roles_and_contents():
+    assert read(ShareGpt(), {"conversations": [ASKED, SAID]}) == (Q, A)
 
 
 def talk(*values: str) -> list[dict[str, str]]:
@@ -277,3 +329,46 @@ def test_every_dialogue_of_two_comes_back(kind: DataFormat, pairs: list[tuple[st
     turns = [turn for question, answer in pairs for turn in (Message("user", question), Message("assistant", answer))]
     given = sample(*([Message("system", system)] if system else []), *turns)
     assert kind.sample(written(kind, given), "f:1").messages == given.messages
+
+
+# Answers that are calls
+
+
+def offering(answer: Any, **more: Any) -> Any:
+    return {"prompt": "q", "tools": [ADD], "answer": answer, **more}
+
+
+@pytest.mark.parametrize("answer", [[FUNCTION], json.dumps([FUNCTION]), json.dumps(FUNCTION)])
+def test_an_answer_may_be_calls_of_the_tools_offered(answer: Any):
+    found = Prompts().sample(offering(answer), "f:1")
+    assert found.messages == (Q, CALL)
+    assert read(Prompts(), written(Prompts(), found)) == found.messages
+
+
+@pytest.mark.parametrize(
+    ("record", "content"),
+    [
+        ({"prompt": "q", "answer": json.dumps(FUNCTION)}, json.dumps(FUNCTION)),
+        (offering('{"name": "sub"}'), '{"name": "sub"}'),
+        (offering("add(1)"), "add(1)"),
+    ],
+    ids=["nothing offered", "another tool", "no JSON"],
+)
+def test_other_answers_stay_texts(record: Any, content: str):
+    assert read(Prompts(), record)[-1] == Message("assistant", content)
+
+
+def test_a_text_that_could_be_a_call_is_written_as_a_turn():
+    given = sample(Q, Message("assistant", json.dumps(FUNCTION)), tools=(ADD,))
+    assert read(Prompts(), written(Prompts(), given)) == given.messages
+
+
+# Labels of instructions
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_labelled_instruction_comes_back(label: bool):
+    record = {"instruction": "q", "input": "", "output": "a", "kto_tag": label}
+    found = Alpaca().sample(record, "f:1")
+    assert (found.label, found.messages, found.rejected) == (label, (Q, A) if label else (Q,), () if label else (Q, A))
+    assert written(Alpaca(), found) == record

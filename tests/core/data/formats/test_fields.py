@@ -13,7 +13,6 @@ from lmflow.data.formats.fields import (
     bad,
     call_in,
     checked,
-    label_of,
     text_of,
     tools_of,
     turns_of,
@@ -103,6 +102,12 @@ def test_a_turn_that_cannot_be_read_is_placed(value: Any, message: str):
         turns(ASKED, value)
 
 
+@pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value")])
+def test_turns_of_either_usual_names(role: str, content: str):
+    for asked, said in ((ASKED, SAID), ({"from": "human", "value": "q"}, {"from": "gpt", "value": "a"})):
+        assert turns_of({"x": [asked, said]}, "x", "f:1", role=role, content=content) == (Q, A)
+
+
 @pytest.mark.parametrize("value", [None, [], "hi", {"role": "user"}])
 def test_turns_are_a_list_of_at_least_one(value: Any):
     with pytest.raises(DataError, match=r"^f:1: messages: expected a list of at least one turn"):
@@ -136,11 +141,8 @@ def test_functions_in_the_older_form_of_openai_are_calls_and_answers():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (
-            {"reasoning_content": "1 + 1"},
-            r"messages\[1\]\.reasoning_content: .* would be lost; write it into the content",
-        ),
-        ({"weight": 0}, r"messages\[1\]\.weight: single answers cannot be left untrained"),
+        ({"reasoning_content": ["1 + 1"]}, r"messages\[1\]\.reasoning_content: expected text, found a list"),
+        ({"weight": 0.5}, r"messages\[1\]\.weight: expected 0 or 1, as a single answer cannot be weighted"),
         ({"function_call": "add"}, r"messages\[1\]\.function_call: expected a call"),
     ],
 )
@@ -223,7 +225,7 @@ def test_tools_nested_too_deeply_are_told_so():
         tools_of({"tools": [{"name": "add", "parameters": deep(100_000)}]}, "f:1")
 
 
-# The system's text, and labels
+# The system's text
 
 
 @pytest.mark.parametrize(
@@ -246,11 +248,17 @@ def test_a_system_that_is_no_text():
         with_system({"system": 3}, (Q,), "f:1")
 
 
-@pytest.mark.parametrize(
-    ("label", "expected"),
-    [(True, True), (False, False), (1, True), (0, False), (1.0, True), (" TRUE ", True), ("false", False)]
-    + [(each, None) for each in (2, -1, 0.5, "yes", "", None, [], {})],
-)
-def test_labels(label: Any, expected: bool | None):
-    assert label_of({"label": label}) is expected
-    assert label_of({}) is None
+def test_a_system_text_by_another_name():
+    assert with_system({"system": None, "system_prompt": "s"}, (Q,), "f:1") == (Message("system", "s"), Q)
+    assert with_system({"system": "s", "system_prompt": "s"}, (Q,), "f:1") == (Message("system", "s"), Q)
+    with pytest.raises(DataError, match=r"^f:1: system_prompt: system says something else; keep one of them"):
+        with_system({"system": "s", "system_prompt": "other"}, (Q,), "f:1")
+
+
+@pytest.mark.parametrize("functions", [[{"name": "add"}], '[{"name": "add"}]'])
+def test_functions_are_tools_by_their_older_name(functions: Any):
+    assert tools_of({"functions": functions}, "f:1") == tools_of({"functions": functions, "tools": []}, "f:1") == (ADD,)
+    with pytest.raises(DataError, match=r"^f:1: functions\[0\]: expected a tool"):
+        tools_of({"functions": [3]}, "f:1")
+    with pytest.raises(DataError, match=r"^f:1: functions: tools says something else"):
+        tools_of({"functions": functions, "tools": ["sub"]}, "f:1")

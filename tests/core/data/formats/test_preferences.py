@@ -64,7 +64,15 @@ def written(kind: DataFormat, given: Sample) -> Any:
         ({"chosen": "\n\nHuman: a"}, {"hh"}),
         ({"prompt": "q", "chosen": "\n\nHuman: a", "rejected": "b"}, {"preference"}),
         ({"prompt": "q", "completion": "a", "label": True}, {"kto"}),
+        ({"prompt": "q", "response": "a", "kto_tag": "up"}, {"kto"}),
+        ({"prompt": "q", "completion": "a", "label": ""}, {"prompt"}),
         ({"label": True}, set()),
+        ({"prompt": "q", "positive": "a", "negative": "b"}, {"preference"}),
+        ({"positive": [ASKED, SAID], "negative": [ASKED, OTHER]}, {"preference"}),
+        ({"messages": [ASKED], "positive": SAID, "negative": OTHER}, {"preference"}),
+        ({"question": "q", "response_j": "a", "response_k": "b"}, {"preference"}),
+        ({"messages": [ASKED, SAID], "chosen": [ASKED, SAID], "rejected": [ASKED, OTHER]}, {"preference"}),
+        ({"prompt": "q", "chosen": {"messages": []}, "rejected": {"messages": []}}, {"paired_conversation"}),
     ],
     ids=str,
 )
@@ -91,6 +99,11 @@ def test_texts_without_a_template_are_read_by_name_alone():
         {"prompt": [ASKED], "chosen": [ASKED, SAID], "rejected": [ASKED, OTHER]},
         {"chosen": [ASKED, SAID], "rejected": [ASKED, OTHER]},
         {"prompt": None, "chosen": [ASKED, SAID], "rejected": [ASKED, OTHER]},
+        {"prompt": "q", "chosen": SAID, "rejected": OTHER},
+        {"prompt": "q", "positive": "a", "negative": "b"},
+        {"question": "q", "response_j": "a", "response_k": "b"},
+        {"messages": [ASKED], "chosen": "a", "rejected": [OTHER]},
+        {"messages": [ASKED, SAID], "chosen": [ASKED, SAID], "rejected": [ASKED, OTHER], "score_chosen": 8.0},
     ],
     ids=str,
 )
@@ -106,6 +119,8 @@ def test_a_preference_in_each_form(record: dict[str, Any]):
         ({"prompt": "q", "chosen": "a", "rejected": []}, "rejected: expected a list of at least one turn"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt: expected text"),
         ({"prompt": "q", "chosen": "a"}, "rejected: expected text, it is missing"),
+        ({"prompt": "q", "chosen": {"role": "x"}, "rejected": "b"}, r"chosen\[0\]\.role: expected one of"),
+        ({"messages": [ASKED, OTHER], "chosen": "a", "rejected": "b"}, "messages: end with an answer"),
     ],
 )
 def test_a_preference_that_cannot_be_read(record: dict[str, Any], message: str):
@@ -219,13 +234,33 @@ def test_a_labelled_answer_comes_back(label: bool):
     ("record", "message"),
     [
         ({"prompt": "q", "completion": "a"}, "label: expected true or false, it is missing"),
-        ({"prompt": "q", "completion": "a", "label": 2}, "label: expected true or false, found a number 2"),
+        ({"prompt": "q", "completion": "a", "label": 2}, "label: expected true or false, .* found a number 2"),
+        ({"prompt": "q", "completion": "Good", "label": "good"}, "label: is the answer itself"),
         ({"prompt": "q", "label": True}, "completion: expected text, it is missing"),
     ],
 )
 def test_a_labelled_answer_that_cannot_be_read(record: Any, message: str):
     with pytest.raises(DataError, match=f"^f:1: {message}"):
         Kto().sample(record, "f:1")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"messages": [ASKED, SAID]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [ASKED], "response": [SAID]},
+        {"prompt": "q", "answer": "a"},
+    ],
+    ids=lambda said: "+".join(said),
+)
+@pytest.mark.parametrize(
+    "label", [{"label": False}, {"kto_tag": False}, {"label": "bad"}, {"kto_tag": 0, "label": None}]
+)
+def test_a_labelled_answer_in_each_form(said: dict[str, Any], label: dict[str, Any]):
+    found = Kto().sample({**said, **label}, "f:1")
+    assert (found.label, found.messages, found.rejected) == (False, (Q,), (Q, A))
 
 
 def test_without_a_label_there_is_nothing_to_write():

@@ -80,11 +80,15 @@ def test_a_format_that_includes_others_is_preferred_to_them():
     assert Formats(formats).resolve([Record(plain, "a:1")]).name == "messages"
 
 
-def test_a_label_of_another_kind_is_a_field_like_any_other():
+def test_a_label_of_another_kind_is_refused_with_the_way_out(write: Write):
     record = {"prompt": "q", "completion": "a", "label": "sports"}
-    assert Formats(FORMATS).resolve([Record(record, "f:1")]).name == "prompt"
-    with pytest.raises(DataError, match=r'f:1: label: expected true or false, found text "sports"'):
+    assert Formats(FORMATS).resolve([Record(record, "f:1")]).name == "kto"
+    with pytest.raises(
+        DataError, match=r'f:1: label: expected true or false, .* found text "sports"; .*--data\.ignore'
+    ):
         BY_NAME["kto"]().sample(record, "f:1")
+    [sample] = read_samples(Reading(path=write("d.jsonl", [record]), ignore=["label"]), Formats(FORMATS))
+    assert (sample.messages, sample.label) == ((Q, A), None)
 
 
 @pytest.mark.parametrize(

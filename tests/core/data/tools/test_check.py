@@ -15,6 +15,7 @@ from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.data.tools.check import (
     BINS,
     KINDS,
+    ONE,
     Checker,
     CheckReport,
     Finding,
@@ -280,7 +281,7 @@ def test_bins_hold_every_length_once(lengths: list[int]):
 def test_counts_are_in_the_order_of_how_bad_they_are():
     report = CheckReport(samples=9, findings=[Finding(kind, "f:1", "") for kind in reversed(KINDS)])
     assert list(report.counts) == list(KINDS)
-    assert report.wasteful == [f"1 {what}" for wastes, what in KINDS.values() if wastes]
+    assert report.wasteful == [f"1 {ONE[kind]}" for kind, (wastes, _) in KINDS.items() if wastes]
 
 
 @pytest.mark.parametrize(("untrained", "wasteful"), [(5, False), (6, True)])
@@ -313,7 +314,16 @@ def test_data_that_a_format_brings_is_checked_without_a_path():
     assert report.wasteful == ["no sample at all"]
 
 
+def test_every_finding_can_be_said_of_one():
+    assert ONE.keys() == KINDS.keys()
+
+
+def test_fields_that_are_not_read_are_reported(write: Write):
+    report = check(path=write("a.jsonl", [{"prompt": "q", "answer": "a", "id": 1}, {"prompt": "p", "topic": "x"}]))
+    assert (report.unread, report.as_dict()["unread"]) == (("id", "topic"), ["id", "topic"])
+
+
 def test_one_bad_record_of_one_is_reported(write: Write):
     report = check(path=write("a.jsonl", [{"prompt": 3}]), validation=0)
     assert (report.records, report.samples, report.counts) == (1, 0, {"bad_record": 1})
-    assert report.wasteful == ["1 records that cannot be used", "no sample at all"]
+    assert report.wasteful == ["1 record that cannot be used", "no sample at all"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,9 +70,17 @@ def test_what_a_format_writes_it_reads(name: str):
         (
             "text_to_scored_textlist",
             "text_to_textlist",
-            ("the dialogue as it is", "the other answers, or their scores"),
+            ("the dialogue as it is", "the rejected answer", "the other answers, or their scores"),
+        ),
+        ("text_to_scored_textlist", "paired_text_to_text", ("the other answers, or their scores",)),
+        (
+            "text_to_scored_textlist",
+            "preference",
+            ("whether a chat template is put around it", "the other answers, or their scores"),
         ),
         ("messages", "hh", None),
+        ("kto", "text2text", ("whether a chat template is put around it",)),
+        ("kto", "alpaca", ()),
         ("prompt", "kto", None),
     ],
 )
@@ -82,6 +91,30 @@ def test_what_another_format_cannot_hold_is_said(name: str, target: str, lost: t
             list(convert([sample], BY_NAME[target]()))
         return
     assert next(convert([sample], BY_NAME[target]())).lost == lost
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ({"reasoning_content": "hm"}, "thoughts that stand beside an answer"),
+        ({"loss": False}, "which answers are not to be learnt"),
+    ],
+    ids=["thoughts", "loss"],
+)
+def test_what_stands_beside_an_answer_is_held_or_told(turn: dict[str, Any], words: str):
+    sample = BY_NAME["messages"]().sample({"messages": [USER, {**ANSWER, **turn}]}, "a:1")
+    pair = replace(sample, rejected=(*sample.messages[:1], replace(sample.messages[1], content="other")))
+    for name, given in (("messages", sample), ("prompt", sample), ("preference", pair), ("paired_conversation", pair)):
+        assert next(convert([given], BY_NAME[name]())).lost == (), name
+    for name, given in (("sharegpt", sample), ("conversation", sample), ("alpaca", sample), ("hh", pair)):
+        assert next(convert([given], BY_NAME[name]())).lost == (words,), name
+
+
+def test_a_prompt_alone_is_not_written_as_an_answer():
+    sample = BY_NAME["prompt"]().sample({"prompt": "q"}, "a:1")
+    for name in ("text2text", "text_to_textlist"):
+        with pytest.raises(DataError, match=r"^a:1: it has no answer"):
+            list(convert([sample], BY_NAME[name]()))
 
 
 def test_fields_that_no_format_read_are_named():

@@ -1,6 +1,7 @@
 """The record formats of the core: what the fields of a record mean."""
 
 from lmflow.components import DataFormat
+from lmflow.data.formats.completions import Completions
 from lmflow.data.formats.dialogues import Alpaca, Conversation, Messages, Prompts, ShareGpt
 from lmflow.data.formats.fields import ROLES, bad, text_of, tools_of, turns_of, with_system
 from lmflow.data.formats.plain import FloatOnly, TextOnly, TextToScoredTextList, TextToText, TextToTextList
@@ -23,12 +24,14 @@ FORMATS: tuple[type[DataFormat], ...] = (
     Preference,
     Kto,
     HhRlhf,
+    Completions,
 )
 
 __all__ = [
     "FORMATS",
     "ROLES",
     "Alpaca",
+    "Completions",
     "Conversation",
     "FloatOnly",
     "Formats",

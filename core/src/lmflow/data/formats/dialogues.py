@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lmflow.components import DataFormat
-from lmflow.data.formats.fields import bad, call_in, label_of, text_of, tools_of, turns_of, with_system
+from lmflow.data.formats.fields import ANSWERS, bad, call_in, text_of, tools_of, turns_of, with_system
+from lmflow.data.formats.labels import is_judged, label_of, labelled, labelled_dialogue
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
-PREFERENCES = {"chosen", "rejected"}
+SIDES = (("chosen", "rejected"), ("positive", "negative"), ("response_j", "response_k"))
+"""Fields of the better and the worse of two answers; the last are those of LMFlow's first DPO."""
 
 
 class Conversation(DataFormat):
@@ -23,12 +26,11 @@ class Conversation(DataFormat):
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """Messages with LMFlow's own fields beside them."""
-        return "messages" in record and bool({"system", "conversation_id"} & record.keys())
+        return _is_dialogue(record) and bool({"system", "conversation_id"} & record.keys())
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The messages, the system text first."""
-        turns = turns_of(record, "messages", source, role="role", content="content")
-        return Sample(with_system(record, turns, source), True, record, source, tools_of(record, source))
+        return _dialogue(record, "messages", source)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """LMFlow's fields: a call is the text of role `function`, what a tool answers of role `observation`."""
@@ -52,17 +54,54 @@ class Messages(DataFormat):
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """Messages and none of LMFlow's own fields."""
-        return "messages" in record and not Conversation.recognises(record) and label_of(record) is None
+        return _is_dialogue(record) and not Conversation.recognises(record)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The messages; contents may be lists of text parts."""
-        turns = turns_of(record, "messages", source, role="role", content="content")
-        return Sample(with_system(record, turns, source), True, record, source, tools_of(record, source))
+        return _dialogue(record, "messages", source)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """The messages, and the tools if there are any."""
         made: dict[str, Any] = {"messages": [as_message(turn) for turn in sample.messages]}
         return made | ({"tools": list(sample.tools)} if sample.tools else {})
+
+
+def _is_dialogue(record: Mapping[str, Any]) -> bool:
+    """Whether a record holds messages, and none of the fields that make a preference, a label or completions of it."""
+    return "messages" in record and "completions" not in record and not is_judged(record) and sides_of(record) is None
+
+
+def _dialogue(
+    record: Mapping[str, Any], field: str, source: str, *, role: str = "role", content: str = "content"
+) -> Sample:
+    """The turns of a field, with the system's text, the tools and the rejected answer that stand beside them."""
+    turns = turns_of(record, field, source, role=role, content=content)
+    rejected = rejected_of(record, turns, source)
+    other = with_system(record, rejected, source) if rejected else ()
+    return Sample(with_system(record, turns, source), True, record, source, tools_of(record, source), other)
+
+
+def rejected_of(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
+    """The dialogue that `turns` are preferred to, as ms-swift has it beside them; none where it has none.
+
+    That is `rejected_messages`, or `rejected_response` in the place of the last answer. Raises DataError where the
+    turns do not end with one.
+    """
+    if record.get("rejected_messages") is not None:
+        return turns_of(record, "rejected_messages", source, role="role", content="content")
+    if record.get("rejected_response") is None:
+        return ()
+    if turns[-1].role != "assistant":
+        raise DataError(
+            f"{source}: rejected_response: stands in the place of the last answer, and the last turn is of the "
+            f"{turns[-1].role}"
+        )
+    return (*turns[:-1], *completion_of(record, "rejected_response", source))
+
+
+def sides_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The fields of a record that hold the better and the worse of two answers, None where it has no two."""
+    return next((sides for sides in SIDES if record.keys() >= {*sides}), None)
 
 
 class ShareGpt(DataFormat):
@@ -78,16 +117,15 @@ class ShareGpt(DataFormat):
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """Conversations of from/value turns."""
-        return "conversations" in record
+        """Conversations of from/value turns, without a label."""
+        return "conversations" in record and not (is_judged(record) and sides_of(record) is None)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The turns in order; a preferred answer in `chosen` is last, one in `rejected` stands in its place."""
-        turns = turns_of(record, "conversations", source, role="from", content="value")
-        turns = with_system(record, turns, source)
+        whole = _dialogue(record, "conversations", source, role="from", content="value")
         chosen, rejected = (self._alternative(record, field, source) for field in ("chosen", "rejected"))
-        other = (*turns, *rejected) if rejected else ()
-        return Sample((*turns, *chosen), True, record, source, tools_of(record, source), rejected=other)
+        other = (*whole.messages, *rejected) if rejected else whole.rejected
+        return replace(whole, messages=(*whole.messages, *chosen), rejected=other)
 
     def _alternative(self, record: Mapping[str, Any], field: str, source: str) -> tuple[Message, ...]:
         if field not in record:
@@ -114,7 +152,7 @@ class ShareGpt(DataFormat):
 
 
 class Alpaca(DataFormat):
-    """Instructions: {"instruction", "input"?, "output", "system"?, "history"?} (Stanford Alpaca)."""
+    """Instructions: {"instruction", "input"?, "output", "system"?, "history"?, "kto_tag"?} (Stanford Alpaca)."""
 
     name = "alpaca"
 
@@ -137,11 +175,12 @@ class Alpaca(DataFormat):
         given = text_of(record, "input", source) if record.get("input") else ""
         turns.append(Message("user", f"{instruction}\n\n{given}" if given else instruction))
         turns.append(Message("assistant", text_of(record, "output", source)))
-        return Sample(with_system(record, tuple(turns), source), True, record, source)
+        whole = Sample(with_system(record, tuple(turns), source), True, record, source)
+        return labelled(whole, label_of(record, source, ("kto_tag",)))
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """Question and answer, earlier ones as history. Raises DataError where turns do not alternate."""
-        system, turns = without_system(sample)
+        system, turns = without_system(replace(sample, messages=labelled_dialogue(sample)))
         roles = [turn.role for turn in turns]
         if roles != ["user", "assistant"] * (len(turns) // 2) or not turns:
             raise DataError(f"{sample.source}: {self.name} holds questions and answers in turn, not {', '.join(roles)}")
@@ -151,27 +190,32 @@ class Alpaca(DataFormat):
             made["system"] = system
         if contents[:-2]:
             made["history"] = [list(pair) for pair in zip(contents[:-2:2], contents[1:-2:2], strict=True)]
-        return made
+        return made if sample.label is None else {**made, "kto_tag": sample.label}
 
 
 class Prompts(DataFormat):
     """Prompts, with or without an answer: {"prompt": text or messages, "completion"|"response"|"answer"?}."""
 
     name = "prompt"
-    answers: ClassVar[tuple[str, ...]] = ("completion", "response", "answer")
+    answers: ClassVar[tuple[str, ...]] = ANSWERS
+    not_alone: ClassVar[frozenset[str]] = frozenset(each for sides in SIDES for each in sides) | {"completions"}
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """A prompt that comes neither with a preference nor with a label."""
-        return "prompt" in record and not PREFERENCES & record.keys() and label_of(record) is None
+        """A prompt that comes with no preference and no label, nor as the first turn of messages."""
+        alone = "prompt" in record and not cls.not_alone & record.keys()
+        return alone and not is_judged(record) and not repeats_messages(record)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """A user's turn (or the messages given), then the answer if there is one."""
-        turns = with_system(record, prompt_of(record, source), source)
-        answer = next((field for field in self.answers if record.get(field) is not None), None)
+        """A user's turn (or the messages given), then the answer if there is one; calls of the tools that are offered
+        may be JSON."""
+        turns, tools = with_system(record, prompt_of(record, source), source), tools_of(record, source)
+        answer = answer_field(record)
         if answer and turns[-1].role != "assistant":
-            turns = (*turns, *completion_of(record, answer, source))
-        return Sample(turns, True, record, source, tools_of(record, source))
+            calls = calls_of_tools(record[answer], tools)
+            called = (Message("assistant", "", tool_calls=calls),)
+            turns = (*turns, *(called if calls else completion_of(record, answer, source)))
+        return Sample(turns, True, record, source, tools)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """The prompt as text where it is one user's turn, else as messages; the answer as `completion`."""
@@ -182,6 +226,32 @@ class Prompts(DataFormat):
         return made | ({"tools": list(sample.tools)} if sample.tools else {})
 
 
+def answer_field(record: Mapping[str, Any]) -> str | None:
+    """The field that holds the answer to a prompt, None where there is none."""
+    return next((field for field in ANSWERS if record.get(field) is not None), None)
+
+
+def calls_of_tools(value: Any, tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The calls of the tools offered that an answer is, as JSON or its text; none for any other answer."""
+    offered = {tool["function"]["name"] for tool in tools}
+    if not offered or not isinstance(value, str | list):
+        return ()
+    try:
+        calls = call_in(value if isinstance(value, str) else json.dumps(value))
+    except (TypeError, RecursionError):
+        return ()
+    return calls if all(call["function"]["name"] in offered for call in calls) else ()
+
+
+def repeats_messages(record: Mapping[str, Any]) -> bool:
+    """Whether the prompt of a record is one of its messages, or the first of them."""
+    prompt, turns = record.get("prompt"), record.get("messages")
+    if not isinstance(turns, list):
+        return False
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    return prompt in contents or (isinstance(prompt, list) and turns[: len(prompt)] == prompt)
+
+
 def prompt_of(record: Mapping[str, Any], source: str) -> tuple[Message, ...]:
     """The field `prompt`: messages, or the text of a user."""
     if isinstance(record.get("prompt"), list):
@@ -190,9 +260,12 @@ def prompt_of(record: Mapping[str, Any], source: str) -> tuple[Message, ...]:
 
 
 def completion_of(record: Mapping[str, Any], field: str, source: str) -> tuple[Message, ...]:
-    """An answer: messages, or the text of an assistant."""
-    if isinstance(record.get(field), list):
-        return turns_of(record, field, source, role="role", content="content")
+    """An answer: messages, a single one, or the text of an assistant."""
+    value = record.get(field)
+    if isinstance(value, dict) and {"role", "from"} & value.keys():
+        value = [value]
+    if isinstance(value, list):
+        return turns_of({field: value}, field, source, role="role", content="content")
     return (Message("assistant", text_of(record, field, source)),)
 
 
@@ -204,8 +277,9 @@ def prompt_as_field(prompt: tuple[Message, ...]) -> Any:
 
 def completion_as_field(answer: tuple[Message, ...]) -> Any:
     """What `completion_of` reads as these turns."""
-    text = len(answer) == 1 and answer[0].role == "assistant" and not answer[0].tool_calls
-    return answer[0].content if text else [as_message(turn) for turn in answer]
+    text = answer[0].content
+    plain = answer == (Message("assistant", text, answer[0].images),) and not call_in(text)
+    return text if plain else [as_message(turn) for turn in answer]
 
 
 def as_message(turn: Message) -> dict[str, Any]:
@@ -213,11 +287,9 @@ def as_message(turn: Message) -> dict[str, Any]:
     made: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.tool_calls:
         made["tool_calls"] = [dict(call) for call in turn.tool_calls]
-    for field in ("name", "tool_call_id"):
-        value = getattr(turn, field)
-        if value is not None:
-            made[field] = value
-    return made
+    beside = {"reasoning_content": turn.thinking, "name": turn.name, "tool_call_id": turn.tool_call_id}
+    made |= {field: value for field, value in beside.items() if value is not None}
+    return made if turn.is_target else {**made, "loss": False}
 
 
 def calls_as_text(turn: Message) -> str:

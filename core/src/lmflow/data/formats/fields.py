@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lmflow.data.formats.targets import is_target, thinking_of
 from lmflow.data.record import describe
 from lmflow.data.sample import Message
 from lmflow.errors import DataError
@@ -26,9 +27,14 @@ ROLES = {
 }
 CALLING = ("function", "function_call")
 """Roles whose text is the call of a tool."""
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""What some sets put beside an answer; templates differ in how it is written, so it is not guessed at."""
-LABELS = {"true": True, "false": False}
+STYLES = (("role", "content"), ("from", "value"))
+"""Names that dialogues give to who speaks and what is said."""
+ANSWERS = ("completion", "response", "answer")
+"""Fields that hold the answer to a prompt."""
+SYSTEM = ("system", "system_prompt")
+"""Fields beside a dialogue that hold the text of the system."""
+TOOLS = ("tools", "functions")
+"""Fields that hold what the assistant may call; OpenAI's older records have the second."""
 
 
 def text_of(record: Mapping[str, Any], field: str, source: str) -> str:
@@ -53,7 +59,11 @@ def checked(text: str, source: str, place: str) -> str:
 
 
 def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, content: str) -> tuple[Message, ...]:
-    """A field that must be a list of turns, with their roles in this project's words."""
+    """A field that must be a list of turns, with their roles in this project's words.
+
+    `role` and `content` are what the format calls who speaks and what is said; turns of the other usual names
+    (role and content, from and value) are read too.
+    """
     value = record.get(field)
     if not isinstance(value, list) or not value:
         raise bad(source, field, "a list of at least one turn", value, missing=field not in record)
@@ -63,22 +73,29 @@ def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, c
 def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Message:
     if not isinstance(turn, dict):
         raise bad(source, place, f"an object with {role} and {content}", turn)
-    said = turn.get(role)
-    known = ROLES.get(said) if isinstance(said, str) else None
-    if known is None:
-        raise bad(source, f"{place}.{role}", f"one of {', '.join(ROLES)}", said, missing=role not in turn)
-    if said == "function" and isinstance(turn.get("name"), str):
-        known = "tool"  # OpenAI: what a function answers, with its name; LMFlow's calls have none
-    if known == "assistant":
-        _refuse_unread(turn, source, place)
+    if role not in turn:
+        role, content = next((style for style in STYLES if style[0] in turn), (role, content))
+    said, known = turn.get(role), _role(turn, role, source, place)
+    learnt, thoughts = is_target(turn, known, source, place), thinking_of(turn, known, source, place)
     calls = _calls_of(turn, source, place)
     text = "" if calls and turn.get(content) is None else _content(turn.get(content), source, f"{place}.{content}")
     if said in CALLING and known == "assistant" and (called := call_in(text)):
         calls, text = called, ""
-    name, answers = (_name(turn.get(key), source, f"{place}.{key}") for key in ("name", "tool_call_id"))
     if known != "tool":
-        name = answers = None
-    return Message(known, text, tool_calls=calls, name=name, tool_call_id=answers)
+        return Message(known, text, tool_calls=calls, thinking=thoughts, is_target=learnt)
+    name, answered = (_named(turn, field, source, place) for field in ("name", "tool_call_id"))
+    return Message(known, text, tool_calls=calls, name=name, tool_call_id=answered)
+
+
+def _role(turn: Mapping[str, Any], field: str, source: str, place: str) -> str:
+    """Who speaks, in this project's words."""
+    said = turn.get(field)
+    known = ROLES.get(said) if isinstance(said, str) else None
+    if known is None:
+        raise bad(source, f"{place}.{field}", f"one of {', '.join(ROLES)}", said, missing=field not in turn)
+    if said == "function" and isinstance(turn.get("name"), str):
+        return "tool"  # OpenAI: what a function answers, with its name; LMFlow's calls have none
+    return known
 
 
 def _content(value: Any, source: str, place: str) -> str:
@@ -96,10 +113,9 @@ def _parts(parts: Sequence[Any], source: str, place: str) -> Iterable[str]:
         yield checked(part["text"], source, f"{place}[{index}]")
 
 
-def _name(value: Any, source: str, place: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise bad(source, place, "text", value)
-    return value if value is None else checked(value, source, place)
+def _named(turn: Mapping[str, Any], field: str, source: str, place: str) -> str | None:
+    """The tool, or the call, that a tool's turn answers, where it names one."""
+    return None if turn.get(field) is None else text_of({f"{place}.{field}": turn[field]}, f"{place}.{field}", source)
 
 
 def _as_json(value: Mapping[str, Any], source: str, place: str) -> Mapping[str, Any]:
@@ -112,22 +128,6 @@ def _as_json(value: Mapping[str, Any], source: str, place: str) -> Mapping[str, 
         raise DataError(f"{source}: {place}: {error}") from None
     checked(text, source, place)
     return value
-
-
-def _refuse_unread(turn: Mapping[str, Any], source: str, place: str) -> None:
-    """Raises DataError for what an answer says that would be lost: its reasoning, or that it is not to be learnt."""
-    for field in REASONING:
-        if turn.get(field):
-            raise DataError(
-                f"{source}: {place}.{field}: stands beside the content and would be lost; write it into the content, "
-                "as the model's template does"
-            )
-    weight = turn.get("weight")
-    if isinstance(weight, int | float) and weight == 0:
-        raise DataError(
-            f"{source}: {place}.weight: single answers cannot be left untrained; --data.train_on last trains the last "
-            "one alone"
-        )
 
 
 def _calls_of(turn: Mapping[str, Any], source: str, place: str) -> tuple[Mapping[str, Any], ...]:
@@ -174,17 +174,27 @@ def call_in(text: str) -> tuple[Mapping[str, Any], ...]:
 
 def tools_of(record: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], ...]:
     """What the record says the assistant may call; the list, or its elements, may be JSON text, or bare names."""
-    value = record.get("tools")
+    field = _one_of(record, TOOLS, source)
+    value = record.get(field)
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else []
         except (ValueError, RecursionError):
-            raise bad(source, "tools", "a list of tools, or JSON text of one", value) from None
+            raise bad(source, field, "a list of tools, or JSON text of one", value) from None
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise bad(source, "tools", "a list of tools, or JSON text of one", value)
-    return tuple(_tool(each, source, f"tools[{index}]") for index, each in enumerate(value))
+        raise bad(source, field, "a list of tools, or JSON text of one", value)
+    return tuple(_tool(each, source, f"{field}[{index}]") for index, each in enumerate(value))
+
+
+def _one_of(record: Mapping[str, Any], fields: Sequence[str], source: str) -> str:
+    """The first field that says something. Raises DataError where another says something else."""
+    said = [field for field in fields if record.get(field)]
+    for other in said[1:]:
+        if record[other] != record[said[0]]:
+            raise DataError(f"{source}: {other}: {said[0]} says something else; keep one of them (--data.ignore FIELD)")
+    return said[0] if said else fields[0]
 
 
 def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
@@ -203,19 +213,12 @@ def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
 
 
 def with_system(record: Mapping[str, Any], turns: tuple[Message, ...], source: str) -> tuple[Message, ...]:
-    """The turns after the text of the field `system`, if there is one that they do not begin with."""
-    if not record.get("system"):
+    """The turns after the text of `system` or `system_prompt`, if there is one that they do not begin with."""
+    field = _one_of(record, SYSTEM, source)
+    if not record.get(field):
         return turns
-    system = Message("system", text_of(record, "system", source))
+    system = Message("system", text_of(record, field, source))
     return turns if turns[:1] == (system,) else (system, *turns)
-
-
-def label_of(record: Mapping[str, Any]) -> bool | None:
-    """Whether an answer is wanted: true or false, as 1 or 0 or in words too; None where `label` says neither."""
-    label = record.get("label")
-    if isinstance(label, str):
-        return LABELS.get(label.strip().lower())
-    return bool(label) if isinstance(label, int | float) and label in (0, 1) else None
 
 
 def bad(source: str, field: str, expected: str, found: Any, *, missing: bool = False) -> DataError:

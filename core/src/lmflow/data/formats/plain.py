@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
 
 from lmflow.components import DataFormat
 from lmflow.data.formats.fields import bad, text_of
+from lmflow.data.formats.labels import label_of, labelled, labelled_dialogue
 from lmflow.data.sample import Answer, Message, Sample
 from lmflow.errors import DataError
+
+Against = Literal["worst", "next"]
+AGAINST: Any = Field("worst", description="What the best answer is preferred to: the worst of them, or the next best.")
 
 
 class TextOnly(DataFormat):
@@ -47,11 +53,12 @@ class TextToText(DataFormat):
         """Input and output as they are, the loss on the output."""
         question = Message("user", text_of(record, "input", source))
         answer = Message("assistant", text_of(record, "output", source))
-        return Sample((question, answer), False, record, source)
+        return labelled(Sample((question, answer), False, record, source), label_of(record, source, ("kto_tag",)))
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
-        """Everything before the last turn as the input."""
-        return {"input": "".join(t.content for t in sample.messages[:-1]), "output": sample.messages[-1].content}
+        """Everything before the last turn as the input. Raises DataError where that is no answer."""
+        made = {"input": _before_answer(sample), "output": labelled_dialogue(sample)[-1].content}
+        return made if sample.label is None else {**made, "kto_tag": sample.label}
 
 
 class TextToTextList(DataFormat):
@@ -73,14 +80,19 @@ class TextToTextList(DataFormat):
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """All answers, without their scores."""
-        answers = [answer.text for answer in sample.answers] or [sample.messages[-1].content]
-        return {"input": "".join(t.content for t in sample.messages[:-1]), "output": answers}
+        answers = [answer.text for answer in sample.answers] or [labelled_dialogue(sample)[-1].content]
+        return {"input": _before_answer(sample), "output": answers}
 
 
 class TextToScoredTextList(DataFormat):
-    """An input and outputs with scores: {"input", "output": [{"text", "score"}, …]}; the best is trained (LMFlow)."""
+    """An input and outputs with scores: {"input", "output": [{"text", "score"}, …]}; the best is trained (LMFlow).
+
+    For aligners that compare two answers, another is the rejected one where its score is lower.
+    """
 
     name = "text_to_scored_textlist"
+
+    against: Against = AGAINST
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
@@ -91,14 +103,15 @@ class TextToScoredTextList(DataFormat):
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The input and the output of the highest score, the first of equals; all of them are its `answers`."""
         answers = tuple(_scored(each, place, source) for place, each in _outputs(record, source))
-        return _answered(record, source, answers, max(answers, key=lambda answer: answer.score or 0.0))
+        best, other = compared(answers, self.against)
+        return _answered(record, source, answers, best, other)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """All answers with their scores. Raises DataError where one has none."""
         if not sample.answers or any(answer.score is None for answer in sample.answers):
             raise DataError(f"{sample.source}: it has no scores, which {self.name} needs")
         outputs = [{"score": answer.score, "text": answer.text} for answer in sample.answers]
-        return {"input": "".join(t.content for t in sample.messages[:-1]), "output": outputs}
+        return {"input": _before_answer(sample), "output": outputs}
 
 
 class FloatOnly(DataFormat):
@@ -119,6 +132,14 @@ class FloatOnly(DataFormat):
         )
 
 
+def _before_answer(sample: Sample) -> str:
+    """The texts before the answer. Raises DataError for a sample that does not end with one."""
+    turns = labelled_dialogue(sample)
+    if turns[-1].role != "assistant":
+        raise DataError(f"{sample.source}: it has no answer, which a record of an input and its output needs")
+    return "".join(turn.content for turn in turns[:-1])
+
+
 def _outputs(record: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
     """The outputs of a record, each with its place."""
     outputs = record.get("output")
@@ -136,6 +157,21 @@ def _scored(value: Any, place: str, source: str) -> Answer:
     return Answer(text_of({f"{place}.text": value.get("text")}, f"{place}.text", source), float(score))
 
 
-def _answered(record: Mapping[str, Any], source: str, answers: tuple[Answer, ...], best: Answer) -> Sample:
-    messages = (Message("user", text_of(record, "input", source)), Message("assistant", best.text))
-    return Sample(messages, False, record, source, answers=answers)
+def _answered(
+    record: Mapping[str, Any], source: str, answers: tuple[Answer, ...], best: Answer, other: Answer | None = None
+) -> Sample:
+    asked = Message("user", text_of(record, "input", source))
+    rejected = (asked, Message("assistant", other.text)) if other else ()
+    turns = (asked, Message("assistant", best.text))
+    return Sample(turns, False, record, source, rejected=rejected, answers=answers)
+
+
+def compared(answers: Sequence[Answer], against: str) -> tuple[Answer, Answer | None]:
+    """The best of scored answers, the first of equals, and one that is worse: the worst, or the next best.
+
+    None for the second where no other text has a lower score.
+    """
+    ranked = sorted(answers, key=lambda answer: -(answer.score or 0.0))
+    best = ranked[0]
+    worse = [each for each in ranked if each.score != best.score and each.text != best.text]
+    return best, (worse[-1] if against == "worst" else worse[0]) if worse else None

@@ -9,34 +9,59 @@ from typing import Any, ClassVar
 
 from lmflow.components import DataFormat
 from lmflow.data.formats.dialogues import (
+    SIDES,
+    answer_field,
     as_message,
     completion_as_field,
     completion_of,
     prompt_as_field,
     prompt_of,
+    sides_of,
 )
-from lmflow.data.formats.fields import bad, label_of, text_of, tools_of, turns_of, with_system
+from lmflow.data.formats.fields import bad, text_of, tools_of, turns_of, with_system
+from lmflow.data.formats.labels import is_judged, label_of, labelled, labelled_dialogue, verdict
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
 
 class Preference(DataFormat):
-    """Two answers to a prompt: {"prompt"?, "chosen", "rejected"}, each text or messages; without prompt, dialogues."""
+    """Two answers to a prompt: {"prompt"?, "chosen", "rejected"}, each text or messages; without prompt, dialogues.
+
+    The prompt may be called `question` or be `messages`; the answers `positive` and `negative`, or as in LMFlow's first
+    DPO `response_j` and `response_k`.
+    """
 
     name = "preference"
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """Chosen and rejected, with a prompt or as messages."""
-        if not {"chosen", "rejected"} <= record.keys() or "conversations" in record:
+        sides = sides_of(record)
+        if sides is None or "conversations" in record or PairedConversation.recognises(record):
             return False
-        return "prompt" in record or isinstance(record["chosen"], list)
+        return bool({"prompt", "question", "messages"} & record.keys()) or isinstance(record[sides[0]], list)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The prompt with the chosen answer; with the rejected one in `rejected`."""
-        prompt = prompt_of(record, source) if record.get("prompt") is not None else ()
-        chosen, rejected = (self._dialogue(prompt, record, field, source) for field in ("chosen", "rejected"))
+        sides = sides_of(record) or SIDES[0]
+        prompt = self._prompt(record, sides, source)
+        chosen, rejected = (self._dialogue(prompt, record, field, source) for field in sides)
         return Sample(chosen, True, record, source, tools_of(record, source), rejected)
+
+    def _prompt(self, record: Mapping[str, Any], sides: tuple[str, str], source: str) -> tuple[Message, ...]:
+        """What both answers are to; messages beside two whole dialogues are one of these."""
+        for field in ("prompt", "question"):
+            if record.get(field) is not None:
+                return prompt_of({"prompt": record[field]}, source)
+        if record.get("messages") is None or record["messages"] in [record.get(side) for side in sides]:
+            return ()
+        turns = turns_of(record, "messages", source, role="role", content="content")
+        if turns[-1].role == "assistant":
+            raise DataError(
+                f"{source}: messages: end with an answer, and {sides[0]} stands beside them; leave one of them out "
+                "with --data.ignore"
+            )
+        return turns
 
     def _dialogue(
         self, prompt: tuple[Message, ...], record: Mapping[str, Any], field: str, source: str
@@ -111,36 +136,41 @@ class PairedConversation(DataFormat):
 
 
 class Kto(DataFormat):
-    """An answer and whether it is wanted: {"prompt", "completion", "label"}, or {"messages", "label"} (KTO)."""
+    """An answer and whether it is wanted: {"prompt", "completion", "label"}, or {"messages", "label"} (KTO).
+
+    The dialogue may be called `conversations`, the label `kto_tag`; it is true or false, 1 or 0, or a word for it.
+    """
 
     name = "kto"
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """A label that is true or false, beside a completion or messages."""
-        said = {"prompt", "completion"} <= record.keys() or "messages" in record
-        return said and label_of(record) is not None
+        """A label beside a prompt with its answer, or beside a dialogue."""
+        return is_judged(record) and sides_of(record) is None
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
-        """A wanted answer with its prompt; of an unwanted one the prompt alone, the dialogue being the rejected one.
-
-        So what is learnt from `messages` is never what is unwanted.
-        """
-        label = label_of(record)
+        """A wanted answer with its prompt; of an unwanted one the prompt alone, the dialogue being the rejected one."""
+        label = label_of(record, source)
         if label is None:
             raise bad(source, "label", "true or false", record.get("label"), missing="label" not in record)
+        turns = self._turns(record, source)
+        _check_no_class(record, turns[-1], source)
+        whole = Sample(with_system(record, turns, source), True, record, source, tools_of(record, source))
+        return labelled(whole, label)
+
+    def _turns(self, record: Mapping[str, Any], source: str) -> tuple[Message, ...]:
         if "messages" in record:
-            turns = turns_of(record, "messages", source, role="role", content="content")
-        else:
-            turns = (*prompt_of(record, source), *completion_of(record, "completion", source))
-        whole = Sample(with_system(record, turns, source), True, record, source, tools_of(record, source), label=label)
-        return whole if label else replace(whole.prompt(), rejected=whole.messages)
+            return turns_of(record, "messages", source, role="role", content="content")
+        if "conversations" in record:
+            return turns_of(record, "conversations", source, role="from", content="value")
+        answer = answer_field(record) or "completion"
+        return (*prompt_of(record, source), *completion_of(record, answer, source))
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """Prompt, completion and label. Raises DataError without a label."""
         if sample.label is None:
             raise DataError(f"{sample.source}: it has no label, which {self.name} needs")
-        dialogue = sample.messages if sample.label else sample.rejected
+        dialogue = labelled_dialogue(sample)
         prompt = replace(sample, messages=dialogue).prompt().messages
         made: dict[str, Any] = {
             "prompt": prompt_as_field(prompt),
@@ -148,6 +178,20 @@ class Kto(DataFormat):
             "label": sample.label,
         }
         return made | ({"tools": list(sample.tools)} if sample.tools else {})
+
+
+def _check_no_class(record: Mapping[str, Any], answer: Message, source: str) -> None:
+    """Raise DataError where a label is the answer itself: a class that is to be learnt, whether good or bad."""
+    label = record.get("label")
+    if (
+        isinstance(label, str)
+        and label.strip().lower() == answer.content.strip().lower()
+        and verdict(label) is not None
+    ):
+        raise DataError(
+            f"{source}: label: is the answer itself, so it does not say whether it is wanted; leave it out with "
+            "--data.ignore label"
+        )
 
 
 class HhRlhf(DataFormat):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lmflow.components import DataFormat
+from lmflow.data.formats.advice import way_to_read
+from lmflow.data.formats.candidates import recognised_by
 from lmflow.data.record import Record, describe
 from lmflow.errors import DataError
 from lmflow.recipe.values import validated
@@ -40,7 +42,7 @@ class Formats:
         looked_at = records[:LOOKED_AT]
         declared = looked_at[0].declared
         by_name = [each for each in self.installed if each.name == declared]
-        found = by_name if declared else _recognised_by(self.installed, looked_at)
+        found = by_name if declared else recognised_by(self.installed, looked_at)
         if declared and not found:
             raise DataError(_undeclared(declared, self.installed, looked_at[0]))
         if len(found) != 1:
@@ -55,18 +57,6 @@ def formats_of(recipe: Recipe, plugins: Plugins) -> Formats:
     return Formats(plugins.classes("data"), recipe.format, recipe.format_options)
 
 
-def _recognised_by(formats: Sequence[type[DataFormat]], records: Sequence[Record]) -> list[type[DataFormat]]:
-    """Formats that read every record, without those that another of them includes."""
-    names = [{each.name for each in formats if each.recognises(record.fields)} for record in records]
-    found = [
-        each
-        for each in formats
-        if any(each.name in known for known in names) and all(known & {each.name, *each.includes} for known in names)
-    ]
-    included = {name for each in found for name in each.includes}
-    return [each for each in found if each.name not in included]
-
-
 def _unclear(found: Sequence[type[DataFormat]], formats: Sequence[type[DataFormat]], records: Sequence[Record]) -> str:
     """Why no format, or no single one, reads the records."""
     first = records[0]
@@ -78,6 +68,8 @@ def _unclear(found: Sequence[type[DataFormat]], formats: Sequence[type[DataForma
             f"{records[other].source}: {what}, and {first.source} like {', '.join(known[0])}: one file must hold one "
             "format. Name it with --data NAME if it is one."
         )
+    if not found and (way := way_to_read(records, formats)):
+        return f"{first.source}: records with {_fields(first)} are of no format as they are; {way.describe()}."
     names = ", ".join(sorted(each.name for each in (found or formats)))
     how = f"could be any of {names}" if found else f"are none of the installed formats ({names})"
     return (

@@ -16,6 +16,7 @@ from lmflow.data.lengths import LengthFitter, is_plain_text, length_limit
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.data.source import places, scan_source, validation_source
 from lmflow.errors import DataError
+from lmflow.formatting import counted
 
 if TYPE_CHECKING:
     from lmflow.data.formats.recognising import Formats
@@ -38,6 +39,24 @@ KINDS: Mapping[str, tuple[bool, str]] = {
     "shared_prompt": (False, "validation samples whose prompt is also trained on"),
 }
 """Each kind of finding: whether it would waste a run, and what it is."""
+
+ONE: Mapping[str, str] = {
+    "bad_record": "record that cannot be used",
+    "cannot_be_tokenised": "sample that the model cannot be given",
+    "over_length": "sample at which --data.too_long error stops a run",
+    "end_not_trained": "answer whose end the model would not learn",
+    "not_what_was_written": "sample whose tokens do not give back its text",
+    "leak": "validation sample that is also trained on",
+    "empty_turn": "turn without text",
+    "role_order": "dialogue whose turns are in an odd order",
+    "earlier_end_not_trained": "earlier answer of a dialogue whose end the model would not learn",
+    "cut_off": "sample cut off or skipped at the length limit",
+    "nothing_to_train": "sample without a trained token",
+    "same_answers": "preference between an answer and itself",
+    "duplicate": "sample that occurs before",
+    "shared_prompt": "validation sample whose prompt is also trained on",
+}
+"""What a single finding of each kind is."""
 
 WASTED_SHARE = 0.5
 """Where more than this share of the samples has nothing to train on, training on them is no use."""
@@ -104,6 +123,8 @@ class CheckReport:
     """How many of them are held out."""
     own_validation: bool = False
     """Whether these are a file of their own, so that it is not chance that puts a sample on both sides."""
+    unread: tuple[str, ...] = ()
+    """Fields that say something and that the format does not read."""
     findings: list[Finding] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
     tokens: int | None = None
@@ -122,13 +143,15 @@ class CheckReport:
     @property
     def wasteful(self) -> list[str]:
         """Why training on this would be a waste, empty if it would not."""
-        reasons = [f"{count:,} {KINDS[kind][1]}" for kind, count in self.counts.items() if KINDS[kind][0]]
+        reasons = [counted(count, ONE[kind], KINDS[kind][1]) for kind, count in self.counts.items() if KINDS[kind][0]]
         untrained = self.counts.get("nothing_to_train", 0)
         if self.samples and untrained > WASTED_SHARE * self.samples:
-            reasons.append(f"{untrained:,} of {self.samples:,} samples have nothing to train on")
+            has = "has" if untrained == 1 else "have"
+            reasons.append(f"{untrained:,} of {counted(self.samples, 'sample')} {has} nothing to train on")
         leaked = self.counts.get("leak", 0)
         if self.own_validation and leaked > LEAKED_SHARE * self.validation:
-            reasons.append(f"{leaked:,} of {self.validation:,} validation samples are also trained on")
+            trained = "is also trained on" if leaked == 1 else "are also trained on"
+            reasons.append(f"{leaked:,} of {counted(self.validation, 'validation sample')} {trained}")
         if not self.samples:
             reasons.append("no sample at all")
         return reasons
@@ -147,6 +170,7 @@ class CheckReport:
         return {
             "path": self.path,
             "format": self.format,
+            "unread": list(self.unread),
             "records": self.records,
             "samples": self.samples,
             "validation": self.validation,
@@ -184,6 +208,7 @@ def check_data(data: DataOptions, formats: Formats, model: TextModel | None) -> 
     report.path = data.path or ", ".join(data.mix) or None
     report.format = names_of(sources)
     report.records = sum(source.records for source in sources)
+    report.unread = tuple(dict.fromkeys(name for source in sources for name in source.unread))
     return report
 
 

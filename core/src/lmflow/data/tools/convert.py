@@ -5,24 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from lmflow.components import DataFormat
+from lmflow.data.formats.unread import HELD, different, unread_fields
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 
-HELD: Mapping[str, str] = {
-    "messages": "the dialogue as it is",
-    "templated": "whether a chat template is put around it",
-    "tools": "tools",
-    "rejected": "the rejected answer",
-    "label": "the label",
-    "answers": "the other answers, or their scores",
-}
-"""What a sample says, and how a user calls it."""
 ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
@@ -55,35 +47,42 @@ def convert(samples: Iterable[Sample], target: DataFormat, origin: DataFormat | 
 
 def lost_parts(again: Sample, sample: Sample) -> Iterator[str]:
     """What `again` does not say of what `sample` says, as a user calls it."""
+    lost: dict[str, None] = {}
     for part in different(again, sample):
-        same_text = part == "messages" and unlinked(again.messages) == unlinked(sample.messages)
-        yield "which tool and which call an answer belongs to" if same_text else HELD[part]
+        dialogues = part in ("messages", "rejected")
+        words = _lost_of_turns(getattr(again, part), getattr(sample, part), HELD[part]) if dialogues else [HELD[part]]
+        lost |= dict.fromkeys(words)
+    yield from lost
 
 
-def unlinked(turns: Sequence[Message]) -> list[Message]:
-    """The turns without what ties a tool's answer to its call."""
-    calls = [tuple({**call, "id": None} for call in turn.tool_calls) for turn in turns]
-    return [
-        replace(turn, tool_calls=each, name=None, tool_call_id=None) for turn, each in zip(turns, calls, strict=True)
-    ]
+def _lost_of_turns(again: Sequence[Message], turns: Sequence[Message], whole: str) -> list[str]:
+    """What of the turns is not there again: the whole of them, or what stands beside their texts."""
+    if _without(again, *DETAILS) != _without(turns, *DETAILS):
+        return [whole]
+    others = {words: [each for each in DETAILS if each != words] for words in DETAILS}
+    return [words for words, rest in others.items() if _without(again, *rest) != _without(turns, *rest)]
 
 
-def different(one: Sample, other: Sample) -> list[str]:
-    """The parts in which two samples do not say the same."""
-    return [part for part in HELD if getattr(one, part) != getattr(other, part)]
+def _without(turns: Sequence[Message], *details: str) -> list[Message]:
+    """The turns without what these words of DETAILS mean."""
+    made = list(turns)
+    for words in details:
+        made = [DETAILS[words](turn) for turn in made]
+    return made
 
 
-def unread_fields(sample: Sample, origin: DataFormat) -> Iterator[str]:
-    """Fields of the sample's record that say something and without which `origin` reads the same."""
-    for field, value in sample.record.items():
-        if value in (None, "", [], {}):
-            continue
-        rest = {name: each for name, each in sample.record.items() if name != field}
-        try:
-            if not different(origin.sample(rest, sample.source), sample):
-                yield field
-        except DataError:
-            continue  # it is needed
+def unlinked(turn: Message) -> Message:
+    """The turn without what ties a tool's answer to its call."""
+    calls = tuple({**call, "id": None} for call in turn.tool_calls)
+    return replace(turn, tool_calls=calls, name=None, tool_call_id=None)
+
+
+DETAILS: Mapping[str, Callable[[Message], Message]] = {
+    "which tool and which call an answer belongs to": unlinked,
+    "thoughts that stand beside an answer": lambda turn: replace(turn, thinking=None),
+    "which answers are not to be learnt": lambda turn: replace(turn, is_target=True),
+}
+"""What stands beside the text of a turn, and the turn without it."""
 
 
 def check_output(path: Path) -> None:

@@ -22,6 +22,9 @@ class Reading(BaseModel):
     columns: dict[str, str] = Field(
         {}, description="Fields that are called otherwise in the file: OURS=THEIRS,OURS=THEIRS."
     )
+    ignore: list[str] = Field(
+        [], description="Fields left out before records are looked at, as the file calls them: label,messages.weight."
+    )
     on_bad_record: Literal["error", "skip"] = Field(
         "error", description="What to do with records that cannot be used: stop, or leave them out and count them."
     )

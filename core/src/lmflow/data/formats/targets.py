@@ -1,0 +1,71 @@
+"""What a turn says of itself beside its content: whether it is to be learnt, and what was thought before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lmflow.data.record import describe
+from lmflow.errors import DataError
+
+LEARNT = ("loss", "train", "trainable", "training", "learn")
+"""Fields of a turn that are true where it is learnt."""
+WEIGHTS = ("weight", "loss_weight", "loss_scale")
+"""The same as a number, 0 or 1: a single answer cannot be weighted."""
+MASKED = ("masked", "mask")
+"""Fields of a turn that are true where it is not learnt."""
+PARTLY = ("train_detail", "training_detail")
+"""Fields that tell which characters of an answer are learnt."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What some sets put beside an answer: the thoughts that led to it."""
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+ONLY_ANSWERS = "only answers are trained; leave the field out, and train everything with --data.train_on all"
+
+
+def is_target(turn: Mapping[str, Any], role: str, source: str, place: str) -> bool:
+    """Whether a turn is to be learnt, as its own fields say; an answer is where none says otherwise.
+
+    Raises DataError naming the field for a value that says neither, for fields that contradict each other, for an
+    answer that is to be learnt in part, and for a turn that is to be learnt and is no answer.
+    """
+    for field in PARTLY:
+        if turn.get(field):
+            raise DataError(f"{source}: {place}.{field}: an answer is learnt whole or not at all, no part of it alone")
+    said = {field: _flag(turn[field], field, f"{source}: {place}.{field}") for field in _flags_of(turn)}
+    wrong = next((field for field, learnt in said.items() if learnt and role != "assistant"), None)
+    if wrong is not None:
+        raise DataError(f"{source}: {place}.{wrong}: says that a turn of the {role} is learnt; {ONLY_ANSWERS}")
+    if len(set(said.values())) > 1:
+        raise DataError(f"{source}: {place}: {' and '.join(said)} do not agree whether the answer is to be learnt")
+    return all(said.values()) or role != "assistant"
+
+
+def _flags_of(turn: Mapping[str, Any]) -> list[str]:
+    return [field for field in (*LEARNT, *WEIGHTS, *MASKED) if turn.get(field) is not None]
+
+
+def _flag(value: Any, field: str, place: str) -> bool:
+    """Whether the field says that its turn is learnt."""
+    known = WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    if isinstance(value, int | float) and value in (0, 1):
+        known = bool(value)
+    if known is None:
+        what = "0 or 1, as a single answer cannot be weighted" if field in WEIGHTS else "true or false"
+        raise DataError(f"{place}: expected {what}, found {describe(value)}")
+    return known != (field in MASKED)
+
+
+def thinking_of(turn: Mapping[str, Any], role: str, source: str, place: str) -> str | None:
+    """What the assistant thinks before it answers, where that stands beside the content.
+
+    Raises DataError for thoughts that are no text, for two that differ, and for those of another than the assistant.
+    """
+    said = {field: turn[field] for field in REASONING if turn.get(field) not in (None, "")}
+    for field, value in said.items():
+        if not isinstance(value, str):
+            raise DataError(f"{source}: {place}.{field}: expected text, found {describe(value)}")
+        if role != "assistant":
+            raise DataError(f"{source}: {place}.{field}: only an answer has thoughts, this is a turn of the {role}")
+    if len(set(said.values())) > 1:
+        raise DataError(f"{source}: {place}: {' and '.join(said)} are not the same thoughts; keep one of them")
+    return next(iter(said.values()), None)

@@ -1,0 +1,67 @@
+"""Which fields of records a format reads: those without which the same record would be another sample, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lmflow.components import DataFormat
+from lmflow.data.record import Record
+from lmflow.data.sample import Sample
+from lmflow.errors import DataError
+
+HELD: Mapping[str, str] = {
+    "messages": "the dialogue as it is",
+    "templated": "whether a chat template is put around it",
+    "tools": "tools",
+    "rejected": "the rejected answer",
+    "label": "the label",
+    "answers": "the other answers, or their scores",
+}
+"""What a sample says, and how a user calls it."""
+MARGIN = "margin"
+"""What aligners read of a preference's record themselves: by how much one answer is better."""
+NAMED = 6
+"""Fields that a message names; more are counted."""
+
+
+def different(one: Sample, other: Sample) -> list[str]:
+    """The parts in which two samples do not say the same."""
+    return [part for part in HELD if getattr(one, part) != getattr(other, part)]
+
+
+def unread_fields(sample: Sample, origin: DataFormat) -> Iterator[str]:
+    """Fields of the sample's record that say something and without which `origin` reads the same."""
+    for field in said_fields(sample.record):
+        rest = {name: each for name, each in sample.record.items() if name != field}
+        try:
+            if not different(origin.sample(rest, sample.source), sample):
+                yield field
+        except Exception:  # a plugin's format may fail in other ways without a field that it needs
+            continue
+
+
+def said_fields(record: Mapping[str, Any]) -> list[str]:
+    """Fields of a record that say something."""
+    return [field for field, value in record.items() if value not in (None, "", [], {})]
+
+
+def fields_read(origin: DataFormat, records: Sequence[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fields that `origin` reads in some of the records, and those that say something and are read in none."""
+    said: dict[str, None] = {}
+    read: set[str] = set()
+    for record in records:
+        fields = said_fields(record.fields)
+        said |= dict.fromkeys(fields)
+        try:
+            sample = origin.sample(record.fields, record.source)
+        except DataError:
+            continue  # it is told of where all records are read
+        read |= {*fields} - {*unread_fields(sample, origin)} | ({MARGIN} if sample.rejected else set())
+    return tuple(field for field in said if field in read), tuple(field for field in said if field not in read)
+
+
+def listed(fields: Sequence[str]) -> str:
+    """The fields by name, the first of many."""
+    more = len(fields) - NAMED
+    return ", ".join(fields[:NAMED]) + (f" and {more} more" if more > 0 else "")
