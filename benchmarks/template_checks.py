@@ -7,8 +7,9 @@ over, and the facts of a turn are looked for in the decoded tokens that are trai
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
@@ -21,6 +22,7 @@ from lmflow.errors import LmflowError
 
 Encode = Callable[..., list[list[TokenSequence]]]
 Ask = Callable[[Any, Sample], list[int]]
+CLOSED_THOUGHT = re.compile(r"^\s*</think>\s*")
 BESIDE = (("reasoning_content",), ("thinking",), ("reasoning_content", "thinking", "reasoning"))
 
 
@@ -214,7 +216,7 @@ class Trained:
             for each in texts(self.tokenizer, self.sample, count, prompt=False)
             if each is not None
         }
-        if text in own:
+        if text in own or self._continues(sequence, text, own):
             return
         shorter = self._decode(sequence.ids[:-1]).rstrip()
         if all(each.rstrip() != shorter for each in own):
@@ -222,6 +224,21 @@ class Trained:
         answer = shorter[max((len(self._decode(ids)) for ids in self._begin(sequence).values()), default=0) :]
         if answer.endswith(tuple(self.tokenizer.all_special_tokens)):
             raise Fault(f"a second end is added: …{text[-60:]!r}")
+
+    def _continues(self, sequence: TokenSequence, text: str, own: Collection[str]) -> bool:
+        """Whether the text is the template's prompt, which has an empty thought or opens one, and its own answer."""
+        prompts = [self._decode(ids) for ids in self._begin(sequence).values()]
+        if not prompts or any(each.startswith(max(prompts, key=len)) for each in own):
+            return False
+        answer = CLOSED_THOUGHT.sub("", text[max(map(len, prompts)) :])
+        ends = (answer, self._without_end(answer))
+        if not ends[1].strip():
+            return True  # an empty answer, of which the prompts are looked at elsewhere
+        return any(each.rstrip().endswith(end.rstrip()) for each in own for end in ends if end.strip())
+
+    def _without_end(self, answer: str) -> str:
+        end = next((each for each in self.tokenizer.all_special_tokens if answer.endswith(each)), "")
+        return answer.removesuffix(end)
 
     def _check_answer(self, index: int) -> None:
         """The answer is trained once, whole, behind its prompt, with one end."""

@@ -78,7 +78,7 @@ EXPECTED = {
     "disable": "<s>Be kind.Hi«Hello</s>»2+2?«4</s>»",
     "empty_no_special_tokens": "Be kind.Hi«Hello»2+2?«4</s>»",
 }
-REWRITE = {"deepseek_r1", "deepseek_r1_distill", "hymba", "qwen3"}
+REWRITE = {"empty_no_special_tokens", "deepseek_r1", "deepseek_r1_distill", "hymba", "qwen3"}
 """Templates that write the last answer otherwise than earlier ones, each of which is then trained as it was given."""
 
 

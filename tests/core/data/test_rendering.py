@@ -54,13 +54,21 @@ def answers(rendering: Rendering) -> list[str]:
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED])
 def test_answers_stand_in_the_text_with_what_ends_them(template: str, with_template: With):
-    [found] = renderings(with_template(template), said(S, Q, A, R, B))
-    assert found.text == "system:s;user:q;assistant:a;user:r;assistant:数据;"
-    assert answers(found) == ["a;", "数据;"]
+    [found] = renderings(with_template(template.replace("}};", "}}<|im_end|>")), said(S, Q, A, R, B))
+    assert found.text.replace("<|im_end|>", ";") == "system:s;user:q;assistant:a;user:r;assistant:数据;"
+    assert answers(found) == ["a<|im_end|>", "数据<|im_end|>"]
     assert [(answer.turn, found.text[: answer.start][-10:]) for answer in found.answers] == [
         (2, "assistant:"),
         (4, "assistant:"),
     ]
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED])
+def test_answers_that_nothing_ends_have_texts_of_their_own(template: str, with_template: With):
+    """Only at the end of a text can an end be put behind an answer."""
+    found = renderings(with_template(template), said(S, Q, A, R, B))
+    assert [answers(each) for each in found] == [["a;"], ["数据;"]]
+    assert not any(answer.ended for each in found for answer in each.answers)
 
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED])
@@ -90,11 +98,20 @@ def test_marks_that_forget_earlier_turns_give_a_text_for_each_answer(with_templa
 
 def test_an_answer_after_another_prompt_than_the_templates_is_refused(with_template: With):
     """It would be learnt for a prompt that the model is never given."""
-    template = PLAIN.replace("assistant:{% endif %}", "assistant:<think>{% endif %}")
-    with pytest.raises(DataError, match=r"^f:3: .* asks for answers with '.*:<think>' and writes that of turn 2 after"):
+    template = PLAIN.replace("assistant:{% endif %}", "assistant, in brief:{% endif %}")
+    with pytest.raises(
+        DataError, match=r"^f:3: .* asks for answers with '.*, in brief:' and writes that of turn 2 after"
+    ):
         renderings(with_template(template), said(Q, A))
-    [found] = renderings(with_template(template), said(Q, Message("assistant", "<think>hm</think>a")))
-    assert answers(found) == ["hm</think>a;"]
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED])
+def test_a_thought_that_the_prompt_opens_is_closed_before_an_answer_without_one(template: str, with_template: With):
+    template = template.replace("assistant:{% endif %}", "assistant:<think>\n{% endif %}")
+    first, second = renderings(with_template(template), said(Q, A, R, Message("assistant", "<think>\nhm</think>b")))
+    assert first.text == "user:q;assistant:<think>\n\n</think>\n\na;"
+    assert answers(first) == ["\n</think>\n\na;"]
+    assert answers(second) == ["hm</think>b;"]
 
 
 def test_an_empty_answer_has_its_end(with_template: With):

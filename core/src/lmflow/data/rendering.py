@@ -8,11 +8,12 @@ alone). Answers whose prompts all begin one text share it; the others have a tex
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from lmflow.data.empty_thoughts import put_after_prompt
 from lmflow.data.facts import Fact, Located, facts_of, locate, tool_facts
 from lmflow.data.sample import Message, Sample
 from lmflow.data.template_traits import TemplateTraits, apply, apply_marked, next_special, traits_of
@@ -134,7 +135,20 @@ class Dialogue:
                 self._texts[key] = self._written(count, prompt)
             except Exception as error:  # a template is a program of the model's maker: it can raise anything
                 raise refused(self.sample, error) from error
+            if not prompt and count > 1 and self.sample.messages[count - 1].role == "assistant":
+                self._put_after_prompt(count)
         return self._texts[key]
+
+    def _put_after_prompt(self, count: int) -> None:
+        """Where the last of `count` turns differs from its prompt in an empty thought, write it after the prompt."""
+        own = self._texts[count, False]
+        found = put_after_prompt(own, self.text(count - 1, prompt=True))
+        if found is None:
+            return
+        self._texts[count, False] = found.text
+        if count in self._marked:
+            marks = self._marked[count]
+            self._marked[count] = [(found.moved(start, len(own)), found.moved(end, len(own))) for start, end in marks]
 
     def _written(self, count: int, prompt: bool) -> str:
         turns, form, tools = self.sample.messages[:count], self.traits.form, self.sample.tools
@@ -146,12 +160,9 @@ class Dialogue:
         return text
 
     def complete(self, count: int, *, prompt: bool = False, answers: Iterable[int] = ()) -> str:
-        """The same; raises DataError where a tool, or a turn that is no answer, is left out.
-
-        `answers` are turns whose calls are known to be there.
-        """
+        """The same; raises DataError where a turn that is no answer is left out, or a tool before any of `answers`."""
         text = self.text(count, prompt=prompt)
-        self._check_tools(text, [call for index in answers for call in self.sample.messages[index].tool_calls])
+        self._check_tools(text[: min(map(self.start, answers), default=len(text))])
         for index, turn in enumerate(self.sample.messages[:count]):
             if turn.role != "assistant" and turn.content.strip():
                 self._check_turn(index, turn, text, count, prompt)
@@ -167,7 +178,7 @@ class Dialogue:
         text = self.text(count)
         if not self._fits(last, text):
             raise self._no_prompt(last)
-        held = [index for index in wanted if index == last or self._fits(index, text)]
+        held = [index for index in wanted if index == last or (self._fits(index, text) and self._ends_in(index, text))]
         self.complete(count, answers=held)
         return Rendering(self.sample, text, tuple(self._answers(held, count, text)), self.unlearnt(text, count))
 
@@ -223,16 +234,22 @@ class Dialogue:
             return False
         return not locate(facts_of(self.sample.messages[index]), upto, len(prompt), stop).missing
 
+    def _ends_in(self, index: int, text: str) -> bool:
+        """Whether an answer that fits has an end in a text, which it can be given only where it is the last."""
+        stop = self._stop(index)
+        said = self._said(index, text[:stop], self.start(index)).end
+        special = self.traits.special
+        return special.search(text, said, stop) is not None or next_special(special, text, stop) is not None
+
     def _answers(self, held: Sequence[int], count: int, text: str) -> Iterator[RenderedAnswer]:
         """The answers of a text, each with what is trained of it."""
         marks = self._marked.get(count)
-        bounds = [*(self.start(index) for index in held[1:]), len(text)]
-        for index, bound in zip(held, bounds, strict=True):
+        for index in held:
             start, stop = self.start(index), self._stop(index)
             if marks is None:
                 spans: tuple[Span, ...] = ((start, stop),)
             else:
-                spans = self._inside(index, text, [(max(a, start), min(b, bound)) for a, b in marks])
+                spans = self._inside(index, text, [(max(a, start), min(b, stop)) for a, b in marks])
             yield self._ended(index, start, spans, text)
 
     def _ended(self, index: int, start: int, spans: tuple[Span, ...], text: str) -> RenderedAnswer:
@@ -266,12 +283,8 @@ class Dialogue:
 
     # What is left out
 
-    def _check_tools(self, text: str, calls: Sequence[Mapping[str, Any]]) -> None:
-        """Raise DataError where a tool is not offered; its name in a call is no offer."""
-        if not self.sample.tools:
-            return
-        called = [Fact("the tool", str(call["function"]["name"])) for call in calls]
-        lost = locate([*called, *tool_facts(self.sample.tools)], text, 0, len(text)).missing
+    def _check_tools(self, text: str) -> None:
+        lost = locate(tool_facts(self.sample.tools), text, 0, len(text)).missing
         if lost:
             raise self._left_out(f"the tool {lost[0].text}", "Choose one that has tools")
 
@@ -307,11 +320,12 @@ class Dialogue:
             return _lost(self.sample, index, missing[0])
         if not upto.startswith(prompt):
             written, asked = _difference(upto, prompt)
+            known = "enable_thinking" in template_for(self.tokenizer, self.sample)
             return DataError(
                 f"{self.sample.source}: the model's chat template asks for answers with {asked!r} and writes that of "
-                f"turn {index + 1} after {written!r}, so it would be learnt for a prompt that is never given. Choose a "
-                "template with --data.template, or set what yours takes with --data.template_arguments (such as "
-                "enable_thinking=false)."
+                f"turn {index + 1} after {written!r}, so it would be learnt for a prompt that is never given. "
+                + ("Try --data.template_arguments enable_thinking=false, give" if known else "Give")
+                + " each answer its thought, or choose another template with --data.template."
             )
         return DataError(
             f"{self.sample.source}: the model's chat template shows no clear place where the answer of turn "

@@ -31,7 +31,7 @@ OFFER = {
 PART = re.compile(r"""["']type["']: ?["']text["']""")
 QUESTION, ANSWER = Message("user", ASKED), Message("assistant", SAID)
 CALLING = Message("assistant", "", tool_calls=(CALL,))
-RESULT = Message("tool", "a result", name="probed_call", tool_call_id="probe0001")
+RESULT = Message("tool", "a result", name="probed_tool", tool_call_id="probe0001")
 INSIDE = Message("assistant", f"<think>\nquiet reasoning\n</think>\n\n{SAID}")
 BESIDE = Message("assistant", SAID, thinking="quiet reasoning")
 
@@ -120,16 +120,23 @@ def _ask(tokenizer: Any) -> TemplateTraits:
 
 
 def _form(tokenizer: Any) -> TurnForm:
+    """The first form that keeps what is said, and calls if any does."""
     contents = [TurnForm(content_as_parts=each) for each in (False, True)]
     read = [each for each in contents if _keeps(tokenizer, [QUESTION, ANSWER], each)]
-    form = next((each for each in read if not _writes_parts(tokenizer, each)), contents[0])
-    form = replace(form, thoughts=_thoughts(tokenizer, form))
-    calls = [
+    read = [each for each in read if not _writes_parts(tokenizer, each)] or contents[:1]
+    with_calls = (each for form in read for each in _forms_of_calls(tokenizer, form))
+    form = next(with_calls, read[0])
+    return replace(form, thoughts=_thoughts(tokenizer, form))
+
+
+def _forms_of_calls(tokenizer: Any, form: TurnForm) -> list[TurnForm]:
+    """The forms of calls in which the template keeps them; those that come out as Python writes an object last."""
+    forms = [
         replace(form, ids_name_calls=named, arguments_as_text=text)
         for named, text in product((False, True), (False, True))
     ]
-    kept = [each for each in calls if _keeps(tokenizer, [QUESTION, CALLING, RESULT, ANSWER], each)]
-    return next((each for each in kept if not _writes_python(tokenizer, each)), kept[0] if kept else form)
+    kept = [each for each in forms if _keeps(tokenizer, [QUESTION, CALLING, RESULT, ANSWER], each)]
+    return sorted(kept, key=lambda each: _writes_python(tokenizer, each))
 
 
 def _thoughts(tokenizer: Any, form: TurnForm) -> str:

@@ -209,9 +209,12 @@ def _targets(
     """The tokens that are trained, and an end behind the last answer if nothing ends it."""
     answers = rendering.answers[-1:] if train_on == "last" else rendering.answers
     loss_mask = [False] * len(tokens.ids)
-    for start, end in (span for answer in answers for span in answer.spans):
-        first, last = tokens.first_from(start), tokens.first_from(end)
-        loss_mask[first:last] = [True] * (last - first)
+    for answer in answers:
+        for start, end in answer.spans:
+            # A mark may begin inside a token; what the prompt ends inside was cut there.
+            first = tokens.first_from(start) - (start > answer.start and tokens.straddled(start))
+            last = tokens.first_from(end)
+            loss_mask[first:last] = [True] * (last - first)
     if train_on == "all":
         loss_mask = [True] * len(tokens.ids)
         for start, end in rendering.unlearnt:

@@ -108,20 +108,16 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("ends", "earlier"),
-    [("none", ["a.jsonl:1 the last trained token of answer 1 is 'Ġdog'"]), ("last", []), ("each", []), ("spaced", [])],
-)
-def test_answers_that_would_not_end(ends: str, earlier: list[str], findings: Find, tiny_model: LanguageModel):
-    """The end of every answer is looked for; the last one has its end from us where the template gives none."""
+@pytest.mark.parametrize("ends", ENDS)
+def test_every_answer_ends(ends: str, findings: Find, tiny_model: LanguageModel):
+    """Where the template gives an answer none it has its end from us."""
     tiny_model.tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}a: {% generation %}"
         + ENDS[ends]
         + "{% endgeneration %}{% else %}u: {{ m['content'] }}{% endif %} x {% endfor %}"
     )
     turns = [USER, {**ANSWER, "content": "the lazy dog"}] * 2
-    found = findings([{"messages": turns}], tiny_model)
-    assert found == ({"earlier_end_not_trained": earlier} if earlier else {})
+    assert findings([{"messages": turns}], tiny_model) == {}
 
 
 def test_an_end_that_the_model_does_not_know(findings: Find, write: Write, tiny_model: LanguageModel):

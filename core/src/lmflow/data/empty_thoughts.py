@@ -1,0 +1,67 @@
+"""Answers without a thought, where a template's prompt has one: it opens a thought, or closes an empty one already.
+
+Models that think by default are asked with `<think>`; where they are not to think, with an empty thought. Templates
+write a finished answer without either, so it would be learnt for a prompt that is never given. Here it is put after the
+prompt, the thought that is open there being closed, which is what these models are trained on as answers without one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import takewhile
+
+CLOSED = re.compile(
+    r"\s*(<think>\s*</think>|<\|channel>thought\s*<channel\|>|<\|START_THINKING\|><\|END_THINKING\|>)\s*"
+)
+OPEN = re.compile(r"\s*<think>\s*")
+ENDS_AT_ONCE = re.compile(r"\s*(<think>\s*)?</think>\s*")
+CLOSING = "\n</think>\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class AfterPrompt:
+    """An answer put after its prompt.
+
+    It and the template's own text are alike up to `same`, and in the last `tail` characters.
+    """
+
+    text: str
+    prompt: int
+    """Characters of the prompt."""
+    same: int
+    tail: int
+    shift: int
+    """How many characters longer the text is than the template's own."""
+
+    def moved(self, place: int, own: int) -> int:
+        """Where a place in the template's own text of `own` characters is now."""
+        if place < self.same:
+            return place
+        return self.prompt if place <= own - self.tail else place + self.shift
+
+
+def put_after_prompt(text: str, prompt: str) -> AfterPrompt | None:
+    """The answer that ends `text`, after `prompt`; None where that begins `text`, or differs in more than a thought."""
+    if text.startswith(prompt):
+        return None
+    same = _same(text, prompt)
+    asked, said = prompt[same:], text[same:]
+    ended = ENDS_AT_ONCE.match(said)
+    if CLOSED.fullmatch(asked):
+        kept = said[ended.end() :] if ended else said
+        joined = prompt + kept
+    elif OPEN.fullmatch(asked) or (ended and not asked.strip()):
+        kept = said if ended else said.lstrip()
+        joined = prompt + (said if ended else CLOSING.lstrip("\n" if prompt.endswith("\n\n") else "") + kept)
+    else:
+        return None
+    return AfterPrompt(joined, len(prompt), same, len(kept), len(joined) - len(text))
+
+
+def _same(text: str, prompt: str) -> int:
+    """How many characters both begin with, none of a mark that is not whole."""
+    pairs = zip(text, prompt, strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    mark = prompt.rfind("<", 0, same)
+    return mark if mark >= 0 and ">" not in prompt[mark:same] else same

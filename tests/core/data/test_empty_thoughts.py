@@ -1,0 +1,50 @@
+"""Answers put after the prompt that a model is asked with."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmflow.data.empty_thoughts import put_after_prompt
+
+START = "q<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "joined"),
+    [
+        ("<think>\n", "a", "<think>\n\n</think>\n\na"),
+        ("<think>", "</think>a", "<think></think>a"),
+        ("<think>\n", "<think></think>a", "<think>\n</think>a"),
+        ("<think></think>", "</think>a", "<think></think>a"),
+        ("<think>\n\n</think>\n\n", "a", "<think>\n\n</think>\n\na"),
+        ("<|channel>thought\n<channel|>", "a", "<|channel>thought\n<channel|>a"),
+    ],
+)
+def test_what_the_prompt_opens_is_closed_once(asked: str, said: str, joined: str):
+    found = put_after_prompt(START + said, START + asked)
+    assert found is not None
+    assert found.text == START + joined
+    assert found.text[: found.prompt] == START + asked
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        (START + "a", START),
+        (START + "<think>\nhm</think>a", START + "<think>\n"),
+        (START + "a", START + "Let me think:"),
+        (START + "a", START + "\n"),
+        ("user: q bot: a", "user: q\n\nbot:"),
+    ],
+)
+def test_nothing_else_is_put_together(text: str, prompt: str):
+    assert put_after_prompt(text, prompt) is None
+
+
+def test_places_move_with_what_they_stand_at():
+    text, prompt = START + "answer<|im_end|>", START + "<think>\n"
+    found = put_after_prompt(text, prompt)
+    assert found is not None
+    begin, end = (found.moved(text.index(each), len(text)) for each in ("answer", "<|im_end|>"))
+    assert found.text[begin:end] == "\n</think>\n\nanswer", "what is trained begins where the prompt ends"
+    assert found.moved(2, len(text)) == 2
