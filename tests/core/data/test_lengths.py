@@ -55,7 +55,9 @@ def test_skip_and_error():
     for policy in ("error", "skip"):
         for text in (False, True):  # what is asked for in so many words holds for plain text too
             long = TokenSequence(list(range(12)), [True] * 12, "b") if text else sequence(3, 9, "b")
-            message = "b: 12 tokens, more than 6.*--data.max_length" if policy == "error" else "The only sample is longer"
+            message = (
+                "b: 12 tokens, more than 6.*--data.max_length" if policy == "error" else "The only sample is longer"
+            )
             with pytest.raises(DataError, match=message):
                 fit_lengths([long], 6, policy)
 
