@@ -90,16 +90,13 @@ def read_record(kind: DataFormat, record: Record) -> Sample:
     answer; `kto_tag` always does.
     """
     sample = kind.sample(record.fields, record.source)
-    if (
-        sample.label is None
-        and (fields := _judging(record.fields, sample))
-        and _reads_without(fields, kind, record, sample)
-    ):
-        value = describe(record.fields[fields[0]])
+    fields = _judging(record.fields, sample)
+    if fields and _reads_without(fields, kind, record, sample):
+        field, value = fields[0], describe(record.fields[fields[0]])
         raise DataError(
-            f"{record.source}: {fields[0]}: {value} would say whether the answer is to be learnt, which {kind.name} does "
-            f"not read, so that it would be trained all the same; leave the field out with --data.ignore {fields[0]}, or "
-            "bring the records into the form of kto"
+            f"{record.source}: {field}: {value} would say whether the answer is to be learnt, which {kind.name} does "
+            f"not read, so that it would be trained all the same; leave it out with --data.ignore {field}, or bring "
+            "the records into the form of kto"
         )
     return sample
 
@@ -109,9 +106,12 @@ def _judging(record: Mapping[str, Any], sample: Sample) -> list[str]:
     if not any(turn.role == "assistant" for turn in sample.messages):
         return []
     plain = not sample.templated and len(sample.messages) == 1
-    tagged = [field for field in ("kto_tag",) if record.get(field) not in (None, "")]
-    labelled = [field for field in ("label",) if not plain and verdict(record.get(field)) is not None]
-    return [*tagged, *labelled, *not_learnt(record)]
+    found = not_learnt(record)
+    if sample.label is None and not plain and verdict(record.get("label")) is not None:
+        found = ["label", *found]
+    if sample.label is None and record.get("kto_tag") not in (None, ""):
+        found = ["kto_tag", *found]
+    return found
 
 
 def _reads_without(fields: Sequence[str], kind: DataFormat, record: Record, sample: Sample) -> bool:

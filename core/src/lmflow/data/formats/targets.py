@@ -42,9 +42,9 @@ def is_target(turn: Mapping[str, Any], role: str, source: str, place: str) -> bo
 
 def not_learnt(record: Mapping[str, Any]) -> list[str]:
     """Fields of a whole record that say that it is not to be learnt, in so many words: false, 0, or masked."""
-    unlearnt = {field: field in MASKED for field in (*LEARNT, *WEIGHTS, *MASKED)}
+    said = {field: record.get(field) for field in (*LEARNT, *WEIGHTS, *MASKED)}
     return [
-        field for field, said in unlearnt.items() if isinstance(record.get(field), bool | int) and record[field] == said
+        field for field, value in said.items() if isinstance(value, bool | int | float) and value == (field in MASKED)
     ]
 
 
