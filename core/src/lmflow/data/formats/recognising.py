@@ -99,4 +99,4 @@ def _lacks(found: type[DataFormat], key: str, formats: Sequence[type[DataFormat]
 
 
 def _fields(record: Record) -> str:
-    return ", ".join(record.fields) or "no field"
+    return listed(list(record.fields)) or "no field"
