@@ -76,6 +76,14 @@ def test_a_record_of_another_format_further_down_is_not_read_in_part(tmp_path: P
     assert len(read_samples(DataOptions(path=path), Formats(FORMATS, BY_NAME["prompt"]()))) == 51
 
 
+def test_a_label_further_down_is_not_passed_over(write: Write):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write("a.jsonl", [{"messages": turns}] * 40 + [{"messages": turns, "label": False}])
+    with pytest.raises(DataError, match=r"a\.jsonl:41: has messages, label, .*keep records with a label in a file"):
+        read_samples(DataOptions(path=path), Formats(FORMATS))
+    assert len(read_samples(DataOptions(path=path, ignore=["label"]), Formats(FORMATS))) == 41
+
+
 def test_half_a_character_is_no_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(rb'{"text": "one \ud83d two"}')
     with pytest.raises(DataError, match=r"a\.jsonl:1: text: holds half a character \(\\ud83d at 4\)"):

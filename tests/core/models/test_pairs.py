@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lmflow.data.formats import TextToScoredTextList
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
 from lmflow.models.language_model import LanguageModel
@@ -36,6 +37,14 @@ def test_the_targets_are_the_answers_with_their_ends(tiny_model: LanguageModel):
     assert targets(tiny_model, rejected) == "the dog<|im_end|>"
     assert chosen.ids == tiny_model.encode(preference("a fox", "the dog"))[0].ids
     assert (report.kept, report.num_targets) == (2, chosen.num_targets + rejected.num_targets)
+
+
+def test_scored_answers_are_compared_best_against_worst(tiny_model: LanguageModel):
+    outputs = [{"text": text, "score": score} for text, score in (("the dog", 1), ("a fox", 3), ("quick", 2))]
+    record = {"input": "what is it? ", "output": outputs}
+    [(chosen, rejected)], _ = encode_pairs(tiny_model, [TextToScoredTextList().sample(record, "s:1")], options())
+    assert targets(tiny_model, chosen).startswith("a fox")
+    assert targets(tiny_model, rejected).startswith("the dog")
 
 
 def test_an_answer_counts_from_its_first_token_though_both_begin_alike(tiny_model: LanguageModel):

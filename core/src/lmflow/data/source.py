@@ -15,9 +15,9 @@ from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.columns import renamed, without
 from lmflow.data.containers import iterate_records
 from lmflow.data.files import files_of, fingerprint, on_hub, size_of
-from lmflow.data.formats.labels import read_record
+from lmflow.data.formats.labels import is_labelled, read_record
 from lmflow.data.formats.recognising import LOOKED_AT, Formats
-from lmflow.data.formats.unread import fields_read
+from lmflow.data.formats.unread import fields_read, listed
 from lmflow.data.record import Record
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError
@@ -196,13 +196,16 @@ def interpreted(
 
 def _unlike(record: Record, name: str) -> str:
     """That a record is of another format than those before it."""
-    fields = ", ".join(record.fields) or "no field"
+    fields = listed(list(record.fields)) or "no field"
     what = (
         f"is declared as {record.declared}, which is not"
         if record.declared
         else f"has {fields}, which does not look like"
     )
-    return f"{record.source}: {what} the {name} of the records before it; --data {name} reads it all the same"
+    way = f"--data {name} reads it all the same"
+    if is_labelled(record.fields):
+        way = "keep records with a label in a file of their own, or leave it out with --data.ignore"
+    return f"{record.source}: {what} the {name} of the records before it; {way}"
 
 
 def _bad_records(source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -75,8 +76,9 @@ def test_half_a_character_is_placed(text: str, place: int):
 
 @pytest.mark.parametrize(("said", "role"), [(each, role) for each, role in ROLES.items() if each != "function"])
 def test_roles_in_this_project_s_words(said: str, role: str):
-    [turn] = turns({"role": said, "content": "x"})
-    assert turn.role == role
+    for each in (said, said.capitalize(), said.upper()):
+        [turn] = turns({"role": each, "content": "x"})
+        assert turn.role == role
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,12 @@ def test_turns_of_either_usual_names(role: str, content: str):
         assert turns_of({"x": [asked, said]}, "x", "f:1", role=role, content=content) == (Q, A)
 
 
-@pytest.mark.parametrize("value", [None, [], "hi", {"role": "user"}])
+def test_turns_as_json_text():
+    text = json.dumps([ASKED, SAID])
+    assert turns_of({"messages": f" {text}"}, "messages", "f:1", role="role", content="content") == (Q, A)
+
+
+@pytest.mark.parametrize("value", [None, [], "hi", "[hi]", "[]", {"role": "user"}])
 def test_turns_are_a_list_of_at_least_one(value: Any):
     with pytest.raises(DataError, match=r"^f:1: messages: expected a list of at least one turn"):
         turns_of({"messages": value}, "messages", "f:1", role="role", content="content")

@@ -99,6 +99,21 @@ def test_naming_a_format_does_not_make_it_pass_over_labels(name: str, write: Wri
         read_samples(Reading(path=write("d.jsonl", [record])), Formats(FORMATS, BY_NAME[name]()))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("loss", False), ("train", 0), ("weight", 0), ("masked", True), ("mask", 1)]
+)
+@pytest.mark.parametrize(
+    ("name", "said"), [*BESIDE_ANSWERS, ("text_only", {"text": "a"}), ("prompt", {"prompt": "q", "answer": "a"})]
+)
+def test_a_record_that_is_not_to_be_learnt_is_refused(name: str, said: Any, field: str, value: Any, write: Write):
+    path = write("d.jsonl", [{**said, field: value}])
+    with pytest.raises(DataError, match=rf"d\.jsonl:1: {field}: .* {name} does not read.*--data\.ignore {field}"):
+        read_samples(Reading(path=path), Formats(FORMATS))
+    assert len(read_samples(Reading(path=path, ignore=[field]), Formats(FORMATS))) == 1
+    for other in (None, not value, 0.5, "text"):
+        assert read_samples(Reading(path=write("d.jsonl", [{**said, field: other}])), Formats(FORMATS))
+
+
 def test_labels_of_texts_and_of_prompts_judge_no_answer(write: Write):
     [text] = read_samples(Reading(path=write("a.jsonl", [{"text": "t", "label": 0}])), Formats(FORMATS))
     [prompt] = read_samples(Reading(path=write("b.jsonl", [{"prompt": "q", "label": True}])), Formats(FORMATS))

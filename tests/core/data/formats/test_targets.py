@@ -8,7 +8,7 @@ import pytest
 
 from lmflow.components import DataFormat
 from lmflow.data.formats import FORMATS
-from lmflow.data.formats.targets import LEARNT, MASKED, REASONING, WEIGHTS, is_target, thinking_of
+from lmflow.data.formats.targets import LEARNT, MASKED, REASONING, WEIGHTS, is_target, not_learnt, thinking_of
 from lmflow.errors import DataError
 
 BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
@@ -97,3 +97,8 @@ def test_every_dialogue_reads_them(name: str, record: dict[str, Any]):
     found = BY_NAME[name]().sample(record, "f:1")
     for dialogue in filter(None, (found.messages, found.rejected)):
         assert (dialogue[-1].is_target, dialogue[-1].thinking) == (False, "hm")
+
+
+def test_whole_records_that_are_not_to_be_learnt():
+    assert not_learnt({"loss": False, "weight": 0.0, "masked": True, "mask": 1}) == ["loss", "weight", "masked", "mask"]
+    assert not_learnt({"loss": True, "weight": 0.5, "masked": False, "train": None, "mask": "true", "learn": []}) == []

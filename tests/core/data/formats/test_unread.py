@@ -60,4 +60,4 @@ def test_a_format_may_fail_as_it_likes_without_a_field():
 
 def test_many_fields_are_counted():
     assert listed(["a", "b"]) == "a, b"
-    assert listed([str(i) for i in range(9)]) == "0, 1, 2, 3, 4, 5 and 3 more"
+    assert listed([str(i) for i in range(13)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"

@@ -62,12 +62,22 @@ def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, c
     """A field that must be a list of turns, with their roles in this project's words.
 
     `role` and `content` are what the format calls who speaks and what is said; turns of the other usual names
-    (role and content, from and value) are read too.
+    (role and content, from and value) are read too, and the JSON text of a list, as tables hold it.
     """
     value = record.get(field)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _parsed(value, value)
     if not isinstance(value, list) or not value:
         raise bad(source, field, "a list of at least one turn", value, missing=field not in record)
     return tuple(_turn(turn, source, f"{field}[{i}]", role, content) for i, turn in enumerate(value))
+
+
+def _parsed(text: str, otherwise: Any) -> Any:
+    """The value of a JSON text, or another where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return otherwise
 
 
 def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Message:
@@ -75,11 +85,11 @@ def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Messag
         raise bad(source, place, f"an object with {role} and {content}", turn)
     if role not in turn:
         role, content = next((style for style in STYLES if style[0] in turn), (role, content))
-    said, known = turn.get(role), _role(turn, role, source, place)
+    known = _role(turn, role, source, place)
     learnt, thoughts = is_target(turn, known, source, place), thinking_of(turn, known, source, place)
     calls = _calls_of(turn, source, place)
     text = "" if calls and turn.get(content) is None else _content(turn.get(content), source, f"{place}.{content}")
-    if said in CALLING and known == "assistant" and (called := call_in(text)):
+    if known == "assistant" and turn[role].strip().lower() in CALLING and (called := call_in(text)):
         calls, text = called, ""
     if known != "tool":
         return Message(known, text, tool_calls=calls, thinking=thoughts, is_target=learnt)
@@ -89,10 +99,11 @@ def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Messag
 
 def _role(turn: Mapping[str, Any], field: str, source: str, place: str) -> str:
     """Who speaks, in this project's words."""
-    said = turn.get(field)
-    known = ROLES.get(said) if isinstance(said, str) else None
+    value = turn.get(field)
+    said = value.strip().lower() if isinstance(value, str) else ""
+    known = ROLES.get(said)
     if known is None:
-        raise bad(source, f"{place}.{field}", f"one of {', '.join(ROLES)}", said, missing=field not in turn)
+        raise bad(source, f"{place}.{field}", f"one of {', '.join(ROLES)}", value, missing=field not in turn)
     if said == "function" and isinstance(turn.get("name"), str):
         return "tool"  # OpenAI: what a function answers, with its name; LMFlow's calls have none
     return known
@@ -153,10 +164,7 @@ def _call(value: Any, source: str, place: str) -> Mapping[str, Any]:
         raise bad(source, place, 'a call {"function": {"name", "arguments"}}', value)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            raise bad(source, f"{place}.function.arguments", "an object, or JSON text of one", arguments) from None
+        arguments = _parsed(arguments or "{}", arguments)
     if not isinstance(arguments, dict):
         raise bad(source, f"{place}.function.arguments", "an object, or JSON text of one", arguments)
     made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
@@ -177,10 +185,7 @@ def tools_of(record: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any],
     field = _one_of(record, TOOLS, source)
     value = record.get(field)
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except (ValueError, RecursionError):
-            raise bad(source, field, "a list of tools, or JSON text of one", value) from None
+        value = _parsed(value, value) if value.strip() else []
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -200,10 +205,7 @@ def _one_of(record: Mapping[str, Any], fields: Sequence[str], source: str) -> st
 def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
     found = value
     if isinstance(value, str):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = {"name": value}  # LMFlow's tools are texts; one that is no JSON is a name
+        found = _parsed(value, {"name": value})  # LMFlow's tools are texts; one that is no JSON is a name
     if not isinstance(found, dict):
         raise bad(source, place, 'a tool {"type": "function", "function": {"name", …}}', value)
     function = found.get("function", found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmflow.data.formats.fields import ANSWERS
+from lmflow.data.formats.targets import not_learnt
 from lmflow.data.record import Record, describe
 from lmflow.data.sample import Message, Sample
 from lmflow.errors import DataError
@@ -82,34 +83,41 @@ def labelled_dialogue(sample: Sample) -> tuple[Message, ...]:
 
 
 def read_record(kind: DataFormat, record: Record) -> Sample:
-    """The sample of a record. Raises DataError for what the format cannot use, and for a label that it would ignore.
+    """The sample of a record. Raises DataError for what the format cannot use, and for what says that the answer is not
+    to be learnt and would be ignored.
 
     A `label` that is no word for or against an answer is a field like any other, and beside a plain text it judges no
     answer; `kto_tag` always does.
     """
     sample = kind.sample(record.fields, record.source)
-    if is_labelled(record.fields) and sample.label is None and _has_answer(sample):
-        plain = not sample.templated and len(sample.messages) == 1
-        for field in ("kto_tag",) if plain else LABELS:
-            value = record.fields.get(field)
-            judges = value not in (None, "") if field == "kto_tag" else verdict(value) is not None
-            if judges and _reads_without(kind, record, sample):
-                raise DataError(
-                    f"{record.source}: {field}: {describe(value)} would say whether the answer is wanted, which "
-                    f"{kind.name} does not read, so that it would be trained all the same; leave it out with "
-                    f"--data.ignore {field}, or bring the records into the form of kto"
-                )
+    fields = _judging(record.fields, sample)
+    if fields and _reads_without(fields, kind, record, sample):
+        field, value = fields[0], describe(record.fields[fields[0]])
+        raise DataError(
+            f"{record.source}: {field}: {value} would say whether the answer is to be learnt, which {kind.name} does "
+            f"not read, so that it would be trained all the same; leave it out with --data.ignore {field}, or bring "
+            "the records into the form of kto"
+        )
     return sample
 
 
-def _reads_without(kind: DataFormat, record: Record, sample: Sample) -> bool:
-    """Whether the record without its labels is the same sample, so that the format does not look at them."""
-    fields = {name: value for name, value in record.fields.items() if name not in LABELS}
+def _judging(record: Mapping[str, Any], sample: Sample) -> list[str]:
+    """Fields of a record beside an answer that say whether it is wanted, or that it is not to be learnt."""
+    if not any(turn.role == "assistant" for turn in sample.messages):
+        return []
+    plain = not sample.templated and len(sample.messages) == 1
+    found = not_learnt(record)
+    if sample.label is None and not plain and verdict(record.get("label")) is not None:
+        found = ["label", *found]
+    if sample.label is None and record.get("kto_tag") not in (None, ""):
+        found = ["kto_tag", *found]
+    return found
+
+
+def _reads_without(fields: Sequence[str], kind: DataFormat, record: Record, sample: Sample) -> bool:
+    """Whether the record without these fields is the same sample, so that the format does not look at them."""
+    rest = {name: value for name, value in record.fields.items() if name not in fields}
     try:
-        return replace(kind.sample(fields, record.source), record=sample.record) == sample
+        return replace(kind.sample(rest, record.source), record=sample.record) == sample
     except Exception:  # a plugin's format may fail in other ways without a field that it needs
         return False
-
-
-def _has_answer(sample: Sample) -> bool:
-    return any(turn.role == "assistant" for turn in sample.messages)

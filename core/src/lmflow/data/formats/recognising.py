@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmflow.components import DataFormat
 from lmflow.data.formats.advice import way_to_read
 from lmflow.data.formats.candidates import recognised_by
+from lmflow.data.formats.unread import fields_read, listed
 from lmflow.data.record import Record, describe
 from lmflow.errors import DataError
 from lmflow.recipe.values import validated
@@ -48,7 +49,7 @@ class Formats:
         if len(found) != 1:
             raise DataError(_unclear(found, self.installed, looked_at))
         if lacking := [key for key in self.options if key not in found[0].model_fields]:
-            raise DataError(_lacks(found[0], lacking[0], self.installed, looked_at[0]))
+            raise DataError(_lacks(found[0], lacking[0], self.installed, looked_at))
         return validated(found[0], self.options, "data")
 
 
@@ -87,14 +88,15 @@ def _undeclared(declared: str, formats: Sequence[type[DataFormat]], first: Recor
     )
 
 
-def _lacks(found: type[DataFormat], key: str, formats: Sequence[type[DataFormat]], first: Record) -> str:
+def _lacks(found: type[DataFormat], key: str, formats: Sequence[type[DataFormat]], records: Sequence[Record]) -> str:
     """That the format recognised does not have an option that is given, and which one has."""
     having = ", ".join(sorted(each.name for each in formats if key in each.model_fields))
+    by = listed(fields_read(found(), records)[0])
     return (
-        f"data.{key}: {first.source} is recognised as {found.name} (by {_fields(first)}), which has no such option; "
-        f"it is one of {having or 'no installed format'}. Leave it out, or name the format with --data NAME."
+        f"data.{key}: {records[0].source} is recognised as {found.name} (by {by}), which has no such option; it is one "
+        f"of {having or 'no installed format'}. Leave it out, or name the format with --data NAME."
     )
 
 
 def _fields(record: Record) -> str:
-    return ", ".join(record.fields) or "no field"
+    return listed(list(record.fields)) or "no field"

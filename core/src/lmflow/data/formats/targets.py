@@ -40,6 +40,14 @@ def is_target(turn: Mapping[str, Any], role: str, source: str, place: str) -> bo
     return all(said.values()) or role != "assistant"
 
 
+def not_learnt(record: Mapping[str, Any]) -> list[str]:
+    """Fields of a whole record that say that it is not to be learnt, in so many words: false, 0, or masked."""
+    said = {field: record.get(field) for field in (*LEARNT, *WEIGHTS, *MASKED)}
+    return [
+        field for field, value in said.items() if isinstance(value, bool | int | float) and value == (field in MASKED)
+    ]
+
+
 def _flags_of(turn: Mapping[str, Any]) -> list[str]:
     return [field for field in (*LEARNT, *WEIGHTS, *MASKED) if turn.get(field) is not None]
 

@@ -21,7 +21,7 @@ HELD: Mapping[str, str] = {
 """What a sample says, and how a user calls it."""
 MARGIN = "margin"
 """What aligners read of a preference's record themselves: by how much one answer is better."""
-NAMED = 6
+NAMED = 10
 """Fields that a message names; more are counted."""
 
 
