@@ -19,6 +19,11 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of what the noun names, whose plural has an s: 1 sample, 1,234 samples."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def change(before: float, after: float, decimals: int = 3) -> str:
     """The difference with its sign, a true minus, and no negative zero."""
     text = f"{after - before:+,.{decimals}f}"
