@@ -75,7 +75,7 @@ def test_what_is_over_the_length_limit(lmflow: Call, model_directory: Path, tmp_
     assert json.loads(lmflow(*call, "--data.too_long", "split", "--json").out)["counts"] == {}
     out = lmflow(*call).out
     assert "of 2 with a limit of 40 tokens" in out
-    assert "  1  cut at the end" in out
+    assert "    1  cut at the end" in out
 
 
 def test_a_good_set_passes_and_one_that_stops_a_run_does_not(lmflow: Call, model_directory: Path, tmp_path: Path):

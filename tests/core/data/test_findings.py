@@ -77,7 +77,7 @@ def test_the_first_of_each_kind_are_kept():
 def test_a_line_for_each_kind():
     findings = found(leak=1200, empty_turn=1, duplicate=3)
     assert list(findings.lines("warning")) == [
-        "warning: 1,200 held-out samples that are also trained on: such as a.jsonl:1: what is wrong in 1",
+        "warning: 1,200 held-out samples that are also trained on, such as a.jsonl:1: what is wrong in 1",
         "warning: 1 turn without text: a.jsonl:1: what is wrong in 1",
     ]
     assert [line.split(":")[0] for line in findings.lines("warning", but=("leak",))] == ["warning"]

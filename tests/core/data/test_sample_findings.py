@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -11,8 +12,7 @@ from lmflow.data.findings import Findings
 from lmflow.data.sample import Answer, Message, Sample
 from lmflow.data.sample_findings import (
     MANY_DUPLICATES,
-    digest_of,
-    digest_of_prompt,
+    digests_of,
     empty_turns,
     find_in_samples,
     turn_findings,
@@ -80,7 +80,7 @@ def test_preferences_that_show_nothing():
 
 def test_what_two_samples_say_is_compared_whatever_they_were_read_from():
     one, other = (Sample((Q, A), record={"x": i}, source=f"f:{i}") for i in range(2))
-    assert digest_of(one) == digest_of(other)
+    assert digests_of(one) == digests_of(other)
     apart = [
         Sample((Q,)),
         Sample((Q, A), rejected=(Q,)),
@@ -91,9 +91,17 @@ def test_what_two_samples_say_is_compared_whatever_they_were_read_from():
         Sample((Q, Message("assistant", "a", thinking="b"))),
         Sample((Q, Message("assistant", "a", is_target=False))),
     ]
-    assert len({digest_of(each) for each in (one, *apart)}) == 9
-    assert digest_of_prompt(one) == digest_of_prompt(Sample((Q, Message("assistant", "other")), label=False))
-    assert digest_of_prompt(one) != digest_of_prompt(Sample((Q, A), tools=(ADD,)))
+    assert len({digests_of(each)[0] for each in (one, *apart)}) == 9
+    assert digests_of(one)[1] == digests_of(Sample((Q, Message("assistant", "other")), label=False))[1]
+    assert digests_of(one)[1] != digests_of(Sample((Q, A), tools=(ADD,)))[1]
+
+
+def test_every_field_of_a_turn_is_compared():
+    """A field that turns get later on must not go missing in the digest."""
+    changes = {"images": ("x",), "tool_calls": ({"a": 1},), "is_target": False}
+    for each in dataclasses.fields(Message):
+        other = dataclasses.replace(A, **{each.name: changes.get(each.name, "other")})
+        assert digests_of(Sample((Q, A, other)))[0] != digests_of(Sample((Q, A, A)))[0], each.name
 
 
 def test_samples_that_occur_before():

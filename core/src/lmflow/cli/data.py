@@ -273,7 +273,7 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
         yield "Name a model with --model to count and check its tokens."
     elif report.lengths is not None:
         yield f"to train on, by {model.source}: {report.lengths.totals()}"
-        yield from report.lengths.table()
+        yield from (f"  {line}" for line in report.lengths.table())
         yield from histogram_lines(report)
     yield from finding_lines(report)
     if report.errors:

@@ -163,8 +163,8 @@ class Findings:
             if kind in but:
                 continue
             first = self.examples_of(kind)[0]
-            such = "" if count == 1 else "such as "
-            yield f"{severity}: {KINDS[kind].counted(count)}: {such}{first.source}: {first.detail}"
+            such = ": " if count == 1 else ", such as "
+            yield f"{severity}: {KINDS[kind].counted(count)}{such}{first.source}: {first.detail}"
 
     def check(self, *, more: bool = False) -> None:
         """Raise DataError with the first errors, where there are any; `more` says that not all samples were read."""

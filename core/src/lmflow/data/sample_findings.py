@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from itertools import pairwise
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +15,12 @@ import numpy.typing as npt
 from lmflow.data.findings import Findings
 from lmflow.data.sample import Message, Sample
 
+DIGEST_BYTES = 8
+"""Of ten million samples, two that differ have the same digest with a probability of 3 in a million."""
 MANY_DUPLICATES = 0.1
 """Where more than this share of the samples occurs before, duplicates are worth a warning."""
+ALL_OF_TURN = attrgetter(*(each.name for each in fields(Message)))
+"""All fields of a turn: as a tuple they are written in a fraction of the time that a dataclass takes."""
 Keys = npt.NDArray[np.uint64]
 
 
@@ -45,9 +51,10 @@ def _keys(samples: Iterable[Sample], findings: Findings) -> tuple[Keys, Keys, Ke
     for sample in samples:
         for kind, detail in turn_findings(sample):
             findings.add(kind, sample.source, detail)
-        says.append(digest_of(sample))
-        sources.append(_digest(sample.source))
-        prompts.append(digest_of_prompt(sample))
+        said, asked = digests_of(sample)
+        says.append(said)
+        sources.append(hash(sample.source) % (1 << 64))
+        prompts.append(asked)
     one, two, three = (np.frombuffer(each, dtype=np.uint64) for each in (says, sources, prompts))
     return one, two, three
 
@@ -99,18 +106,16 @@ def empty_turns(turns: Sequence[Message]) -> Iterator[str]:
             yield f"{number} ({turn.role})"
 
 
-def digest_of(sample: Sample) -> int:
-    """A digest of all that a sample says, whatever file it is from."""
-    return _digest(sample.messages, sample.rejected, sample.tools, sample.label, sample.answers)
-
-
-def digest_of_prompt(sample: Sample) -> int:
-    """A digest of what a sample asks."""
+def digests_of(sample: Sample) -> tuple[int, int]:
+    """Digests of all that a sample says, and of what it asks, whatever file it is from."""
     last_is_answer = sample.messages[-1].role == "assistant" and len(sample.messages) > 1
-    return _digest(sample.messages[:-1] if last_is_answer else sample.messages, sample.tools)
+    asked = sample.messages[:-1] if last_is_answer else sample.messages
+    digest = hashlib.blake2b(_written(list(map(ALL_OF_TURN, asked)), sample.tools), digest_size=DIGEST_BYTES)
+    asks = int.from_bytes(digest.digest(), "little")
+    answer, rejected = (list(map(ALL_OF_TURN, turns)) for turns in (sample.messages[len(asked) :], sample.rejected))
+    digest.update(_written(answer, rejected, sample.label, sample.answers))
+    return int.from_bytes(digest.digest(), "little"), asks
 
 
-def _digest(*parts: object) -> int:
-    """64 bits: of ten million samples, two that differ have the same digest with a probability of 3 in a million."""
-    found = hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(found, "little")
+def _written(*parts: object) -> bytes:
+    return repr(parts).encode("utf-8", "surrogatepass")

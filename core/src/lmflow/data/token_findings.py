@@ -48,8 +48,8 @@ class TokenChecker:
         if sample.messages[-1].role != "assistant":
             return
         last_is_trained = sample.messages[-1].is_target or len(sequences) > 1
-        for sequence, names in zip(sequences, answer_names(sample, sequences), strict=True):
-            runs = list(target_runs(sequence))
+        found = [list(target_runs(sequence)) for sequence in sequences]
+        for sequence, runs, names in zip(sequences, found, answer_names(sample, list(map(len, found))), strict=True):
             for (start, end), name in zip(runs, names, strict=True):
                 is_last = last_is_trained and end == runs[-1][1]
                 if (is_last or name) and not self.ends_well(sequence.ids[start:end]):
@@ -74,18 +74,19 @@ class TokenChecker:
         return self._blank[token]
 
 
-def answer_names(sample: Sample, sequences: Sequence[TokenSequence]) -> list[list[str]]:
-    """Which answer each run of trained tokens is ("answer 1 of 2"), sequence by sequence.
+def answer_names(sample: Sample, runs: Sequence[int]) -> list[list[str]]:
+    """Which answer each run of trained tokens is ("answer 1 of 2"), where sequences have so many `runs`.
 
     "" where the record has one answer alone, and where a run is not known to be an answer: a template may mark others,
     and of several sequences each trains the answer that it ends with.
     """
     answers = [turn.is_target for turn in sample.messages if turn.role == "assistant"]
+    if len(answers) < 2:
+        return [[""] * count for count in runs]
     names = [f"answer {number} of {len(answers)}" for number, is_target in enumerate(answers, 1) if is_target]
-    runs = [len(list(target_runs(sequence))) for sequence in sequences]
-    if len(answers) > 1 and runs == [len(names)]:
+    if list(runs) == [len(names)]:
         return [names]
-    if len(answers) > 1 and len(runs) == len(names) and all(runs):
+    if len(runs) == len(names) and all(runs):
         return [[*[""] * (count - 1), name] for count, name in zip(runs, names, strict=True)]
     return [[""] * count for count in runs]
 

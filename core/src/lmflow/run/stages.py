@@ -50,17 +50,17 @@ def read_data(work: Work) -> Dataset:
     if summary.recognised or summary.skipped or summary.unread:
         log.note(summary.describe())
     if log.processes.is_rank0:
-        look_at_samples(work, data)
+        check_samples(work, data)
     return data
 
 
-def look_at_samples(work: Work, data: Dataset) -> None:
+def check_samples(work: Work, data: Dataset) -> None:
     """Say what is odd about the samples, before they are tokens; what would spoil the run is found when they are."""
     from lmflow.data.findings import Findings
     from lmflow.data.sample_findings import find_in_samples
 
     findings = Findings()
-    with work.log.phase("looking at the samples"):
+    with work.log.phase("checking the samples"):
         find_in_samples(data.train, data.heldout, findings)
     work.log.tables["findings"] = findings.as_dict()
     for line in findings.lines("warning"):

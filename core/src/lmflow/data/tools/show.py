@@ -8,7 +8,7 @@ from typing import Any
 
 from lmflow.data.packing import pack_rows
 from lmflow.data.sample import Sample, TokenSequence
-from lmflow.data.token_findings import TextModel, answer_names
+from lmflow.data.token_findings import TextModel, answer_names, target_runs
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 8
@@ -43,7 +43,8 @@ def shown_sequences(model: TextModel, sample: Sample, train_on: str) -> list[tup
     [sequences] = model.encode_all([sample], train_on)
     if len(sequences) == 1:
         return [(sequences[0], "")]
-    names = [", ".join(filter(None, each)) for each in answer_names(sample, sequences)]
+    runs = [len(list(target_runs(sequence))) for sequence in sequences]
+    names = [", ".join(filter(None, each)) for each in answer_names(sample, runs)]
     return [
         (sequence, name or f"sequence {number} of {len(sequences)}")
         for number, (sequence, name) in enumerate(zip(sequences, names, strict=True), 1)
