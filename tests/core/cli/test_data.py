@@ -64,7 +64,8 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
 
 def test_what_is_over_the_length_limit(lmflow: Call, model_directory: Path, tmp_path: Path):
     rows = [{"prompt": f"the fox {count}", "completion": "jumps " * count} for count in (1, 90)]
-    call = ("data", "check", write(tmp_path / "a.jsonl", *rows), "--model", model_directory, "--data.max_length", 40)
+    path, limit = write(tmp_path / "a.jsonl", *rows), ("--data.max_length", 40, "--data.validation", 0)
+    call = ("data", "check", path, "--model", model_directory, *limit)
     for policy, code, kind in [("auto", 0, "cut_off"), ("skip", 0, "cut_off"), ("error", 1, "over_length")]:
         done = lmflow(*call, "--data.too_long", policy, "--json")
         report = json.loads(done.out)
@@ -74,22 +75,23 @@ def test_what_is_over_the_length_limit(lmflow: Call, model_directory: Path, tmp_
     assert json.loads(lmflow(*call, "--data.too_long", "split", "--json").out)["counts"] == {}
     out = lmflow(*call).out
     assert "of 2 with a limit of 40 tokens" in out
-    assert "  1  cut at the end" in out
+    assert "    1  cut at the end" in out
 
 
-def test_a_good_set_passes_and_a_wasteful_one_does_not(lmflow: Call, model_directory: Path, tmp_path: Path):
+def test_a_good_set_passes_and_one_that_stops_a_run_does_not(lmflow: Call, model_directory: Path, tmp_path: Path):
     rows = [{"prompt": f"the fox {i}", "completion": "jumps"} for i in range(30)]
     good = lmflow("data", "check", write(tmp_path / "a.jsonl", *rows), "--model", model_directory)
     assert good.code == 0, good.err
     assert "30 samples of format prompt" in good.out
-    assert "Nothing here would waste a run." in good.out
-    assert "trained (" in good.out
+    assert "Nothing here would stop a run." in good.out
+    assert "28 samples, 28 sequences, " in good.out
     bad = write(tmp_path / "b.jsonl", *rows, {"prompt": 3}, {"prompt": "x", "completion": 5})
     done = lmflow("data", "check", bad, "--json")
     assert done.code == 1
     report = json.loads(done.out)
     assert report["counts"] == {"bad_record": 2}
     assert report["findings"][0] == {
+        "severity": "error",
         "kind": "bad_record",
         "source": "b.jsonl:31",
         "file": "b.jsonl",
@@ -98,17 +100,22 @@ def test_a_good_set_passes_and_a_wasteful_one_does_not(lmflow: Call, model_direc
         "field": "prompt",
         "detail": "prompt: expected text, found a number 3",
     }
-    assert report["wasteful"] == ["2 records that cannot be used"]
+    assert report["errors"] == ["2 records that cannot be used"]
+    done = lmflow("data", "check", bad, "--data.on_bad_record", "skip", "--json")
+    report = json.loads(done.out)
+    assert (done.code, report["errors"], report["warnings"]) == (0, [], ["2 records that cannot be used"])
+    assert report["findings"][0]["severity"] == "warning"
 
 
 def test_a_validation_file_that_is_trained_on_is_found(lmflow: Call, tmp_path: Path):
     rows = [{"prompt": f"the fox {i}", "completion": "jumps"} for i in range(10)]
     held = write(tmp_path / "held.jsonl", *rows[:3], {"prompt": "the fox 5", "completion": "sleeps"})
     done = lmflow("data", "check", write(tmp_path / "a.jsonl", *rows), "--data.validation", held, "--json")
-    assert done.code == 1
+    assert done.code == 0, "the run trains well, and what it measures is not what was asked for"
     report = json.loads(done.out)
     assert report["counts"] == {"leak": 3, "shared_prompt": 1}
-    assert report["wasteful"] == ["3 of 4 validation samples are also trained on"]
+    assert report["warnings"] == ["3 held-out samples that are also trained on"]
+    assert [each["severity"] for each in report["findings"]] == ["warning"] * 3 + ["note"]
 
 
 def test_a_bad_record_is_placed_whatever_its_container(lmflow: Call, tmp_path: Path):
@@ -129,7 +136,7 @@ def test_a_file_without_one_good_record_is_reported_whole(lmflow: Call, tmp_path
     done = lmflow("data", "check", tmp_path / "a.jsonl", "--json")
     report = json.loads(done.out)
     assert (done.code, report["samples"], [each["line"] for each in report["findings"]]) == (1, 0, [1, 2, 3])
-    assert report["wasteful"] == ["3 records that cannot be used", "no sample at all"]
+    assert report["errors"] == ["3 records that cannot be used", "no sample at all"]
     (tmp_path / "b.jsonl").write_bytes(b"\n")
     done = lmflow("data", "check", tmp_path / "b.jsonl", "--json")
     assert (done.code, "b.jsonl holds no record" in done.err) == (2, True)

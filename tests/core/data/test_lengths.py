@@ -35,7 +35,7 @@ def test_truncation_is_counted_and_what_lost_its_answer_is_named():
     assert report.lost_tokens == {"truncated": 6, "untrained": 12}
     assert (report.tokens, report.num_targets) == (5 + 6, 3 + 3)
     assert report.describe().splitlines() == [
-        "2 sequences, 11 tokens, 55% of them trained",
+        "2 sequences, 11 tokens, 6 of them trained (55%)",
         "  of 3 with a limit of 6 tokens (the longest has 12):",
         "    1  kept whole",
         "    1  cut at the end                 6 tokens lost",
@@ -46,7 +46,7 @@ def test_truncation_is_counted_and_what_lost_its_answer_is_named():
 def test_where_all_is_kept_whole_there_is_no_table():
     _, report = fit_lengths([sequence(2, 3)], None, "auto")
     assert report.table() == []
-    assert report.describe() == "1 sequence, 5 tokens, 60% of them trained"
+    assert report.describe() == "1 sequence, 5 tokens, 3 of them trained (60%)"
 
 
 def test_skip_and_error():
@@ -56,7 +56,7 @@ def test_skip_and_error():
         for text in (False, True):  # what is asked for in so many words holds for plain text too
             long = TokenSequence(list(range(12)), [True] * 12, "b") if text else sequence(3, 9, "b")
             message = (
-                "b: 12 tokens, more than 6.*--data.max_length" if policy == "error" else "The only sample is longer"
+                "b: 12 tokens, more than 6.*--data.max_length" if policy == "error" else "The one sample is longer"
             )
             with pytest.raises(DataError, match=message):
                 fit_lengths([long], 6, policy)

@@ -24,6 +24,7 @@ from lmflow.data.cache.token_store import INDEX, StoredSequences, write_store
 from lmflow.data.cache.tokens import cache_directory, cached
 from lmflow.data.dataset import load_dataset
 from lmflow.data.formats import FORMATS, Formats
+from lmflow.data.lengths import fit_lengths
 from lmflow.data.sample import Dataset, Message, Sample, TokenSequence
 from lmflow.errors import DataError
 from lmflow.models import encoding
@@ -170,7 +171,7 @@ def test_whatever_changes_the_tokens_makes_them_anew(
     assert len(list(cache.iterdir())) == 2
     limit = encoding.length_limit(model, options)
     sequences = [each for sample in others for each in model.encode(sample, options.train_on)]
-    assert list(found) == encoding.fit_lengths(sequences, limit, options.too_long)[0]
+    assert list(found) == fit_lengths(sequences, limit, options.too_long)[0]
 
 
 def test_what_other_code_made_is_not_used():

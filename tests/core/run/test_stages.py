@@ -76,7 +76,7 @@ def test_data_is_read_and_recorded(make_work: MakeWork):
 
 
 def test_what_was_guessed_of_the_data_is_said(make_work: MakeWork, tmp_path: Path):
-    (tmp_path / "some.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 4)
+    (tmp_path / "some.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(4)))
     work = make_work(data__name=None, data__path=str(tmp_path / "some.jsonl"))
     stages.read_data(work)
     [note] = work.log.notes

@@ -34,5 +34,5 @@ class Sft(Aligner):
         from lmflow.models.encoding import encode
 
         data = context.data
-        sequences, _ = encode(context.model, data.train, data.options, data.fingerprint)
-        return Workload(sequences, context.options.total_steps(len(sequences)))
+        sequences, lengths = encode(context.model, data.train, data.options, data.fingerprint)
+        return Workload(sequences, context.options.total_steps(len(sequences)), lengths=lengths)

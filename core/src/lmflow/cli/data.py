@@ -35,7 +35,10 @@ FIXED: Mapping[str, Mapping[str, bool]] = {
 }
 ABOUT = {
     "show": "Show samples token by token, what is trained set off from what is not; with --data.packing, the rows too.",
-    "check": "Read everything and report what would spoil a run; with --model its tokens too. Exits with 1 if so.",
+    "check": (
+        "Read everything and report errors, which stop a run, warnings, which it prints, and notes; with --model those "
+        "of the tokens too. Exits with 1 if there are errors."
+    ),
     "convert": "Write records in another format, and say what that cannot hold.",
 }
 HELP = {
@@ -93,23 +96,24 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         as_json: Annotated[bool, typer.Option("--json")] = False,
     ) -> None:
         from lmflow.data.dataset import load_dataset
-        from lmflow.data.tools.show import shown_as_data
+        from lmflow.data.tools.show import shown_as_data, shown_sequences
 
         parts = resolve_data(plugins, scanned, scope, path)
         data = parts["data"].model_copy(update={"limit": count})
         dataset, summary = load_dataset(data, formats_in(parts, plugins), 0)
         model = skeleton(parts, plugins)
         samples = [*dataset.train, *dataset.heldout][:count]
-        sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
+        shown = [each for sample in samples for each in shown_sequences(model, sample, parts["data"].train_on)]
+        sequences = [sequence for sequence, _ in shown]
         rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing else None
         if as_json:
             about = {"path": summary.path, "format": summary.format}
-            shown = shown_as_data(model.tokenizer, sequences, rows[0] if rows else None)
-            say(json.dumps({**about, **shown}, ensure_ascii=False))
+            found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
+            say(json.dumps({**about, **found}, ensure_ascii=False))
             return
         say(f"{summary.describe()}\n")
-        for sequence in sequences:
-            say(show_sequence(model, sequence, as_table=table))
+        for sequence, answers in shown:
+            say(show_sequence(model, sequence, answers, as_table=table))
         if rows is not None:
             say("\n".join(row_lines(*rows)))
 
@@ -131,7 +135,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
             sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         else:
             say("\n".join(report_lines(report, model)))
-        if report.wasteful:
+        if report.errors:
             raise typer.Exit(1)
 
     return check
@@ -213,12 +217,13 @@ def skeleton(parts: Mapping[str, Any], plugins: Plugins) -> LanguageModel:
 # Showing
 
 
-def show_sequence(model: LanguageModel, sequence: Any, *, as_table: bool) -> str:
+def show_sequence(model: LanguageModel, sequence: Any, answers: str, *, as_table: bool) -> str:
     """A sequence for the terminal: in colour where there is any, else with marks."""
     from lmflow.data.tools.show import pieces_of, plain, table
 
     pieces = list(pieces_of(model.tokenizer, sequence))
-    head = f"{sequence.source}  {len(sequence):,} tokens, {sequence.num_targets:,} trained"
+    trained = f"{sequence.num_targets:,} trained{answers and f': {answers}'}"
+    head = f"{sequence.source}  {counted(len(sequence), 'token')}, {trained}"
     if as_table:
         return "\n".join([head, *table(pieces), ""])
     return f"{head}\n{coloured(pieces) if in_colour() else plain(pieces)}\n"
@@ -261,35 +266,44 @@ def row_lines(layout: Sequence[Sequence[Place]], limit: int) -> Iterator[str]:
 def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[str]:
     """What was found, for people."""
     from lmflow.data.formats.unread import listed
-    from lmflow.data.tools.check import KINDS, ONE
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
     where, kind = report.path or report.format, report.format and f" of format {report.format}"
-    yield f"{where}: {counted(report.samples, 'sample')}{kind}, turns: {turns or 'none'}"
+    held = f" ({report.validation:,} held out)" if report.validation else ""
+    yield f"{where}: {counted(report.samples, 'sample')}{kind}{held}, turns: {turns or 'none'}"
     if report.unread:
         yield f"not read: {listed(report.unread)}"
     if model is None:
         yield "Name a model with --model to count and check its tokens."
-    elif report.tokens:
-        share = (report.num_targets or 0) / report.tokens
-        yield f"{report.tokens:,} tokens by {model.source}, {report.num_targets or 0:,} trained ({share:.0%})"
+    elif report.lengths is not None:
+        yield f"to train on, by {model.source}: {report.lengths.totals()}"
+        yield from (f"  {line}" for line in report.lengths.table())
         yield from histogram_lines(report)
-        yield from report.touched
-    for kind, count in report.counts.items():
-        yield counted(count, ONE[kind], KINDS[kind][1])
-        shown = [finding for finding in report.findings if finding.kind == kind][:SHOWN]
-        yield from (f"  {finding.source}: {finding.detail}" for finding in shown)
+    yield from finding_lines(report)
+    if report.errors:
+        yield f"A run would stop: {'; '.join(report.errors)}."
+    else:
+        told = f" It would warn of {'; '.join(report.warnings)}." if report.warnings else ""
+        yield f"Nothing here would stop a run.{told}"
+
+
+def finding_lines(report: CheckReport) -> Iterator[str]:
+    """Each kind of finding with how bad it is, how many there are, and the first of them."""
+    from lmflow.data.findings import KINDS
+
+    for kind, count in report.findings.counts.items():
+        yield f"{report.findings.severity(kind)}: {KINDS[kind].counted(count)}"
+        yield from (f"  {finding.source}: {finding.detail}" for finding in report.findings.examples_of(kind)[:SHOWN])
         if count > SHOWN:
             yield f"  … and {count - SHOWN:,} more (--json has them all)"
-    if report.wasteful:
-        yield f"This would waste a run: {'; '.join(report.wasteful)}."
-    else:
-        yield "Nothing here would waste a run."
+    yield from (f"error: {reason}" for reason in report.reasons)
 
 
 def histogram_lines(report: CheckReport) -> Iterator[str]:
     """A bar for each range of lengths."""
     bins = report.histogram()
+    if not bins:
+        return
     most = max(count for _, _, count in bins)
     width = len(f"{bins[-1][1]:,}")
     for low, high, count in bins:

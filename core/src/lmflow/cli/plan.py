@@ -96,7 +96,14 @@ def all_lines(plans: Mapping[str, tuple[Plan, DataSummary]]) -> Iterator[str]:
         if name:
             yield from [*([""] if at else []), f"stage       {name}"]
         yield f"data        {summary.describe()}"
+        if found.lengths is not None:
+            yield from indented(found.lengths.describe())
         yield from plan_lines(found)
+
+
+def indented(text: str) -> list[str]:
+    """The lines of a text, below what stands beside a name."""
+    return [f"            {line}" for line in text.splitlines()]
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

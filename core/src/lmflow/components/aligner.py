@@ -14,6 +14,7 @@ from lmflow.components.base import Component
 if TYPE_CHECKING:
     from lmflow.components.contexts import AlignContext, PlanContext, RunContext
     from lmflow.components.model import Model
+    from lmflow.data.lengths import LengthReport
     from lmflow.data.sample import Dataset, Item, Sample
     from lmflow.models.language_model import LanguageModel
     from lmflow.training.objective import Objective
@@ -29,6 +30,8 @@ class Workload:
     """Optimizer steps of the whole run; None where that is not known."""
     heldout: Sequence[Item] = ()
     """Held-out items, which passes without gradients go through; `lmflow plan` fills them in."""
+    lengths: LengthReport | None = None
+    """What `encode` or `encode_pairs` said of the items; None where they are yet to be sampled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,16 +104,41 @@ def _load_mix(data: DataOptions, formats: Formats, seed: int) -> tuple[Dataset, 
     """Several places, each as often as its weight says; what is held out is not weighted."""
     sources = read_sources(data, formats)
     validation = validation_source(data, formats)
-    parts = [split(source.samples, validation, data, seed) for source in sources]
-    weights = data.mix.items()
-    train = [weighted(part, weight, f"{seed}/{path}") for (part, _), (path, weight) in zip(parts, weights, strict=True)]
-    heldout = [sample for _, part in parts for sample in part] if validation is None else list(validation.samples)
+    parts = divided(sources, validation, data, seed)
+    whole, heldout = mixed(parts, seed), parts.heldout
     digest = hashlib.sha256(json.dumps([source.digest for source in sources]).encode()).hexdigest()
-    whole = Concatenated(train)
     summary = replace(
         _summary(data, formats, sources, validation, whole, heldout), path=", ".join(data.mix), sha256=digest
     )
     return Dataset(whole, heldout, data, sources[0].format, train_key(sources, data, seed)), summary
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The samples of several places, as they are split."""
+
+    train: Sequence[tuple[Sequence[Sample], tuple[str, float]]]
+    """Those of each place that are trained on, with the place and how often they come in an epoch."""
+    heldout: Sequence[Sample]
+
+
+def divided(sources: Sequence[Source], validation: Source | None, data: DataOptions, seed: int) -> Parts:
+    """The samples of all places, split: what is held out is what `validation` holds, or a share of each place."""
+    sides = [split(source.samples, validation, data, seed) for source in sources]
+    heldout = [sample for _, side in sides for sample in side] if validation is None else list(validation.samples)
+    weights = data.mix.items() or [(data.path or "", 1.0)]
+    return Parts([(side, weight) for (side, _), weight in zip(sides, weights, strict=True)], heldout)
+
+
+def brought(data: DataOptions, formats: Formats) -> Parts:
+    """The samples that the format brings, where no place is named."""
+    source, heldout = _embedded(data, formats)
+    return Parts([(source.samples, ("", 1.0))], heldout)
+
+
+def mixed(parts: Parts, seed: int) -> Sequence[Sample]:
+    """What is trained on, each place as often as its weight says."""
+    return Concatenated([weighted(samples, weight, f"{seed}/{path}") for samples, (path, weight) in parts.train])
 
 
 def train_key(sources: Sequence[Source], data: DataOptions, seed: int) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmflow.data.findings import Findings
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import DataError
 from lmflow.formatting import counted
@@ -23,6 +24,8 @@ RULES = {
 }
 """What may become of a sequence, in the words the user is shown."""
 WIDEST = max(map(len, RULES.values()))
+IN_TABLE = ("cut_off", "nothing_to_train")
+"""Kinds of findings that the table of a report tells."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class LengthReport:
     """Tokens that each rule left out of training."""
     untrained: tuple[str, ...]
     """The first few records that have nothing to train on."""
+    samples: int | None = None
+    """Samples that they were made of; None where that is not known."""
+    findings: Findings = field(default_factory=Findings)
+    """What is wrong with their tokens."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LengthReport:
@@ -55,14 +62,21 @@ class LengthReport:
             sequences={rule: rules[rule]["sequences"] for rule in RULES if rules[rule]["sequences"]},
             lost_tokens={rule: rules[rule]["tokens_lost"] for rule in RULES if rules[rule]["tokens_lost"]},
             untrained=tuple(values["untrained"]),
+            samples=values["samples"],
+            findings=Findings.from_dict(values["findings"]),
         )
 
     def describe(self) -> str:
-        """What the user is told: a line of totals, then the `table`."""
-        share = self.num_targets / self.tokens
-        kept = "1 sequence" if self.kept == 1 else f"{self.kept:,} sequences"
-        totals = f"{kept}, {self.tokens:,} tokens, {share:.0%} of them trained"
-        return "\n  ".join([totals, *self.table()])
+        """What the user is told: a line of totals, the `table`, and warnings of what is not in it."""
+        warnings = list(self.findings.lines("warning", but=IN_TABLE))
+        return "\n".join(["\n  ".join([self.totals(), *self.table()]), *warnings])
+
+    def totals(self) -> str:
+        """How many samples, sequences and tokens there are, and how many tokens are trained."""
+        samples = "" if self.samples is None else f"{counted(self.samples, 'sample')}, "
+        share = self.num_targets / max(1, self.tokens)
+        trained = f"{self.num_targets:,} of them trained ({share:.0%})"
+        return f"{samples}{counted(self.kept, 'sequence')}, {counted(self.tokens, 'token')}, {trained}"
 
     def table(self) -> list[str]:
         """How many sequences each rule touched, and tokens it cost: a line each, none where all were kept whole."""
@@ -101,6 +115,8 @@ class LengthReport:
             "num_targets": self.num_targets,
             "rules": rules,
             "untrained": list(self.untrained),
+            "samples": self.samples,
+            "findings": self.findings.as_dict(),
         }
 
 
@@ -189,7 +205,11 @@ class LengthFitter:
     def report(self) -> LengthReport:
         """What was done so far. Raises DataError, naming records, when nothing is left to train on."""
         if not self.kept:
-            raise DataError(self._nothing_to_train())
+            raise DataError(self.nothing_to_train())
+        return self.summary()
+
+    def summary(self) -> LengthReport:
+        """What was done so far, be there something to train on or not."""
         return LengthReport(
             limit=self.limit,
             longest=self.longest,
@@ -201,16 +221,18 @@ class LengthFitter:
             untrained=tuple(self.untrained),
         )
 
-    def _nothing_to_train(self) -> str:
+    def nothing_to_train(self) -> str:
+        """Why no token would be trained."""
         total = sum(self.sequences.values())
         if not total:
             return "There is no sample to train on. Look at the data with lmflow data check."
         if self.sequences["skipped"] == total:
-            all_of_them = "The only sample is" if total == 1 else f"All {total:,} samples are"
+            all_of_them = "The one sample is" if total == 1 else f"All {total:,} samples are"
             return f"{all_of_them} longer than {self.limit} tokens (longest {self.longest}). Raise --data.max_length."
+        what = "the one sample" if total == 1 else f"any of {total:,} samples"
         return (
-            f"No token would be trained in any of {counted(total, 'sample')} ({', '.join(self.untrained)}). Training "
-            f"needs answers: an assistant turn in each record, not cut off by --data.max_length ({self.limit})."
+            f"No token would be trained in {what} ({', '.join(self.untrained)}). Training needs answers: an assistant "
+            f"turn in each record, not cut off by --data.max_length ({self.limit})."
         )
 
 

@@ -6,6 +6,7 @@ import heapq
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,9 @@ from lmflow import data
 from lmflow.data import lengths
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.tokens import cached
-from lmflow.data.lengths import LengthFitter, LengthReport, fit_lengths
-from lmflow.data.prefetch import prefetch
+from lmflow.data.lengths import LengthReport
 from lmflow.data.sample import Dataset, Item, Message, Sample, TokenSequence
+from lmflow.data.tally import CHUNK, Tally, encode_all
 from lmflow.errors import DataError
 from lmflow.recipe.sections.data import DataOptions
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from lmflow.components import Aligner, Log
     from lmflow.models.language_model import LanguageModel
 
-CHUNK = 1024
-"""Samples tokenised together."""
 LOOKED_AT = 10_000
 """Samples among which one with images is looked for."""
 KEPT_FROM = 2_000_000
@@ -39,29 +38,23 @@ def encode(
 
     Many samples are tokenised once and kept on disk, found again by everything their tokens depend on: the samples (or
     `fingerprint`, where that stands for them), the tokenizer with its template, and the options.
-    Raises DataError when no trained token remains, naming the records, and where the disk cannot hold them.
+    Raises DataError, naming the first records, after looking at all of them where the tokens of some would spoil the
+    run (see `lmflow.data.findings`) or no trained token remains, and where the disk cannot hold them.
     """
-    limit = length_limit(model, options)
-    tokens = model.token_key
+    tokens, tally = model.token_key, Tally(model, options)
+    sequences = partial(_fitted, model, samples, options.train_on, tally)
     if tokens is None or not worth_keeping(samples):
-        return fit_lengths(encoded(model, samples, options.train_on), limit, options.too_long)
-    fitter = LengthFitter(limit, options.too_long)
+        return list(sequences()), tally.report()
     what = fingerprint if fingerprint is not None else samples_key(samples)
-    key = key_of(what, tokens, options.train_on, str(limit), options.too_long, *code(type(model)))
-    stored = cached(
-        key,
-        lambda: (each for sequence in encoded(model, samples, options.train_on) for each in fitter.fit(sequence)),
-        lambda: {"lengths": fitter.report().as_dict()},
-    )
+    limit = str(length_limit(model, options))
+    key = key_of(what, tokens, options.train_on, limit, options.too_long, *code(type(model)))
+    stored = cached(key, sequences, lambda: {"lengths": tally.report().as_dict()})
     return stored, LengthReport.from_dict(stored.about["lengths"])
 
 
-def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[TokenSequence]:
-    """The sequences of all samples; a chunk of samples is tokenised while what the last one gave is used."""
-    chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-    for chunk in prefetch(lambda some: model.encode_all(some, train_on), chunks):
-        for sequences in chunk:
-            yield from sequences
+def _fitted(model: LanguageModel, samples: Sequence[Sample], train_on: str, tally: Tally) -> Iterator[TokenSequence]:
+    """The sequences of all samples, fitted to the limit and counted."""
+    return tally.fitted(encode_all(model, samples, train_on, tally.findings))
 
 
 def code(model: type[LanguageModel]) -> tuple[str, ...]:
@@ -85,7 +78,7 @@ def worth_keeping(samples: Sequence[Sample]) -> bool:
 
 def samples_key(samples: Sequence[Sample]) -> str:
     """A digest of everything that is tokenised of the samples, and of where they are from."""
-    parts = ((s.messages, s.templated, s.tools, s.source) for s in samples)
+    parts = ((s.messages, s.templated, s.tools, s.label, s.source) for s in samples)
     return key_of(*map(repr, parts))
 
 
@@ -145,6 +138,18 @@ def items_of(aligner: Aligner, model: LanguageModel, samples: Sequence[Sample], 
         return encode_answered(model, samples, data.options) if found is None else found
     except DataError as error:
         raise (DataError(f"held-out records: {error}") if samples is data.heldout else error) from None
+
+
+def heldout_items(aligner: Aligner, model: LanguageModel, data: Dataset, log: Log) -> Sequence[Item]:
+    """`items_of` what is held out, after saying what its tokens give reason to warn of."""
+    found = aligner.items(model, data.heldout, data)
+    answered = [sample for sample in data.heldout if _answered(sample)] if found is None else []
+    if not answered:
+        return found or []
+    items, report = encode(model, answered, data.options)
+    for line in report.findings.lines("warning"):
+        log.note(f"held out, {line}")
+    return items
 
 
 def probe_samples(data: Dataset, count: int = 8) -> list[Sample]:

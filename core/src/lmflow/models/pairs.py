@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from lmflow.data.findings import Findings
 from lmflow.data.lengths import LengthFitter, LengthReport
 from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.tally import CHUNK, each_encoded
+from lmflow.data.token_findings import TokenChecker
 from lmflow.errors import DataError
-from lmflow.models.encoding import CHUNK, length_limit
+from lmflow.models.encoding import length_limit
 from lmflow.recipe.sections.data import DataOptions
 
 if TYPE_CHECKING:
@@ -38,9 +42,11 @@ def encode_pairs(
     """
     if options.train_on == "all":
         raise DataError("data.train_on all: a comparison has its loss on the answers; use assistant or last")
-    fitter = LengthFitter(length_limit(model, options), options.too_long)
-    pairs = [fitted for pair in _encoded(model, samples, options.train_on) if (fitted := fitter.fit_pair(pair))]
-    return pairs, fitter.report()
+    fitter, findings = LengthFitter(length_limit(model, options), options.too_long), Findings()
+    found = _encoded(model, samples, options.train_on, findings)
+    pairs = [fitted for pair in found if (fitted := _fitted(fitter, pair, findings)) is not None]
+    findings.check()
+    return pairs, replace(fitter.report(), samples=len(samples), findings=findings)
 
 
 def encode_answered_pairs(model: LanguageModel, samples: Sequence[Sample], options: DataOptions) -> list[Pair]:
@@ -49,21 +55,50 @@ def encode_answered_pairs(model: LanguageModel, samples: Sequence[Sample], optio
     return encode_pairs(model, preferences, options)[0] if preferences else []
 
 
-def _encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[Pair]:
-    """The pairs of all samples, whatever their length; a chunk is tokenised while the last one is used."""
+Sides = tuple[list[TokenSequence], list[TokenSequence]]
+"""The sequences of a preference's two dialogues."""
+
+
+def _encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str, findings: Findings) -> Iterator[Pair]:
+    """The pairs of all samples, whatever their length; a chunk is tokenised while the last one is used.
+
+    What is wrong with samples is among the findings; those that cannot be tokenised are left out.
+    """
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-
-    def sides(some: Sequence[Sample]) -> list[tuple[Sample, list[TokenSequence], list[TokenSequence]]]:
-        for sample in some:
-            _check_preference(sample)
-        both = [*some, *(replace(sample, messages=sample.rejected, rejected=()) for sample in some)]
-        found = model.encode_all(both, train_on)
-        return list(zip(some, found[: len(some)], found[len(some) :], strict=True))
-
-    for chunk in prefetch(sides, chunks):
-        for sample, chosen, rejected in chunk:
+    checker = TokenChecker(model, train_on)
+    for chunk in prefetch(partial(each_encoded, partial(_sides, model, train_on)), chunks):
+        for sample, sides in chunk:
+            if isinstance(sides, DataError):
+                findings.add_untokenised(sample.source, sides)
+                continue
+            for side, sequences in zip(_dialogues(sample), sides, strict=True):
+                for kind, detail in checker.findings(side, sequences):
+                    findings.add(kind, sample.source, detail)
             # A template that rewrites earlier turns gives several sequences; the last one has the last answer.
-            yield _compared(chosen[-1], rejected[-1], sample)
+            yield _compared(sides[0][-1], sides[1][-1], sample)
+
+
+def _sides(model: LanguageModel, train_on: str, some: Sequence[Sample]) -> list[Sides]:
+    """The two sides of each preference, all tokenised together."""
+    for sample in some:
+        _check_preference(sample)
+    both = [side for sample in some for side in _dialogues(sample)]
+    found = model.encode_all(both, train_on)
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _dialogues(sample: Sample) -> tuple[Sample, Sample]:
+    """The preferred dialogue of a preference, and the other one."""
+    return sample, replace(sample, messages=sample.rejected, rejected=())
+
+
+def _fitted(fitter: LengthFitter, pair: Pair, findings: Findings) -> Pair | None:
+    """The pair within the limit; None for one that is left out, or too long, which is an error among the findings."""
+    try:
+        return fitter.fit_pair(pair)
+    except DataError as error:
+        findings.add("over_length", pair[0].source, str(error).removeprefix(f"{pair[0].source}: "))
+        return None
 
 
 def _compared(chosen: TokenSequence, rejected: TokenSequence, sample: Sample) -> Pair:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lmflow.data.collate import Batch
+    from lmflow.data.lengths import LengthReport
     from lmflow.data.sample import Dataset
     from lmflow.models.language_model import LanguageModel
     from lmflow.planning.footprint import Footprint, StepSettings
@@ -87,6 +88,8 @@ class Plan:
     """Why not, in one line."""
     available: int | None
     """What there is for each process; None where that is not known."""
+    lengths: LengthReport | None = None
+    """What is trained on, as the run will say it; None where the aligner makes it while it trains."""
     remedies: Sequence[Remedy] = ()
 
     @property
@@ -118,7 +121,9 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Everything, in plain values."""
         total = None if self.memory is None else self.memory.total
-        return {**asdict(self), "memory_total": total, "fits": self.fits}
+        lengths = self.lengths and self.lengths.as_dict()
+        plain = asdict(replace(self, lengths=None))
+        return {**plain, "lengths": lengths, "memory_total": total, "fits": self.fits}
 
 
 def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
@@ -151,6 +156,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         memory=memory and replace(memory, libraries=libraries, models=sum(map(weight_bytes, others))),
         not_estimated=not_estimated,
         available=available_memory(device, recipe.launch.processes),
+        lengths=workload.lengths,
     )
     if plan.fits:
         return plan

@@ -49,7 +49,22 @@ def read_data(work: Work) -> Dataset:
     work.record.values["data"] = asdict(summary)
     if summary.recognised or summary.skipped or summary.unread or summary.unread_fields:
         log.note(summary.describe())
+    if log.processes.is_rank0:
+        check_samples(work, data)
     return data
+
+
+def check_samples(work: Work, data: Dataset) -> None:
+    """Say what is odd about the samples, before they are tokens; what would spoil the run is found when they are."""
+    from lmflow.data.findings import Findings
+    from lmflow.data.sample_findings import find_in_samples
+
+    findings = Findings()
+    with work.log.phase("checking the samples"):
+        find_in_samples(data.train, data.heldout, findings)
+    work.log.tables["findings"] = findings.as_dict()
+    for line in findings.lines("warning"):
+        work.log.note(line)
 
 
 def estimate(work: Work, data: Dataset) -> None:
@@ -169,7 +184,7 @@ def with_heads(work: Work, model: LanguageModel) -> LanguageModel:
 
 def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mapping[str, LanguageModel]) -> AlignContext:
     """What the aligner works with, its trainer with the held-out items that its objective judges."""
-    from lmflow.models.encoding import items_of, length_limit
+    from lmflow.models.encoding import heldout_items, length_limit
     from lmflow.training.objective import NextToken
     from lmflow.training.setup import Setup
     from lmflow.training.trainer import Trainer
@@ -185,7 +200,7 @@ def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mappin
         precision=work.record.values["precision"],
         packing=data.options.packing,
         max_length=length_limit(model, data.options),
-        heldout=items_of(aligner, model, data.heldout, data),
+        heldout=heldout_items(aligner, model, data, log),
         keep_start_weights=aligner.compares_with_start,
         strategy=recipe.launch.strategy,
     )

@@ -49,7 +49,8 @@ def test_a_line_for_each_piece(tiny_model: LanguageModel):
 
 def test_without_packing_there_are_no_rows(tiny_model: LanguageModel):
     sequence = TokenSequence([5, 6], [False, True], "s:1")
-    shown = shown_as_data(tiny_model.tokenizer, [sequence], None)
+    shown = shown_as_data(tiny_model.tokenizer, [(sequence, "answer 1 of 2")], None)
     assert shown["rows"] is None
-    assert [(each["source"], each["tokens"], each["num_targets"]) for each in shown["sequences"]] == [("s:1", 2, 1)]
+    [found] = shown["sequences"]
+    assert (found["source"], found["answers"], found["tokens"], found["num_targets"]) == ("s:1", "answer 1 of 2", 2, 1)
     assert shown_as_data(tiny_model.tokenizer, [], []) == {"sequences": [], "rows": []}

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmflow.data.packing import pack_rows
-from lmflow.data.sample import TokenSequence
+from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.token_findings import TextModel, answer_names, target_runs
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 8
@@ -35,6 +36,19 @@ class Place:
     source: str
     start: int
     length: int
+
+
+def shown_sequences(model: TextModel, sample: Sample, train_on: str) -> list[tuple[TokenSequence, str]]:
+    """A sample's sequences, each with the answers that it trains where there are several sequences."""
+    [sequences] = model.encode_all([sample], train_on)
+    if len(sequences) == 1:
+        return [(sequences[0], "")]
+    runs = [len(list(target_runs(sequence))) for sequence in sequences]
+    names = [", ".join(filter(None, each)) for each in answer_names(sample, runs)]
+    return [
+        (sequence, name or f"sequence {number} of {len(sequences)}")
+        for number, (sequence, name) in enumerate(zip(sequences, names, strict=True), 1)
+    ]
 
 
 def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
@@ -92,16 +106,17 @@ def packed_layout(sequences: Sequence[TokenSequence], max_length: int) -> list[l
 
 
 def shown_as_data(
-    tokenizer: Any, sequences: Sequence[TokenSequence], layout: Sequence[Sequence[Place]] | None
+    tokenizer: Any, shown: Sequence[tuple[TokenSequence, str]], layout: Sequence[Sequence[Place]] | None
 ) -> dict[str, Any]:
     """What `lmflow data show` shows, as plain data: every token, and the rows if there are any."""
-    shown = [
+    sequences = [
         {
             "source": sequence.source,
+            "answers": answers,
             "tokens": len(sequence),
             "num_targets": sequence.num_targets,
             "pieces": [asdict(piece) for piece in pieces_of(tokenizer, sequence)],
         }
-        for sequence in sequences
+        for sequence, answers in shown
     ]
-    return {"sequences": shown, "rows": layout and [[asdict(place) for place in row] for row in layout]}
+    return {"sequences": sequences, "rows": layout and [[asdict(place) for place in row] for row in layout]}
