@@ -18,13 +18,12 @@ from lmflow.data.files import data_files, ending, on_hub
 from lmflow.data.hub import hub_is_out_of_reach
 from lmflow.data.json_array import iterate_array
 from lmflow.data.record import Record, describe
+from lmflow.data.tables import rows_of
 from lmflow.errors import DataError
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 BOM = b"\xef\xbb\xbf"
-ROWS = 1024
-"""Rows of a table read at once."""
 LONGEST_CELL = 1 << 30
 Found = Iterator[Record | DataError]
 T = TypeVar("T")
@@ -255,35 +254,11 @@ def _not_utf8(place: str, error: UnicodeDecodeError) -> str:
 def _from_table(file: Path, kind: str) -> Found:
     """Rows of a Parquet file, or of an Arrow file as the library datasets saves them."""
     pyarrow = _pyarrow(file)
-    number = 0
     try:
-        for batch in _parquet(file) if kind != ".arrow" else _arrow(file):
-            for row in batch.to_pylist():
-                number += 1
-                yield record_of(row, f"{file.name}: row {number}")
+        for number, row in enumerate(rows_of(file, kind), 1):
+            yield record_of(row, f"{file.name}: row {number}")
     except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
         raise DataError(f"{file}: broken {kind.removeprefix('.') or 'parquet'} file: {_first_line(error)}") from None
-
-
-def _parquet(file: Path) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(file) as table:
-        yield from table.iter_batches(batch_size=ROWS)
-
-
-def _arrow(file: Path) -> Iterator[Any]:
-    import pyarrow
-
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            reader = pyarrow.ipc.open_stream(source)
-        except pyarrow.ArrowInvalid:
-            reader = pyarrow.ipc.open_file(source)
-            reader = (reader.get_batch(index) for index in range(reader.num_record_batches))
-        for batch in reader:
-            for start in range(0, batch.num_rows, ROWS):
-                yield batch.slice(start, ROWS)
 
 
 def iterate_hub(name: str) -> Found:
