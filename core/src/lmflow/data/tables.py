@@ -124,6 +124,7 @@ def image_reference(value: Mapping[str, Any]) -> str | None:
     """An image as the formats take it: its path, or a data URI where the table holds the image itself."""
     data = value["bytes"]
     if data is None:
-        return value["path"]
+        path: str | None = value["path"]
+        return path
     media = next((name for begin, name in MEDIA.items() if data.startswith(begin)), UNKNOWN)
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
