@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from lmflow.data.compression import begins_with, need_pyarrow, open_decompressed
-from lmflow.data.files import data_files, ending, on_hub
-from lmflow.data.hub import hub_is_out_of_reach
+from lmflow.data.endings import ending
+from lmflow.data.files import data_files, on_hub, saved_folder
 from lmflow.data.json_files import decoded, from_json
-from lmflow.data.record import Found, Record, not_utf8, record_of, unreadable_number
+from lmflow.data.layout import is_laid_out
+from lmflow.data.library import is_installed, iterate_folder, iterate_hub, iterate_saved
+from lmflow.data.record import Found, Record, first_line, not_utf8, record_of, unreadable_number
 from lmflow.data.tables import rows_of
 from lmflow.errors import DataError
 
 PARQUET = b"PAR1"
+LINES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+"""Endings of files whose records have lines or numbers of their own."""
 LONGEST_CELL = 1 << 30
 T = TypeVar("T")
 
@@ -110,45 +114,34 @@ def _from_table(file: Path, kind: str) -> Found:
         for number, row in enumerate(rows_of(file, kind), 1):
             yield record_of(row, f"{file.name}: row {number}")
     except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"{file}: broken {kind.removeprefix('.') or 'parquet'} file: {_first_line(error)}") from None
+        raise DataError(f"{file}: broken {kind.removeprefix('.') or 'parquet'} file: {first_line(error)}") from None
 
 
-def iterate_hub(name: str) -> Found:
-    """The training part of a data set on the hub, read as it arrives."""
-    if hub_is_out_of_reach():
-        raise DataError(f"{name} does not exist here, and the hub is out of reach")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise DataError(
-            f"{name} does not exist. If it is a data set on the hub, reading it takes the library datasets: "
-            "pip install 'lmflow-core[hub]'"
-        ) from None
-    try:
-        rows = load_dataset(name, split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield record_of(row, f"{name}: row {number}")
-    except DataError:
-        raise
-    except Exception as error:  # the library raises what its many back ends raise
-        raise DataError(f"{name}: does not exist here, nor can it be read from the hub: {_first_line(error)}") from None
+def iterate_records(path: str | Path, subset: str | None = None, split: str | None = None) -> Found:
+    """The records of a file, of the files directly in a directory, or of a part of a data set, one after the other.
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def iterate_records(path: str | Path) -> Iterator[Record | DataError]:
-    """The records of a file, of the files directly in a directory, or of a data set on the hub, one after the other.
-
+    A data set is one on the hub, one saved by the library datasets, or a folder laid out as on the hub; `subset` and
+    `split` name its part (see `lmflow.data.files.data_files`).
     A record that cannot be used comes as a DataError that says where it stands and why; what spoils a file as a whole
     (a broken archive, a cut-off array) is raised. Memory holds one record at a time.
     """
     if on_hub(path):
-        yield from iterate_hub(str(path))
+        yield from iterate_hub(str(path), subset, split)
         return
-    for file in data_files(Path(path)):
-        yield from iterate_file(file)
+    files = data_files(Path(path), subset, split)
+    if is_installed() and (saved := saved_folder(Path(path), split)) is not None:
+        name = Path(path).name
+        yield from iterate_saved(saved, name if saved.name in (name, "train") else f"{name}/{saved.name}")
+    elif is_installed() and is_laid_out(Path(path), subset, split) and not names_lines(files):
+        yield from iterate_folder(Path(path), subset, split)
+    else:
+        for file in files:
+            yield from iterate_file(file)
+
+
+def names_lines(files: Sequence[Path]) -> bool:
+    """Whether all the files are read here, as that tells the line of a bad record."""
+    return all(ending(file) in LINES for file in files)
 
 
 def read_records(path: str | Path) -> list[Record]:

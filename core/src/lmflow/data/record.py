@@ -46,3 +46,8 @@ def unreadable_number(error: ValueError) -> str:
 def not_utf8(place: str, error: UnicodeDecodeError) -> str:
     """What bytes that are no text are told as."""
     return f"{place}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says went wrong."""
+    return str(error).strip().partition("\n")[0]

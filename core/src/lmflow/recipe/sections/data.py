@@ -15,6 +15,10 @@ class Reading(BaseModel):
     path: str | None = Field(
         None, description="File or directory of records (JSON, JSON lines, CSV, Parquet, text), or a hub name."
     )
+    subset: str | None = Field(None, description="Which configuration of a data set that has several, as on the hub.")
+    split: str | None = Field(
+        None, description="Which split of a data set that has several, as on the hub; train if unset."
+    )
     mix: dict[str, float] = Field(
         {},
         description="Several of them, each with how often its records come in an epoch: a.jsonl=1,b.csv=0.5.",
