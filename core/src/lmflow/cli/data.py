@@ -34,7 +34,7 @@ FIXED: Mapping[str, Mapping[str, bool]] = {
     "convert": {"--to": True, "--output": True, "--allow-loss": False, "--lmflow": False},
 }
 ABOUT = {
-    "show": "Show samples token by token, what is trained set off from what is not; with --data.packing, the rows too.",
+    "show": "Show samples token by token, what is trained set off; with --data.packing true, the rows too.",
     "check": "Read everything and report what would spoil a run; with --model its tokens too. Exits with 1 if so.",
     "convert": "Write records in another format, and say what that cannot hold.",
 }
@@ -101,7 +101,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         model = skeleton(parts, plugins)
         samples = [*dataset.train, *dataset.heldout][:count]
         sequences = [each for sample in samples for each in model.encode(sample, parts["data"].train_on)]
-        rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing else None
+        rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing is True else None
         if as_json:
             about = {"path": summary.path, "format": summary.format}
             shown = shown_as_data(model.tokenizer, sequences, rows[0] if rows else None)

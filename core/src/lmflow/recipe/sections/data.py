@@ -42,7 +42,11 @@ class DataOptions(Reading):
     too_long: Literal["auto", "error", "truncate", "skip", "split"] = Field(
         "auto", description="What becomes of longer samples; auto splits plain text and truncates everything else."
     )
-    packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
+    packing: bool | Literal["auto"] = Field(
+        "auto",
+        description="Fill each row with several samples, none of which sees another; auto does where the model allows "
+        "it and padding would be more than a tenth.",
+    )
     validation: float | str = Field(
         0.05, description="Share of the records held out for evaluation, or the path of a file that holds them."
     )
