@@ -134,6 +134,8 @@ def test_explain_says_where_values_come_from(tmp_path: Path):
 def test_show_prints_what_run_would_write(tmp_path: Path):
     shown = call("recipe", "show", "--tuner", "lora", "--data.packing", "--no-tuner.dora").stdout
     assert "packing: true" in shown
+    for words, value in ((("--data.packing", "auto"), "auto"), (("--no-data.packing",), "false"), ((), "auto")):
+        assert f"packing: {value}" in call("recipe", "show", *words).stdout
     (tmp_path / "r.yaml").write_text(shown)
     assert call("recipe", "show", "r.yaml", cwd=tmp_path).stdout == shown
 

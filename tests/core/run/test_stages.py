@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lmflow.components import Aligner, LoadRequest, Model, RunContext
+from lmflow.components import AlignContext, Aligner, LoadRequest, Model, RunContext
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.errors import DataError, EstimateError, Interrupted, TrainingError
 from lmflow.models.encoding import items_of
+from lmflow.models.language_model import LanguageModel
 from lmflow.plugins import load_plugins
 from lmflow.run import stages
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord
 from lmflow.training.objective import FunctionObjective, NextToken
+from lmflow.training.packing import Packing
 
 MakeWork = Callable[..., stages.Work]
 
@@ -45,6 +47,11 @@ def make_work(small_recipe: Any, tmp_path: Path) -> Iterator[MakeWork]:
 def with_part(work: stages.Work, **parts: Any) -> stages.Work:
     """The same work with another component."""
     return replace(work, recipe=replace(work.recipe, **parts))
+
+
+def made(work: stages.Work, model: LanguageModel, data: Dataset) -> AlignContext:
+    """The context of the aligner, which uses no other models."""
+    return stages.make_context(work, model, data, {}, stages.choose_packing(work, model, data, None))
 
 
 class Scoring(Aligner):
@@ -203,7 +210,7 @@ def test_the_trainer_has_what_the_recipe_says(make_work: MakeWork):
     work = make_work(data__packing="true", optimizer__weight_decay=0.5, schedule__name="linear", tuner__name="lora")
     data = stages.read_data(work)
     model = stages.prepare(work, stages.load_model(work))
-    setup = stages.make_context(work, model, data, {}).trainer.setup
+    setup = made(work, model, data).trainer.setup
     recipe = work.recipe
     assert (setup.optimizer, setup.schedule, setup.tuner) == (recipe.optimizer, recipe.schedule, recipe.tuner)
     assert (setup.precision, setup.packing, setup.max_length, setup.strategy) == ("fp32", True, 256, "ddp")
@@ -212,11 +219,39 @@ def test_the_trainer_has_what_the_recipe_says(make_work: MakeWork):
     assert not setup.keep_start_weights
 
 
+def test_packing_is_chosen_as_it_was_planned_and_recorded(make_work: MakeWork):
+    work = make_work(aligner="sft")
+    data, model = stages.read_data(work), stages.load_model(work)
+    plan = stages.estimate(work, data)
+    assert plan is not None
+    chosen = stages.choose_packing(work, model, data, plan)
+    assert chosen == plan.packing == stages.choose_packing(make_work(aligner="sft"), model, data, None)
+    assert chosen.describe() in work.log.notes
+    assert Packing(**work.directory.read_record()["packing"]) == chosen
+
+
+def test_a_run_that_is_resumed_packs_as_before(make_work: MakeWork):
+    """Whatever it would choose now, as in another number of processes."""
+    work = make_work(aligner="sft")
+    before = Packing(True, "padding was a lot", 17, 0.2)
+    work.record.values["packing"] = asdict(before)
+    work.record.write()
+    again = RunRecord(work.recipe, work.plugins, work.directory, work.log, resumed=True)
+    work = replace(work, record=again)
+    data, model = stages.read_data(work), stages.load_model(work)
+    plan = stages.estimate(work, data)
+    assert plan is not None
+    assert plan.packing == before
+    setup = made(work, model, data).trainer.setup
+    assert (setup.packing, setup.max_length, setup.padding) == (True, 17, 0.2)
+    assert work.directory.read_record()["packing"] == asdict(before)
+
+
 def test_an_aligner_says_what_is_minimised_and_what_it_reads(make_work: MakeWork):
     work = with_part(make_work(), aligner=Scoring())
     data = stages.read_data(work)
     model = stages.load_model(work)
-    setup = stages.make_context(work, model, data, {}).trainer.setup
+    setup = made(work, model, data).trainer.setup
     assert setup.objective.per == "item"
     assert all(isinstance(item, tuple) and len(item) == 2 for item in setup.heldout)
 
@@ -244,7 +279,7 @@ def test_errors_about_held_out_records_say_that_they_are(make_work: MakeWork):
 def test_the_self_test_asks_the_run_s_objective(make_work: MakeWork):
     work = with_part(make_work(), aligner=Scoring())
     data = stages.read_data(work)
-    context = stages.make_context(work, stages.load_model(work), data, {})
+    context = made(work, stages.load_model(work), data)
     with pytest.raises(TrainingError, match="objective's loss has no gradient"):
         stages.self_test(context, work.recipe.aligner)
     assert work.log.seconds["self-test"] > 0
@@ -255,7 +290,7 @@ def test_the_inferencer_is_given_the_run(make_work: MakeWork, monkeypatch: pytes
     work = make_work()
     monkeypatch.setattr(type(work.recipe.inferencer), "open", lambda self, context: given.append(context))
     data = stages.read_data(work)
-    context = stages.make_context(work, stages.load_model(work), data, {})
+    context = made(work, stages.load_model(work), data)
     stages.open_inferencer(work, context)
     assert given == [context]
     assert (context.data, context.log, context.plugins) == (data, work.log, work.plugins)
@@ -264,7 +299,7 @@ def test_the_inferencer_is_given_the_run(make_work: MakeWork, monkeypatch: pytes
 def test_the_result_is_what_the_tuner_writes(make_work: MakeWork):
     work = make_work(tuner__name="lora")
     data = stages.read_data(work)
-    trainer = stages.make_context(work, stages.prepare(work, stages.load_model(work)), data, {}).trainer
+    trainer = made(work, stages.prepare(work, stages.load_model(work)), data).trainer
     trainer.plan(1)
     result = stages.save(work, trainer)
     assert result == work.directory.path / "adapter"

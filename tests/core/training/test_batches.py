@@ -85,6 +85,20 @@ def test_packed_without_a_limit_the_longest_sets_it():
     assert [tuple(batch.input_ids.shape) for batch in found] == [(2, 12)]
 
 
+def test_packed_rows_have_the_bound_of_padded_ones(monkeypatch: pytest.MonkeyPatch):
+    """Without a size, so many tokens; with one, so many rows."""
+    monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 20)
+    for size, shapes in ((None, [(2, 10), (2, 10)]), (4, [(4, 10)])):
+        found = micro_batches(groups(*[5] * 8), options(micro_batch_size=size), True, 10, 0)
+        assert [tuple(batch.input_ids.shape) for batch in found] == shapes
+
+
+def test_packed_batches_may_be_padded_as_much_as_is_said():
+    for padding, shapes in ((0.09, [(1, 10), (1, 8)]), (0.1, [(2, 10)])):
+        found = micro_batches(groups(10, 8), options(micro_batch_size=4), True, 10, 0, padding)
+        assert [tuple(batch.input_ids.shape) for batch in found] == shapes, "2 of 20 positions would be padding"
+
+
 def test_bounded_batches_know_their_items():
     items = [of_length(9, "a"), (of_length(3, "b"), of_length(4, "c")), of_length(2, "d")]
     found = bounded_batches(items, 0, 1)

@@ -14,6 +14,7 @@ class Sft(Aligner):
     """Maximise the likelihood of the answers in the data (of all of it, for plain text)."""
 
     name = "sft"
+    packs = True
 
     def align(self, context: AlignContext) -> None:
         """Train over the data for `training.epochs`, or `training.max_steps` steps."""

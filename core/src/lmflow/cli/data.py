@@ -34,7 +34,7 @@ FIXED: Mapping[str, Mapping[str, bool]] = {
     "convert": {"--to": True, "--output": True, "--allow-loss": False, "--lmflow": False},
 }
 ABOUT = {
-    "show": "Show samples token by token, what is trained set off from what is not; with --data.packing, the rows too.",
+    "show": "Show samples token by token, what is trained set off; with --data.packing true, the rows too.",
     "check": (
         "Read everything and report errors, which stop a run, warnings, which it prints, and notes; with --model those "
         "of the tokens too. Exits with 1 if there are errors."
@@ -105,7 +105,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         samples = [*dataset.train, *dataset.heldout][:count]
         shown = [each for sample in samples for each in shown_sequences(model, sample, parts["data"].train_on)]
         sequences = [sequence for sequence, _ in shown]
-        rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing else None
+        rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing is True else None
         if as_json:
             about = {"path": summary.path, "format": summary.format}
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)

@@ -16,7 +16,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.recipe import ResolvedRecipe
 from lmflow.recipe.settings import RUN_SCOPE, STAGES, TRACKERS, Origin, Scope, Setting
 from lmflow.recipe.stages import StagedRecipe, resolve_recipe
-from lmflow.recipe.values import is_flag
+from lmflow.recipe.values import is_flag, may_stand_alone
 
 NUMBER = re.compile(r"^-\d|^-\.\d")
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -113,7 +113,8 @@ def _flags(path: str, arguments: Sequence[str], plugins: Plugins, scope: Scope) 
     if section == STAGES and key.count(".") > 1:
         return _flags(key.partition(".")[2], arguments, plugins, scope)
     if section in scope.sections and key in scope.sections[section].model_fields:
-        return [is_flag(scope.sections[section].model_fields[key])]
+        field = scope.sections[section].model_fields[key]
+        return [is_flag(field), *([True] if may_stand_alone(field) else [])]
     slot, key = ("tracker", key.rpartition(".")[2]) if section == TRACKERS else (section, key)
     owners: list[type[BaseModel]] = [offers[0].component for offers in plugins.offers(slot).values()]
     if named := _named(f"--{slot}", arguments):

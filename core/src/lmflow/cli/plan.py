@@ -113,6 +113,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.active_parameters < plan.trainable_parameters:
         trained += f", at most {number(plan.active_parameters)} in one step"
     yield f"model       {plan.model}, {number(plan.parameters)} parameters, {trained}"
+    if plan.packing.why:
+        yield f"rows        {plan.packing.describe()}"
     yield from steps_lines(plan.steps)
     where = "on the GPU" if plan.device == "cuda" else "in main memory"
     each = "each process takes" if plan.processes > 1 else "it takes"

@@ -58,6 +58,10 @@ class Aligner(Component):
     compares_with_start: ClassVar[bool] = False
     """Whether `align` uses `trainer.start_weights()`, which costs a copy of the trainable parameters."""
 
+    packs: ClassVar[bool] = False
+    """Whether `data.packing auto` may pack its batches: what it minimises goes by sequences, and not by rows, and it
+    trains on what `workload` names."""
+
     max_new_tokens: int = Field(64, gt=0, description="Longest completion when sampling and evaluating, in tokens.")
     heldout_prompts: int = Field(64, ge=0, description="Held-out prompts answered before and after.")
 

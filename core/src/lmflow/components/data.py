@@ -19,6 +19,8 @@ class DataFormat(Component):
 
     reserved: ClassVar[tuple[str, ...]] = (
         "path",
+        "subset",
+        "split",
         "mix",
         "columns",
         "ignore",

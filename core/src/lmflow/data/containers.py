@@ -5,32 +5,29 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
-import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar
 
-from lmflow.data.files import data_files, ending, on_hub
-from lmflow.data.hub import hub_is_out_of_reach
-from lmflow.data.json_array import iterate_array
-from lmflow.data.record import Record, describe
+from lmflow.data.compression import begins_with, need_pyarrow, open_decompressed
+from lmflow.data.endings import ending
+from lmflow.data.files import data_files, on_hub, saved_folder
+from lmflow.data.json_files import decoded, from_json
+from lmflow.data.layout import is_laid_out
+from lmflow.data.library import is_installed, iterate_folder, iterate_hub, iterate_saved
+from lmflow.data.record import Found, Record, first_line, not_utf8, record_of, unreadable_number
+from lmflow.data.tables import rows_of
 from lmflow.errors import DataError
 
-GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
-BOM = b"\xef\xbb\xbf"
-ROWS = 1024
-"""Rows of a table read at once."""
-JSON_SPACE = re.compile(r"[ \t\r\n]*")
+PARQUET = b"PAR1"
+LINES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+"""Endings of files whose records have lines or numbers of their own."""
 LONGEST_CELL = 1 << 30
 LONGEST_HEAD = 1 << 16
 """Bytes of a table's first line that are looked at to find what separates its cells."""
-Found = Iterator[Record | DataError]
 T = TypeVar("T")
 
 
@@ -38,7 +35,7 @@ def iterate_file(file: Path) -> Found:
     """The records of one file; see `lmflow.data.files.iterate_records`."""
     kind = ending(file)
     with explained(file):
-        if kind in (".parquet", ".arrow") or _begins_with(file, PARQUET):
+        if kind in (".parquet", ".arrow") or begins_with(file, PARQUET):
             yield from _from_table(file, kind)
             return
         with open_decompressed(file) as stream:
@@ -47,7 +44,7 @@ def iterate_file(file: Path) -> Found:
             elif kind in (".csv", ".tsv"):
                 yield from _from_csv(stream, file, "\t" if kind == ".tsv" else ",")
             else:
-                yield from _from_json(stream, file)
+                yield from from_json(stream, file)
 
 
 @contextmanager
@@ -60,45 +57,18 @@ def explained(file: Path) -> Iterator[None]:
     except RecursionError:
         raise DataError(f"{file}: its values are nested too deeply to be records") from None
     except UnicodeDecodeError as error:
-        raise DataError(_not_utf8(file.name, error)) from None
+        raise DataError(not_utf8(file.name, error)) from None
     except ValueError as error:
-        raise DataError(f"{file}: {_unreadable_number(error)}") from None
+        raise DataError(f"{file}: {unreadable_number(error)}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-
-
-def open_decompressed(file: Path) -> IO[bytes]:
-    """The bytes of a file, of a compressed one those inside, whatever its name says."""
-    if _begins_with(file, GZIP):
-        return cast(IO[bytes], gzip.open(file))
-    if _begins_with(file, ZSTD):
-        return _open_zstd(file)
-    return file.open("rb")
-
-
-def _begins_with(file: Path, magic: bytes) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(magic)) == magic
-
-
-def _open_zstd(file: Path) -> IO[bytes]:
-    pyarrow = _pyarrow(file)
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"), 1 << 20)
-
-
-def _pyarrow(file: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise DataError(f"{file}: reading it takes pyarrow: pip install 'lmflow-core[tables]'") from None
-    return pyarrow
 
 
 # Text
 
 
 def _from_text(stream: IO[bytes], file: Path) -> Found:
-    text = _decoded(stream.read(), file)
+    text = decoded(stream.read(), file)
     if text.strip():
         yield Record({"text": text}, file.name)
 
@@ -146,208 +116,44 @@ def _columns(names: Sequence[str], file: Path) -> int:
     return len(names)
 
 
-# JSON
-
-
-def _from_json(stream: IO[bytes], file: Path) -> Found:
-    """JSON lines, an array, an object, or LMFlow's container, by how the file begins."""
-    number, head = _skip_space(stream)
-    if head.startswith(UTF16):
-        raise DataError(f"{file.name}: UTF-16; convert the file to UTF-8")
-    if head.startswith(b"["):  # which may all stand in one line
-        yield from _from_array(stream, file, number)
-        return
-    first = stream.readline()
-    if not first:
-        return
-    if _is_a_record(first, file, number, more=stream):
-        yield from _from_lines(first, stream, file, number)
-    else:
-        yield from _from_object(first + stream.read(), file, number)
-
-
-def _is_a_record(line: bytes, file: Path, number: int, more: IO[bytes]) -> bool:
-    """Whether the first line is a JSON value of its own, so that each line is a record."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
-        # An object over many lines begins with a lone brace; anything else is a broken first line.
-        text = line.strip()
-        return text != b"{" and not text.endswith((b"{", b"[", b","))
-    except (ValueError, RecursionError):
-        return True
-    return not (isinstance(value, dict) and _is_container(value))
-
-
-def _is_container(value: Mapping[str, Any]) -> bool:
-    """LMFlow's file: {"type": T, "instances": [...]}."""
-    return isinstance(value.get("instances"), list)
-
-
-def _skip_space(stream: Any) -> tuple[int, bytes]:
-    """Read over a byte-order mark and empty space; the number of the line that begins then, and its first bytes."""
-    number = 1
-    if stream.peek(len(BOM)).startswith(BOM):
-        stream.read(len(BOM))
-    while (head := stream.peek(len(UTF16[0])))[:1].isspace():
-        number += stream.read(1) == b"\n"
-    return number, head
-
-
-def _from_lines(first: bytes, rest: Iterable[bytes], file: Path, number: int) -> Found:
-    for count, line in enumerate(chain([first], rest), number):
-        if line.strip():
-            yield record_of_line(line, f"{file.name}:{count}")
-
-
-def record_of_line(line: bytes, place: str) -> Record | DataError:
-    """The record of a line, or why it is none."""
-    try:
-        return record_of(json.loads(line), place)
-    except json.JSONDecodeError as error:
-        return DataError(f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object")
-    except UnicodeDecodeError as error:
-        return DataError(_not_utf8(place, error))
-    except ValueError as error:
-        return DataError(f"{place}: {_unreadable_number(error)}")
-    except RecursionError:
-        return DataError(f"{place}: nested too deeply to be a record")
-
-
-def _from_array(stream: IO[bytes], file: Path, line: int) -> Found:
-    try:
-        for number, value in enumerate(iterate_array(b"", stream), 1):
-            yield record_of(value, f"{file.name}: record {number}")
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file.name}:{error.lineno + line - 1}: not JSON at column {error.colno}: {error.msg}"
-        ) from None
-
-
-def _from_object(content: bytes, file: Path, line: int) -> Found:
-    """LMFlow's container, or one object after the other, each over as many lines as it takes."""
-    try:
-        values = list(_values(_decoded(content, file)))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file.name}:{error.lineno + line - 1}: not JSON at column {error.colno}: {error.msg}"
-        ) from None
-    if len(values) == 1 and isinstance(values[0], dict) and _is_container(values[0]):
-        declared = values[0].get("type")
-        for number, instance in enumerate(values[0]["instances"], 1):
-            yield record_of(instance, f"{file.name}: instance {number}", declared)
-        return
-    for number, value in enumerate(values, 1):
-        yield record_of(value, f"{file.name}: record {number}")
-
-
-def _values(text: str) -> Iterator[Any]:
-    """The JSON values that stand in a text one after the other."""
-    decoder, at = json.JSONDecoder(), 0
-    while at < len(text):
-        value, end = decoder.raw_decode(text, at)
-        yield value
-        at = JSON_SPACE.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
-
-
-def record_of(value: Any, place: str, declared: str | None = None) -> Record | DataError:
-    """A value as a record, or why it is none."""
-    if not isinstance(value, dict):
-        return DataError(f"{place}: expected an object with named fields, found {describe(value)}")
-    return Record(value, place, declared)
-
-
-def _decoded(content: bytes, file: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(_not_utf8(f"{file.name}:{line}", error)) from None
-
-
-def _unreadable_number(error: ValueError) -> str:
-    """What a whole number of thousands of digits is told as, which Python refuses to read."""
-    return f"holds a number that cannot be read: {str(error).partition(';')[0]}"
-
-
-def _not_utf8(place: str, error: UnicodeDecodeError) -> str:
-    return f"{place}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file"
-
-
 # Tables
 
 
 def _from_table(file: Path, kind: str) -> Found:
     """Rows of a Parquet file, or of an Arrow file as the library datasets saves them."""
-    pyarrow = _pyarrow(file)
-    number = 0
+    pyarrow = need_pyarrow(file)
     try:
-        for batch in _parquet(file) if kind != ".arrow" else _arrow(file):
-            for row in batch.to_pylist():
-                number += 1
-                yield record_of(row, f"{file.name}: row {number}")
+        for number, row in enumerate(rows_of(file, kind), 1):
+            yield record_of(row, f"{file.name}: row {number}")
     except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"{file}: broken {kind.removeprefix('.') or 'parquet'} file: {_first_line(error)}") from None
+        raise DataError(f"{file}: broken {kind.removeprefix('.') or 'parquet'} file: {first_line(error)}") from None
 
 
-def _parquet(file: Path) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
+def iterate_records(path: str | Path, subset: str | None = None, split: str | None = None) -> Found:
+    """The records of a file, of the files directly in a directory, or of a part of a data set, one after the other.
 
-    with ParquetFile(file) as table:
-        yield from table.iter_batches(batch_size=ROWS)
-
-
-def _arrow(file: Path) -> Iterator[Any]:
-    import pyarrow
-
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            reader = pyarrow.ipc.open_stream(source)
-        except pyarrow.ArrowInvalid:
-            reader = pyarrow.ipc.open_file(source)
-            reader = (reader.get_batch(index) for index in range(reader.num_record_batches))
-        for batch in reader:
-            for start in range(0, batch.num_rows, ROWS):
-                yield batch.slice(start, ROWS)
-
-
-def iterate_hub(name: str) -> Found:
-    """The training part of a data set on the hub, read as it arrives."""
-    if hub_is_out_of_reach():
-        raise DataError(f"{name} does not exist here, and the hub is out of reach")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise DataError(
-            f"{name} does not exist. If it is a data set on the hub, reading it takes the library datasets: "
-            "pip install 'lmflow-core[hub]'"
-        ) from None
-    try:
-        rows = load_dataset(name, split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield record_of(row, f"{name}: row {number}")
-    except DataError:
-        raise
-    except Exception as error:  # the library raises what its many back ends raise
-        raise DataError(f"{name}: does not exist here, nor can it be read from the hub: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def iterate_records(path: str | Path) -> Iterator[Record | DataError]:
-    """The records of a file, of the files directly in a directory, or of a data set on the hub, one after the other.
-
+    A data set is one on the hub, one saved by the library datasets, or a folder laid out as on the hub; `subset` and
+    `split` name its part (see `lmflow.data.files.data_files`).
     A record that cannot be used comes as a DataError that says where it stands and why; what spoils a file as a whole
-    (a broken archive, a cut-off array) is raised. Memory holds one record at a time, but for a file in LMFlow's own
-    container, which is one JSON object.
+    (a broken archive, a cut-off array) is raised. Memory holds one record at a time.
     """
     if on_hub(path):
-        yield from iterate_hub(str(path))
+        yield from iterate_hub(str(path), subset, split)
         return
-    for file in data_files(Path(path)):
-        yield from iterate_file(file)
+    files = data_files(Path(path), subset, split)
+    if is_installed() and (saved := saved_folder(Path(path), split)) is not None:
+        name = Path(path).name
+        yield from iterate_saved(saved, name if saved.name in (name, "train") else f"{name}/{saved.name}")
+    elif is_installed() and is_laid_out(Path(path), subset, split) and not names_lines(files):
+        yield from iterate_folder(Path(path), subset, split)
+    else:
+        for file in files:
+            yield from iterate_file(file)
+
+
+def names_lines(files: Sequence[Path]) -> bool:
+    """Whether all the files are read here, as that tells the line of a bad record."""
+    return all(ending(file) in LINES for file in files)
 
 
 def read_records(path: str | Path) -> list[Record]:

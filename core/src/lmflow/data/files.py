@@ -8,32 +8,59 @@ import json
 import uuid
 from pathlib import Path
 
+from lmflow.data.endings import COMPRESSED, ENDINGS, ending, is_data
+from lmflow.data.layout import is_laid_out, is_saved, layout_files
+from lmflow.data.library import choose_split
 from lmflow.errors import DataError
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
-COMPRESSED = (".gz", ".zst")
 PACKED = (".bz2", ".xz", ".lz4", ".zip", ".7z")
 """Compressions that are not read."""
-DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
-"""Files that tell of data and hold none."""
 
 
-def data_files(path: Path) -> list[Path]:
-    """The files that `path` stands for. Raises DataError where there is none."""
-    if path.is_file():
-        return [_unpacked(path)]
+def data_files(path: Path, subset: str | None = None, split: str | None = None) -> list[Path]:
+    """The files that `path` stands for, of a data set that has configurations and splits those of the part.
+
+    Without a name the split called train is meant, or the only one. Raises DataError where there is none.
+    """
     if not path.exists():
         raise DataError(f"{path} does not exist.{_nearest(path)}")
-    if not path.is_dir():
+    if not (path.is_file() or path.is_dir()):
         raise DataError(
             f"{path} is neither a file nor a directory, and data is read more than once: write it to a file."
         )
+    if (saved := saved_folder(path, split)) is not None:
+        _refuse_part(path, subset, None)
+        return [file for file in _files_in(saved) if ending(file) == ".arrow"]
+    if is_laid_out(path, subset, split):
+        return layout_files(path, subset, split)
+    _refuse_part(path, subset, split)
+    return _files_in(path) if path.is_dir() else [_unpacked(path)]
+
+
+def _refuse_part(path: Path, subset: str | None, split: str | None) -> None:
+    """Raise DataError where a part is asked for of what has none."""
+    for name, value in (("subset", subset), ("split", split)):
+        if value is not None:
+            parts = "configurations" if name == "subset" else "splits"
+            raise DataError(f"data.{name}: {path} has no {parts}; leave --data.{name} {value} out")
+
+
+def saved_folder(path: Path, split: str | None = None) -> Path | None:
+    """Where the data set lies that the library datasets saved to `path`, or one of its splits; None for other places.
+
+    Raises DataError with the splits there are where another is asked for.
+    """
     if (path / "dataset_dict.json").is_file():
-        return data_files(path / _training_split(path))
-    files = sorted(_unpacked(file) for file in path.iterdir() if file.is_file())
-    found = [file for file in files if ending(file) in ENDINGS and file.name not in DESCRIPTIONS]
-    if (path / "state.json").is_file():  # saved by the library datasets
-        found = [file for file in found if ending(file) == ".arrow"]
+        return path / choose_split(str(path), _saved_splits(path), split)
+    if not (path / "state.json").is_file():
+        return None
+    _refuse_part(path, None, split)
+    return path
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The files of data directly in a directory. Raises DataError where there is none."""
+    found = [file for file in sorted(_unpacked(each) for each in path.iterdir() if each.is_file()) if is_data(file)]
     if not found:
         raise DataError(
             f"{path} holds no data file ({', '.join(ENDINGS)}, each also {' and '.join(COMPRESSED)}); its directories "
@@ -42,11 +69,12 @@ def data_files(path: Path) -> list[Path]:
     return found
 
 
-def fingerprint(path: str | Path) -> str:
+def fingerprint(path: str | Path, subset: str | None = None, split: str | None = None) -> str:
     """SHA-256 of the file at `path`, in hexadecimal; of several, of names and sums; of a hub's, of its revision."""
     if on_hub(path):
-        return hashlib.sha256(f"{path} {hub_revision(str(path))}".encode()).hexdigest()
-    files = data_files(Path(path))
+        part = "".join(f" {each}" for each in (subset, split) if each is not None)
+        return hashlib.sha256(f"{path} {hub_revision(str(path))}{part}".encode()).hexdigest()
+    files = data_files(Path(path), subset, split)
     sums = [_sum(file) for file in files]
     if len(sums) == 1:
         return sums[0]
@@ -68,14 +96,19 @@ def hub_revision(name: str) -> str:
         return uuid.uuid4().hex
 
 
-def size_of(path: str | Path) -> int:
-    """Bytes of all files at `path`; 0 for a data set on the hub."""
-    return sum(file.stat().st_size for file in files_of(path))
+def size_of(path: str | Path, subset: str | None = None, split: str | None = None) -> int:
+    """Bytes of all files of a place; 0 for a data set on the hub."""
+    return sum(file.stat().st_size for file in files_of(path, subset, split))
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """The files at `path`; none for a data set on the hub."""
-    return [] if on_hub(path) else data_files(Path(path))
+def files_of(path: str | Path, subset: str | None = None, split: str | None = None) -> list[Path]:
+    """The files of a place; none for a data set on the hub."""
+    return [] if on_hub(path) else data_files(Path(path), subset, split)
+
+
+def has_splits(path: str | Path) -> bool:
+    """Whether a place is a data set with splits, of which one is read."""
+    return on_hub(path) or (Path(path) / "dataset_dict.json").is_file() or is_laid_out(Path(path))
 
 
 def on_hub(path: str | Path) -> bool:
@@ -86,7 +119,7 @@ def on_hub(path: str | Path) -> bool:
 def unread_folders(path: str | Path) -> list[str]:
     """Names of the folders directly in the directory at `path` that hold data files too: they are not looked into."""
     place = Path(path)
-    if not place.is_dir() or (place / "dataset_dict.json").is_file():
+    if not place.is_dir() or is_saved(place) or is_laid_out(place):
         return []
     folders = sorted(each for each in place.iterdir() if each.is_dir() and not each.name.startswith("."))
     return [folder.name for folder in folders if any(ending(each) in ENDINGS for each in folder.glob("*.*"))]
@@ -99,14 +132,6 @@ def is_hub_name(path: str) -> bool:
     return bool(slash and owner and name) and not local and Path(name).suffix not in (*ENDINGS, *COMPRESSED)
 
 
-def ending(file: Path) -> str:
-    """The file's ending without that of a compression."""
-    name = file.name
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return Path(name).suffix.lower()
-
-
 def _unpacked(file: Path) -> Path:
     """The file. Raises DataError for data compressed in a way that is not read, which must not be left out silently."""
     if file.suffix.lower() in PACKED and Path(file.stem).suffix.lower() in ENDINGS:
@@ -114,16 +139,12 @@ def _unpacked(file: Path) -> Path:
     return file
 
 
-def _training_split(path: Path) -> str:
+def _saved_splits(path: Path) -> list[str]:
+    file = path / "dataset_dict.json"
     try:
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        return [str(each) for each in json.loads(file.read_text(encoding="utf-8"))["splits"]]
     except (ValueError, TypeError, KeyError):
-        raise DataError(f"{path / 'dataset_dict.json'}: does not name the parts of a saved data set") from None
-    if "train" in splits:
-        return "train"
-    if len(splits) == 1:
-        return str(splits[0])
-    raise DataError(f"{path} has the parts {', '.join(map(str, splits))} and none called train; name one: {path}/NAME")
+        raise DataError(f"{file}: does not name the parts of a saved data set") from None
 
 
 def _nearest(path: Path) -> str:

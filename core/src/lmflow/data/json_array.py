@@ -16,24 +16,14 @@ LONGEST_WORD = len("-Infinity")
 def iterate_array(first: bytes, rest: IO[bytes]) -> Iterator[Any]:
     """The elements of the array that begins with `first` and goes on in `rest`, both UTF-8.
 
-    Raises json.JSONDecodeError with the line counted from the start of `first`, and UnicodeDecodeError.
+    Raises json.JSONDecodeError with the line counted from the start of `first`.
     """
-    reader = _Reader(first, rest)
-    reader.take("[")
-    if reader.next() == "]":
-        reader.take("]")
-    else:
-        while True:
-            yield reader.value()
-            if reader.next() != ",":
-                break
-            reader.take(",")
-        reader.take("]")
-    if reader.next():
-        raise reader.error("Extra data")
+    reader = JsonReader(first, rest)
+    yield from reader.elements()
+    reader.end()
 
 
-class _Reader:
+class JsonReader:
     """Text that grows as it is needed, and how many lines have been read of it."""
 
     def __init__(self, first: bytes, rest: IO[bytes]) -> None:
@@ -57,8 +47,40 @@ class _Reader:
     def take(self, character: str) -> None:
         """Read over a character that has to come next."""
         if self.next() != character:
-            raise self.error(f"Expecting '{character}'" + (" or ','" if character == "]" else ""))
+            raise self.error(f"Expecting '{character}'" + (" or ','" if character in "]}" else ""))
         self._at += 1
+
+    def elements(self) -> Iterator[Any]:
+        """The values of the array that comes next."""
+        self.take("[")
+        if self.next() != "]":
+            yield self.value()
+            while self.next() == ",":
+                self.take(",")
+                yield self.value()
+        self.take("]")
+
+    def keys(self) -> Iterator[str]:
+        """The keys of the object that comes next, each where its value is to be read before the next one."""
+        self.take("{")
+        if self.next() != "}":
+            yield self._key()
+            while self.next() == ",":
+                self.take(",")
+                yield self._key()
+        self.take("}")
+
+    def _key(self) -> str:
+        if self.next() != '"':
+            raise self.error("Expecting property name enclosed in double quotes")
+        key: str = self.value()
+        self.take(":")
+        return key
+
+    def end(self) -> None:
+        """Raise json.JSONDecodeError where more follows."""
+        if self.next():
+            raise self.error("Extra data")
 
     def value(self) -> Any:
         """The value that comes next."""
@@ -104,6 +126,11 @@ class _Reader:
         used = self._text[: self._at]
         self._column = len(used) - used.rfind("\n") - 1 + (0 if "\n" in used else self._column)
         self._lines += used.count("\n")
-        self._text = self._text[self._at :] + self._decoder.decode(block, final=not block)
-        self._at = 0
+        self._text, self._at = self._text[self._at :], 0
+        try:
+            self._text += self._decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            self._text += error.object[: error.start].decode()
+            found = f"not UTF-8 (byte {error.object[error.start]:#04x}); convert the file"
+            raise self.error(found, len(self._text)) from None
         return True

@@ -27,17 +27,22 @@ def pack_rows(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return rows
 
 
-def group_rows(lengths: Sequence[int], size: int, padding: float = MOST_PADDING) -> list[list[int]]:
-    """Rows in micro-batches of at most `size`, fullest first, so that no batch has a larger share of padding."""
+def group_rows(
+    lengths: Sequence[int], size: int, tokens: int | None = None, padding: float = MOST_PADDING
+) -> list[list[int]]:
+    """Rows in micro-batches of at most `size`, fullest first, so that no batch has a larger share of padding.
+
+    With `tokens` a micro-batch also holds no more than that, padding included, unless a single row does.
+    """
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         together = [*groups[-1], row] if groups else []
-        if together and len(together) <= size:
-            space = len(together) * lengths[together[0]]
-            if space - sum(lengths[i] for i in together) <= padding * space:
-                groups[-1] = together
-                continue
-        groups.append([row])
+        space = len(together) * lengths[together[0]] if groups else 0
+        fits = groups and len(together) <= size and (tokens is None or space <= tokens)
+        if fits and space - sum(lengths[i] for i in together) <= padding * space:
+            groups[-1] = together
+        else:
+            groups.append([row])
     return groups
 
 

@@ -14,7 +14,7 @@ from lmflow.components import DataFormat
 from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.columns import renamed, without
 from lmflow.data.containers import iterate_records
-from lmflow.data.files import files_of, fingerprint, on_hub, size_of
+from lmflow.data.files import files_of, fingerprint, has_splits, on_hub, size_of
 from lmflow.data.formats.labels import is_labelled, read_record
 from lmflow.data.formats.recognising import LOOKED_AT, Formats
 from lmflow.data.formats.unread import fields_read, listed
@@ -64,7 +64,7 @@ def places(data: Reading) -> list[tuple[Reading, str]]:
         return [(data, "")]
     if data.path is not None:
         raise DataError("data.path and data.mix both name data; use one of them")
-    files = {path: {file.name for file in files_of(path)} for path in data.mix}
+    files = {path: {file.name for file in files_of(path, data.subset, data.split)} for path in data.mix}
     found = Counter(name for names in files.values() for name in names)
     return [
         (
@@ -90,12 +90,22 @@ def read_sources(data: Reading, formats: Formats) -> list[Source]:
 
 
 def validation_source(data: DataOptions, formats: Formats, read: Callable[..., Source] | None = None) -> Source | None:
-    """What is in the file that `data.validation` names, read by `read_source`; None where that is a share."""
+    """What is in the file that `data.validation` names, read by `read_source`; None where that is a share.
+
+    Of the data set that is trained on it is the split called validation.
+    """
+    place = validation_place(data)
+    return None if place is None else (read or read_source)(place, formats)
+
+
+def validation_place(data: DataOptions) -> DataOptions | None:
+    """The options with which what `data.validation` names is read; None where that is a share."""
     if _as_share(data.validation) is not None:
         return None
-    return (read or read_source)(
-        data.model_copy(update={"path": str(data.validation), "mix": {}, "limit": None}), formats
-    )
+    path = str(data.validation)
+    same = path == data.path and has_splits(path)
+    part = {"split": "validation"} if same else {"subset": None, "split": None}
+    return data.model_copy(update={"path": path, "mix": {}, "limit": None, **part})
 
 
 def read_source(data: Reading, formats: Formats, folder: str = "") -> Source:
@@ -117,20 +127,21 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
     """
     if data.path is None:
         return _embedded(data, formats)[0]
-    found = renamed(without(placed(iterate_records(data.path), folder), data.ignore), data.columns)
+    part = (data.path, data.subset, data.split)
+    found = renamed(without(placed(iterate_records(*part), folder), data.ignore), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = peek(found)
     if not first:
         problems = [str(each) for each in records if isinstance(each, DataError)]
-        return _unusable(data.path, formats.chosen, problems, shown)
+        return _unusable(part, formats.chosen, problems, shown)
     chosen = formats.resolve(first)
     alike = format_matcher(chosen, formats.installed) if formats.chosen is None else None
     if not on_hub(data.path):
         place = Path(data.path)
         chosen = chosen.in_folder(place if place.is_dir() else place.parent)
-    large = data.streaming if data.streaming is not None else size_of(data.path) >= LARGE
+    large = data.streaming if data.streaming is not None else size_of(*part) >= LARGE
     fields, unread = fields_read(chosen, first)
-    source = Source(chosen, [], fingerprint(data.path), 0, fields=fields, unread=unread, shown=shown)
+    source = Source(chosen, [], fingerprint(*part), 0, fields=fields, unread=unread, shown=shown)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
     for sample, record in interpreted(records, chosen, source, alike):
@@ -154,12 +165,14 @@ def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Re
     return good, chain(seen, found)
 
 
-def _unusable(path: str, chosen: DataFormat | None, problems: list[str], shown: int | None) -> Source:
+def _unusable(
+    part: tuple[str, str | None, str | None], chosen: DataFormat | None, problems: list[str], shown: int | None
+) -> Source:
     """A source without samples where all problems are wanted. Raises DataError with the first where they are not."""
     if shown is not None or not problems:
-        raise DataError(problems[0] if problems else f"{path} holds no record.")
+        raise DataError(problems[0] if problems else f"{part[0]} holds no record.")
     count = len(problems)
-    return Source(chosen, [], fingerprint(path), count, count, problems, shown=shown)
+    return Source(chosen, [], fingerprint(*part), count, count, problems, shown=shown)
 
 
 def format_matcher(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> Callable[[Record], bool]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
     from lmflow.planning.footprint import Footprint, StepSettings
     from lmflow.plugins import Plugins
+    from lmflow.training.packing import Packing
 
 STEPS_LOOKED_AT = 1000
 """Steps from the first on among whose micro-batches the largest is sought."""
@@ -81,6 +82,8 @@ class Plan:
     trainable_parameters: int
     active_parameters: int
     """Those of them that move at one step, at most: fewer where the tuner names some (`Tuner.active`)."""
+    packing: Packing
+    """Whether rows are packed, and why."""
     steps: Steps
     memory: Footprint | None
     """None where it cannot be estimated, as for a model whose forward pass depends on values."""
@@ -126,22 +129,26 @@ class Plan:
         return {**plain, "lengths": lengths, "memory_total": total, "fits": self.fits}
 
 
-def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins) -> Plan:
+def make_plan(
+    recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plugins, packing: Packing | None = None
+) -> Plan:
     """The plan of a recipe whose data is read; `model` is its skeleton, which the tuner changes.
 
-    Raises EstimateError where the tuner cannot do with a skeleton.
+    `packing` is what a run that is resumed has chosen before. Raises EstimateError where the tuner cannot do with a
+    skeleton.
     """
     from lmflow.models.encoding import items_of
     from lmflow.models.quantization import count_parameters
 
     device, precision = computing(recipe)
-    workload = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
-    workload = workload or workload_of_items(recipe.aligner, model, data)
+    workload = workload_of(recipe, model, data)
+    chooser = partial(packing_of, model=model, workload=workload, earlier=packing)
+    packing = chooser(recipe)
     others = other_skeletons(recipe, plugins)
     model = prepared(model, recipe)
     workload = replace(workload, heldout=items_of(recipe.aligner, model, data.heldout, data))
     active = most_active(recipe, model)
-    steps, memory, not_estimated = estimate(recipe, model, workload, others, active)
+    steps, memory, not_estimated = estimate(recipe, model, workload, packing, others, active)
     # Looked at only now, because going through a step has loaded what a run loads.
     libraries = resident_memory() if device == "cpu" else 0
     plan = Plan(
@@ -152,6 +159,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
         parameters=count_parameters(model.module),
         trainable_parameters=count_parameters(model.module, trainable_only=True),
         active_parameters=count_active(model, active),
+        packing=packing,
         steps=steps,
         memory=memory and replace(memory, libraries=libraries, models=sum(map(weight_bytes, others))),
         not_estimated=not_estimated,
@@ -160,7 +168,7 @@ def make_plan(recipe: Recipe, model: LanguageModel, data: Dataset, plugins: Plug
     )
     if plan.fits:
         return plan
-    return replace(plan, remedies=list(remedies(plan, recipe, model, workload, others, plugins)))
+    return replace(plan, remedies=list(remedies(plan, recipe, model, workload, chooser, others, plugins)))
 
 
 def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
@@ -196,6 +204,27 @@ def prepared(model: LanguageModel, recipe: Recipe) -> LanguageModel:
         ) from error
 
 
+def workload_of(recipe: Recipe, model: LanguageModel, data: Dataset) -> Workload:
+    """What the aligner says that it will train on, else all samples."""
+    told = recipe.aligner.workload(PlanContext(model=model, data=data, options=recipe.training))
+    return told or workload_of_items(recipe.aligner, model, data)
+
+
+def packing_of(recipe: Recipe, model: LanguageModel, workload: Workload, earlier: Packing | None = None) -> Packing:
+    """Whether the recipe's rows are packed: as `earlier`, where that is given.
+
+    Of `model` class and configuration are looked at, so that it may be tuned already.
+    """
+    if earlier is not None:
+        return earlier
+    from lmflow.models.encoding import length_limit
+    from lmflow.training.packing import choose_packing
+
+    limit = length_limit(model, recipe.data)
+    asked, aligner, processes = recipe.data.packing, recipe.aligner, recipe.launch.total
+    return choose_packing(asked, aligner, model, workload.items, recipe.training, limit, processes)
+
+
 def workload_of_items(aligner: Aligner, model: LanguageModel, data: Dataset) -> Workload:
     """What is trained on where the aligner does not say: all samples, for a number of steps that is not known."""
     from lmflow.models.encoding import items_of
@@ -207,6 +236,7 @@ def estimate(
     recipe: Recipe,
     model: LanguageModel,
     workload: Workload,
+    packing: Packing,
     others: Sequence[nn.Module],
     active: frozenset[str] | None,
 ) -> tuple[Steps, Footprint | None, str]:
@@ -216,7 +246,7 @@ def estimate(
     """
     from lmflow.planning.footprint import StepSettings
 
-    steps, batch = lay_out_steps(recipe, model, workload)
+    steps, batch = lay_out_steps(recipe, model, workload, packing)
     device, precision = computing(recipe)
     setting = StepSettings(
         passes=steps.passes,
@@ -285,14 +315,12 @@ def count_active(model: LanguageModel, names: frozenset[str] | None) -> int:
     return sum(each.numel() for name, each in model.module.named_parameters() if name in names)
 
 
-def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> tuple[Steps, Batch]:
+def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload, packing: Packing) -> tuple[Steps, Batch]:
     """The steps of a workload, and the largest of the batches that rank 0 goes through."""
     from lmflow.data.packing import plan_epoch
-    from lmflow.models.encoding import length_limit
     from lmflow.training.batches import micro_batches, sequences_of
 
     options, items = recipe.training, workload.items
-    limit = length_limit(model, recipe.data)
     seen, tokens, trained, passes, largest = 0, 0, 0, 0, None
     real, positions = 0, 0
     looked_at = min(STEPS_LOOKED_AT, workload.steps or STEPS_LOOKED_AT)
@@ -302,7 +330,7 @@ def lay_out_steps(recipe: Recipe, model: LanguageModel, workload: Workload) -> t
         tokens += sum(len(sequence) for group in groups for sequence in group)
         trained += sum(sequence.num_targets for group in groups for sequence in group)
         share = groups[:: recipe.launch.total]
-        batches = micro_batches(share, options, recipe.data.packing, limit, model.pad_id)
+        batches = micro_batches(share, options, packing.is_used, packing.row_length, model.pad_id, packing.padding)
         passes = max(passes, len(batches))
         for batch in batches:
             real += batch.tokens
@@ -334,6 +362,7 @@ def remedies(
     recipe: Recipe,
     model: LanguageModel,
     workload: Workload,
+    choose: Callable[[Recipe], Packing],
     others: Sequence[nn.Module],
     plugins: Plugins,
 ) -> Iterator[Remedy]:
@@ -347,7 +376,7 @@ def remedies(
             continue
         if changed.tuner != recipe.tuner:
             model = prepared(load_skeleton(changed, plugins), changed)
-        _, memory, _ = estimate(changed, model, workload, others, most_active(changed, model))
+        _, memory, _ = estimate(changed, model, workload, choose(changed), others, most_active(changed, model))
         if memory is None or memory.total > NOTABLE * least:
             continue
         recipe, least, options = changed, memory.total, f"{options} {option}".strip()

@@ -146,6 +146,11 @@ def option_text(value: Any) -> str:
     return ",".join(map(option_text, plain)) if isinstance(plain, list) else str(plain)
 
 
+def may_stand_alone(field: FieldInfo) -> bool:
+    """Whether `--option` alone means true, though it takes other values too."""
+    return bool in members(field.annotation) and not is_flag(field)
+
+
 def is_flag(field: FieldInfo) -> bool:
     """Whether `--option` alone means true."""
     return {*members(field.annotation)} - {type(None)} == {bool}

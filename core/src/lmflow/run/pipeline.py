@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from lmflow.data.files import files_of
+from lmflow.data.source import validation_place
 from lmflow.distributed.environment import this_worker
 from lmflow.distributed.join import join
 from lmflow.distributed.processes import Processes
@@ -79,11 +80,16 @@ def check_data(staged: StagedRecipe, output: Path | None) -> None:
     """Raise DataError where a stage names data that is not there, before any begins, unless another may write it."""
     for stage in staged.stages:
         data = stage.planned.recipe.data
-        named = [data.path, *data.mix, data.validation]
-        for path in (Path(each) for each in named if isinstance(each, str)):
-            if output is None or not path.absolute().is_relative_to(output.absolute()):
-                with naming(stage):
-                    files_of(path)
+        with naming(stage):
+            held = validation_place(data)
+            for place in [*(data.model_copy(update={"path": path}) for path in (data.path, *data.mix)), held]:
+                if place is not None and place.path is not None and not _may_be_written(place.path, output):
+                    files_of(place.path, place.subset, place.split)
+
+
+def _may_be_written(path: str, output: Path | None) -> bool:
+    """Whether a place lies in the directory of the whole run, where an earlier stage may write it."""
+    return output is not None and Path(path).absolute().is_relative_to(output.absolute())
 
 
 @contextmanager

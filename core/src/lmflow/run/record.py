@@ -58,19 +58,20 @@ class RunRecord:
     def __init__(
         self, recipe: Recipe, plugins: Plugins, directory: RunDirectory, log: RunLog, *, resumed: bool
     ) -> None:
-        previous = directory.read_record() if resumed else {}
+        earlier = directory.read_record() if resumed else {}
         self._directory = directory
         self._log = log
-        self._earlier_seconds = float(previous.get("wall_seconds", 0.0))
+        self._earlier_seconds = float(earlier.get("wall_seconds", 0.0))
         self._started = time.time()
         self._peak_memory = 0
         self.values: dict[str, Any] = {
             "status": "running",
-            "started": previous.get("started", now()),
+            "started": earlier.get("started", now()),
             "seed": recipe.training.seed,
             "versions": versions(),
             "plugins": dict(plugins.versions()),
             "processes": log.processes.size,
+            "packing": earlier.get("packing"),
             "error": None,
         }
 

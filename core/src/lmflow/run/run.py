@@ -47,15 +47,15 @@ def run(
         log = work.log
         other_models(recipe.aligner, plugins)  # what is misspelt is told before anything is read
         data = stages.read_data(work)
-        if estimate:
-            stages.estimate(work, data)
+        plan = stages.estimate(work, data) if estimate else None
         log.sync_and_check_stop()
         model = stages.load_model(work)
         log.sync_and_check_stop()
         models = stages.open_models(work)
         stages.compare_context(work, model, data)
+        packing = stages.choose_packing(work, model, data, plan)
         model = stages.prepare(work, model)
-        context = stages.make_context(work, model, data, models)
+        context = stages.make_context(work, model, data, models, packing)
         trainer = context.trainer
         stages.self_test(context, recipe.aligner)
         stages.open_inferencer(work, context)

@@ -21,6 +21,8 @@ from lmflow.run.record import RunRecord
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
     from lmflow.models.language_model import LanguageModel
+    from lmflow.planning.plan import Plan
+    from lmflow.training.packing import Packing
     from lmflow.training.trainer import Trainer
 
 
@@ -67,26 +69,59 @@ def check_samples(work: Work, data: Dataset) -> None:
         work.log.note(line)
 
 
-def estimate(work: Work, data: Dataset) -> None:
-    """Say so before anything is loaded where the run will not fit into memory."""
+def estimate(work: Work, data: Dataset) -> Plan | None:
+    """Say so before anything is loaded where the run will not fit into memory; the plan, where there is one."""
     from lmflow.planning.plan import load_skeleton, make_plan
 
     recipe, log = work.recipe, work.log
     models = [recipe.model, *other_models(recipe.aligner, work.plugins).values()]
     loads_all = any(type(each).skeleton is Model.skeleton for each in models)
     if loads_all or not log.processes.is_rank0:
-        return
+        return None
     try:
         with log.phase("tokenising and planning"):
-            plan = make_plan(recipe, load_skeleton(recipe, work.plugins), data, work.plugins)
+            plan = make_plan(recipe, load_skeleton(recipe, work.plugins), data, work.plugins, packing_before(work))
     except EstimateError as error:
         log.note(str(error))
-        return
+        return None
     work.record.values["plan"] = plan.as_dict()
     if not plan.fits:
         log.note(plan.warning())
     if plan.tight and give_back_freed_memory():
         log.note("memory is tight: what is freed goes back to the system at once, which takes time")
+    return plan
+
+
+def packing_before(work: Work) -> Packing | None:
+    """How a run that is resumed packed rows before; None where it had not come so far."""
+    from lmflow.training.packing import Packing
+
+    chosen = work.record.values["packing"]
+    return Packing(**chosen) if chosen else None
+
+
+def choose_packing(work: Work, model: LanguageModel, data: Dataset, plan: Plan | None) -> Packing:
+    """Whether rows are packed: as before a resume, else as planned and proven on the model; it is said and recorded.
+
+    `model` is not yet tuned, and `plan` None where there is none.
+    """
+    from lmflow.planning.plan import packing_of, workload_of
+    from lmflow.training.packing import proven
+
+    recipe, log = work.recipe, work.log
+
+    def choose() -> Packing:
+        if (before := packing_before(work)) is not None:
+            return before
+        planned = plan.packing if plan else packing_of(recipe, model, workload_of(recipe, model, data))
+        return proven(planned, model)
+
+    chosen = log.processes.on_rank0(choose)
+    work.record.values["packing"] = asdict(chosen)
+    work.record.write()  # it must not be chosen anew after a resume
+    if chosen.why:
+        log.note(chosen.describe())
+    return chosen
 
 
 def load_model(work: Work) -> LanguageModel:
@@ -182,9 +217,11 @@ def with_heads(work: Work, model: LanguageModel) -> LanguageModel:
     return model.with_heads(wanted, work.recipe.training.seed)
 
 
-def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mapping[str, LanguageModel]) -> AlignContext:
+def make_context(
+    work: Work, model: LanguageModel, data: Dataset, models: Mapping[str, LanguageModel], packing: Packing
+) -> AlignContext:
     """What the aligner works with, its trainer with the held-out items that its objective judges."""
-    from lmflow.models.encoding import heldout_items, length_limit
+    from lmflow.models.encoding import heldout_items
     from lmflow.training.objective import NextToken
     from lmflow.training.setup import Setup
     from lmflow.training.trainer import Trainer
@@ -198,8 +235,9 @@ def make_context(work: Work, model: LanguageModel, data: Dataset, models: Mappin
         tuner=recipe.tuner,
         objective=aligner.objective(begun) or NextToken(),
         precision=work.record.values["precision"],
-        packing=data.options.packing,
-        max_length=length_limit(model, data.options),
+        packing=packing.is_used,
+        max_length=packing.row_length,
+        padding=packing.padding,
         heldout=heldout_items(aligner, model, data, log),
         keep_start_weights=aligner.compares_with_start,
         strategy=recipe.launch.strategy,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmflow.components import Optimizer, Schedule, Tuner
+from lmflow.data.packing import MOST_PADDING
 from lmflow.data.sample import Item
 from lmflow.errors import RecipeError, TrainingError
 from lmflow.recipe.sections.training import TrainingOptions
@@ -26,6 +27,8 @@ class Setup:
     precision: str = "fp32"
     packing: bool = False
     max_length: int | None = None
+    padding: float = MOST_PADDING
+    """Largest share of padding in a batch of packed rows, which are at most `max_length` long."""
     heldout: Sequence[Item] = ()
     keep_start_weights: bool = False
     strategy: str = "ddp"

@@ -164,7 +164,7 @@ class Trainer:
         batches = [self._passes.idle_batch(groups)]
         if share:
             setup, pad = self.setup, self.model.pad_id
-            batches = micro_batches(share, self.options, setup.packing, setup.max_length, pad)
+            batches = micro_batches(share, self.options, setup.packing, setup.max_length, pad, setup.padding)
         return groups, [each.pinned() for each in batches] if self.model.device.type == "cuda" else batches
 
     def _train_step(

@@ -15,6 +15,10 @@ class Reading(BaseModel):
     path: str | None = Field(
         None, description="File or directory of records (JSON, JSON lines, CSV, Parquet, text), or a hub name."
     )
+    subset: str | None = Field(None, description="Which configuration of a data set that has several, as on the hub.")
+    split: str | None = Field(
+        None, description="Which split of a data set that has several, as on the hub; train if unset."
+    )
     mix: dict[str, float] = Field(
         {},
         description="Several of them, each with how often its records come in an epoch: a.jsonl=1,b.csv=0.5.",
@@ -41,7 +45,11 @@ class DataOptions(Reading):
     too_long: Literal["auto", "error", "truncate", "skip", "split"] = Field(
         "auto", description="What becomes of longer samples; auto splits plain text and truncates everything else."
     )
-    packing: bool = Field(False, description="Fill each row with several samples; none sees another.")
+    packing: bool | Literal["auto"] = Field(
+        "auto",
+        description="Fill each row with several samples, none of which sees another; auto does where the model allows "
+        "it and padding would be more than a tenth.",
+    )
     validation: float | str = Field(
         0.05, description="Share of the records held out for evaluation, or the path of a file that holds them."
     )
