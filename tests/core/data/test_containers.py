@@ -257,7 +257,7 @@ def test_a_semicolon_in_a_name_separates_nothing(tmp_path: Path, head: str):
 
 @pytest.mark.parametrize("between", ["\n", "", "\r\n\n "])
 def test_objects_over_several_lines_one_after_the_other(tmp_path: Path, between: str):
-    rows = [{"a": 1, "instances": [2]}, {"a": [{"b": "}"}]}, {"a": None}]
+    rows = [{"a": 1, "b": [2]}, {"a": [{"b": "}"}]}, {"a": None}]
     (tmp_path / "a.jsonl").write_text(between.join(json.dumps(row, indent=2) for row in rows) + "\n")
     found = [each for each in iterate_records(tmp_path / "a.jsonl") if isinstance(each, Record)]
     assert [dict(each.fields) for each in found] == rows

@@ -270,7 +270,7 @@ def test_errors_about_held_out_records_say_that_they_are(make_work: MakeWork):
     model = stages.load_model(work)
     nothing = [Sample((Message("user", "a"), Message("assistant", "b")), source="v:1")]
     data = Dataset(nothing, list(nothing), work.recipe.data.model_copy(update={"max_length": 2}))
-    with pytest.raises(DataError, match=r"^held-out records: No token would be trained in any of 1 sample \(v:1\)"):
+    with pytest.raises(DataError, match=r"^held-out records: No token would be trained in the one sample \(v:1\)"):
         items_of(work.recipe.aligner, model, data.heldout, data)
     with pytest.raises(DataError, match=r"^No token would be trained"):
         items_of(work.recipe.aligner, model, data.train, data)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from lmflow.data.per_tokenizer import PerTokenizer
 from lmflow.data.sample import Message, Sample
 
 Span = tuple[int, int]
@@ -177,6 +178,10 @@ class ControlTokens:
             parts += [text[done:begin], self._placeholders[text[begin:end]] * (end - begin)]
             done = end
         return "".join([*parts, text[done:]])
+
+
+control_tokens_of = PerTokenizer(ControlTokens)
+"""The special tokens of a tokenizer."""
 
 
 def _borders(encoding: Any, special: frozenset[int], spans: Sequence[Span]) -> Iterator[Span]:

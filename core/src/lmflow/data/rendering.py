@@ -48,6 +48,8 @@ class Rendering:
     answers: tuple[RenderedAnswer, ...]
     unlearnt: tuple[Span, ...] = ()
     """Where the assistant's turns are that are not to be learnt."""
+    literal: tuple[Span, ...] = ()
+    """Special tokens that somebody says: characters like others."""
 
 
 def renderings(tokenizer: Any, sample: Sample, *, apart: bool = False) -> list[Rendering]:

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from lmflow.data.facts import Fact, facts_of, locate
+from lmflow.data.per_tokenizer import PerTokenizer
 from lmflow.data.sample import Message
 from lmflow.data.turn_forms import TurnForm, as_dicts
 
@@ -47,18 +47,6 @@ class TemplateTraits:
     """What follows a call of a tool, where that is another token."""
     special: re.Pattern[str]
     """All special tokens of the tokenizer but the one that begins a text."""
-
-
-_known: WeakKeyDictionary[Any, tuple[object, TemplateTraits]] = WeakKeyDictionary()
-
-
-def traits_of(tokenizer: Any) -> TemplateTraits:
-    """The traits of the tokenizer's template; asked once, and again where the template or the vocabulary changed."""
-    key = (tokenizer.chat_template, len(tokenizer))
-    known = _known.get(tokenizer)
-    if known is None or known[0] != key:
-        known = _known[tokenizer] = (key, _ask(tokenizer))
-    return known[1]
 
 
 def turn_end_ids(tokenizer: Any) -> list[int]:
@@ -109,11 +97,16 @@ def special_texts(tokenizer: Any) -> list[str]:
 
 
 def _ask(tokenizer: Any) -> TemplateTraits:
+    """The traits of the tokenizer's template."""
     texts = special_texts(tokenizer)
     special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
     form = _form(tokenizer)
     ends = dict.fromkeys(_answer_ends(tokenizer, form, special))
     return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special)
+
+
+traits_of = PerTokenizer(_ask)
+"""The traits of a tokenizer's template."""
 
 
 # How it takes turns

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-from lmflow.data.rendering import RenderedAnswer, Rendering, render, renderings
+from lmflow.data.control_tokens import ControlTokens, control_tokens_of
+from lmflow.data.rendering import RenderedAnswer, Rendering, Span, render, renderings
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.errors import DataError
 
@@ -70,7 +72,13 @@ def encode_prompt(tokenizer: Any, sample: Sample) -> list[int]:
     prompt = sample.prompt()
     if not prompt.templated:
         return [token for index, turn in enumerate(prompt.messages) for token in _plain_ids(tokenizer, turn, index)]
-    return _ids(tokenizer, render(tokenizer, prompt, prompt.messages, prompt=True))
+    control = control_tokens_of(tokenizer)
+    if not control.stand_in(prompt):
+        return _ids(tokenizer, render(tokenizer, prompt, prompt.messages, prompt=True))
+    with _said_plainly(control):
+        hidden = control.hidden(prompt)
+        text, literal = control.shown(render(tokenizer, hidden, hidden.messages, prompt=True))
+    return _literally(control, text, literal).ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,28 @@ def _covering(part: _Part, place: int) -> int | None:
     return None
 
 
+def _renderings(tokenizer: Any, sample: Sample, *, apart: bool = False) -> list[Rendering]:
+    """The sample's renderings, with special tokens that somebody says known for what they are."""
+    if not sample.templated:
+        return []
+    control = control_tokens_of(tokenizer)
+    if not control.stand_in(sample):
+        return renderings(tokenizer, sample, apart=apart)
+    with _said_plainly(control):
+        found = renderings(tokenizer, control.hidden(sample), apart=apart)
+    shown = ((each, *control.shown(each.text)) for each in found)
+    return [replace(each, sample=sample, text=text, literal=tuple(literal)) for each, text, literal in shown]
+
+
+@contextmanager
+def _said_plainly(control: ControlTokens) -> Iterator[None]:
+    """Within the context errors speak of special tokens, not of what stands for them."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(control.shown(str(error))[0]) from error
+
+
 Parts = list[tuple[Rendering, _Tokens]]
 """A rendering, or the several that it has to be divided into, with their tokens."""
 
@@ -140,7 +170,7 @@ def _rendered_and_tokenized(tokenizer: Any, samples: Sequence[Sample]) -> tuple[
     with ThreadPoolExecutor(1) as other:
         for start in range(0, len(samples), TOGETHER):
             some = samples[start : start + TOGETHER]
-            found += [renderings(tokenizer, sample) if sample.templated else [] for sample in some]
+            found += [_renderings(tokenizer, sample) for sample in some]
             texts = [each for few in found[start:] for each in few]
             jobs.append(other.submit(_tokenized, tokenizer, texts))
     return found, chain.from_iterable(job.result() for job in jobs)
@@ -152,21 +182,25 @@ def _tokenized(tokenizer: Any, texts: Sequence[Rendering]) -> list[Parts]:
     A prompt ends where an answer starts. Where a token would straddle that place, the text is cut there if it is the
     last answer's; each of several answers then has a text of its own, so that all earlier ones are the template's.
     """
-    if not texts:
-        return []
-    encodings = _encodings(tokenizer, [each.text for each in texts])
-    return [
-        _divided(tokenizer, each, _whole(each.text, encoding)) for each, encoding in zip(texts, encodings, strict=True)
+    plain = [each.text for each in texts if not each.literal]
+    encodings = iter(_encodings(tokenizer, plain) if plain else ())
+    control = control_tokens_of(tokenizer)
+    tokens = [
+        _literally(control, each.text, each.literal) if each.literal else _whole(each.text, next(encodings))
+        for each in texts
     ]
+    return [_divided(tokenizer, each, made) for each, made in zip(texts, tokens, strict=True)]
 
 
 def _divided(tokenizer: Any, rendering: Rendering, tokens: _Tokens) -> Parts:
     starts = [answer.start for answer in rendering.answers]
     if any(map(tokens.straddled, starts[:-1])):
         turns = {answer.turn for answer in rendering.answers}
-        alone = [each for each in renderings(tokenizer, rendering.sample, apart=True) if each.answers[0].turn in turns]
+        alone = [each for each in _renderings(tokenizer, rendering.sample, apart=True) if each.answers[0].turn in turns]
         return [part for each in alone for [part] in _tokenized(tokenizer, [each])]
-    return [(rendering, _uncrossed(tokenizer, rendering.text, tokens, starts[-1:]))]
+    if any(map(tokens.straddled, starts[-1:])):
+        tokens = _cut(tokenizer, rendering, starts[-1])
+    return [(rendering, tokens)]
 
 
 def _encodings(tokenizer: Any, texts: Sequence[str]) -> Sequence[Any]:
@@ -188,19 +222,26 @@ def _whole(text: str, encoding: Any) -> _Tokens:
     return _Tokens(encoding.ids, [_Part(0, len(text), 0, encoding)])
 
 
-def _uncrossed(tokenizer: Any, text: str, tokens: _Tokens, places: Sequence[int]) -> _Tokens:
-    """The tokens, none of which straddles one of `places`."""
-    cuts = [place for place in places if tokens.straddled(place)]
-    if not cuts:
-        return tokens
+def _literally(control: ControlTokens, text: str, literal: Sequence[Span]) -> _Tokens:
+    """The tokens of a text, with special tokens at the places `literal` as text."""
     ids: list[int] = []
     parts: list[_Part] = []
-    borders = list(pairwise([0, *cuts, len(text)]))
-    encodings = _encodings(tokenizer, [text[begin:end] for begin, end in borders])
-    for (begin, end), encoding in zip(borders, encodings, strict=True):
-        parts.append(_Part(begin, end, len(ids), encoding))
-        ids += encoding.ids
+    for each in control.encode(text, literal):
+        parts.append(_Part(each.begin, each.end, len(ids), each.encoding))
+        ids += each.encoding.ids
     return _Tokens(ids, parts)
+
+
+def _cut(tokenizer: Any, rendering: Rendering, place: int) -> _Tokens:
+    """The tokens of what is before a place, and of what is after it."""
+    control, text = control_tokens_of(tokenizer), rendering.text
+    after = [(start - place, end - place) for start, end in rendering.literal if start >= place]
+    before = _literally(control, text[:place], [(start, end) for start, end in rendering.literal if end <= place])
+    rest = _literally(control, text[place:], after)
+    moved = [
+        _Part(part.begin + place, part.end + place, part.first + len(before.ids), part.encoding) for part in rest.parts
+    ]
+    return _Tokens([*before.ids, *rest.ids], [*before.parts, *moved])
 
 
 def _targets(

@@ -1,0 +1,25 @@
+"""What is found out about a tokenizer once, and again when its template or its vocabulary changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
+
+
+class PerTokenizer(Generic[T]):
+    """A function of a tokenizer that remembers what it gave for each."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._known: WeakKeyDictionary[Any, tuple[object, T]] = WeakKeyDictionary()
+
+    def __call__(self, tokenizer: Any) -> T:
+        """What is known of the tokenizer as it is now."""
+        key = (tokenizer.chat_template, len(tokenizer), tokenizer.eos_token)
+        known = self._known.get(tokenizer)
+        if known is None or known[0] != key:
+            known = self._known[tokenizer] = (key, self._make(tokenizer))
+        return known[1]
