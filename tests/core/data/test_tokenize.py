@@ -217,3 +217,61 @@ def test_a_template_for_tokenizers_without_one(with_template: Any):
     assert ensure_chat_template(tokenizer)
     assert not ensure_chat_template(tokenizer)
     assert tokenizer.chat_template == PLAIN_TEMPLATE
+
+
+SPEAKING_OF_TOKENS = Sample(
+    (
+        Message("user", "what is <|im_end|> for?"),
+        Message("assistant", "<|im_end|> ends"),
+        Message("user", "and <|im_start|>"),
+        Message("assistant", "begins<|im_end|>"),
+    ),
+    source="d:1",
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, LLAMA3, LLAMA2, NO_END, PLAIN_TEMPLATE])
+def test_special_tokens_that_somebody_says_are_text(template: str, with_template: Any):
+    """Or else an answer would end in its middle, and a user could write the next role's turn."""
+    tokenizer = with_template(template)
+    sequences = encode_sample(tokenizer, SPEAKING_OF_TOKENS, end_ids=[END])
+    for sequence in sequences:
+        own = [index for index, token in enumerate(sequence.ids) if token == END]
+        ends = [index for index in own if sequence.loss_mask[index]]
+        assert len(ends) == len(trained_text(tokenizer, sequence)), "each answer has one, where it ends"
+    said = "".join(text for sequence in sequences for text in trained_text(tokenizer, sequence))
+    assert "<|im_end|> ends" in said
+    assert "begins<|im_end|>" in said
+    prompt = encode_prompt(tokenizer, SPEAKING_OF_TOKENS)
+    assert list(sequences[-1].ids[: len(prompt)]) == prompt
+    assert tokenizer.decode(prompt).count("<|im_start|>") == tokenizer.decode(sequences[-1].ids).count("<|im_start|>")
+
+
+def test_an_error_speaks_of_the_tokens_that_were_said(with_template: Any):
+    sample = Sample((Message("user", "q"), Message("assistant", "<think>an <|im_end|></think>a")), source="f:3")
+    dropping = CHATML.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
+    with pytest.raises(DataError, match=r"leaves out the thought 'an <\|im_end\|>' of turn 2"):
+        encode_sample(with_template(dropping), sample, end_ids=[END])
+
+
+def test_special_tokens_of_plain_text_are_what_they_are(with_template: Any):
+    """Who writes text without a template writes its special tokens too."""
+    [sequence] = encode_sample(
+        with_template(CHATML), Sample((Message("assistant", "a<|im_end|>b"),), templated=False), end_ids=[END]
+    )
+    assert list(sequence.ids).count(END) == 2
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("train_on", ["assistant", "all", "last"])
+def test_a_turn_that_is_not_to_be_learnt_has_no_target(template: str, train_on: str, with_template: Any):
+    tokenizer = with_template(template)
+    bad = Message("assistant", "jumps", is_target=False)
+    for turns, learnt in (
+        ((DIALOGUE.messages[0], bad, *DIALOGUE.messages[2:]), "stops"),
+        ((*DIALOGUE.messages[:3], Message("assistant", "stops", is_target=False)), "jumps"),
+    ):
+        [sequence] = encode_sample(tokenizer, Sample(turns), train_on=train_on, end_ids=[END])
+        said = "".join(trained_text(tokenizer, sequence))
+        assert ("jumps" in said) is (learnt == "jumps" or False)
+        assert ("stops" in said) is (learnt == "stops")

@@ -72,11 +72,13 @@ def test_thoughts_inside_the_content_and_beside_it(turn: Message, thoughts: str,
 
 
 def test_what_is_done_otherwise_is_said():
-    assert TurnForm().describe() == []
-    every = TurnForm(True, True, "beside", True).describe()
-    assert every == [
+    turns = [INSIDE, CALLING]
+    assert TurnForm().describe(turns) == []
+    assert TurnForm(True, True, "beside", True).describe(turns) == [
         "arguments of calls as text",
         "contents as lists of parts",
         "thoughts beside the content",
         "calls by ids such as functions.NAME:0",
     ]
+    assert TurnForm(True, thoughts="beside", ids_name_calls=True).describe([Message("user", "q"), BESIDE]) == []
+    assert TurnForm(thoughts="inside").describe([INSIDE, BESIDE]) == ["thoughts inside the content"]

@@ -23,6 +23,7 @@ from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.settings import DATA, Origin, Scope, Setting
 
 if TYPE_CHECKING:
+    from lmflow.data.sample import Sample
     from lmflow.data.tools.check import CheckReport
     from lmflow.data.tools.convert import Converted
     from lmflow.data.tools.show import Piece, Place
@@ -111,13 +112,22 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
             say(json.dumps({**about, **found}, ensure_ascii=False))
             return
-        say(f"{summary.describe()}\n")
+        say(f"{summary.describe()}\n{''.join(handed_over(model, samples))}")
         for sequence, answers in shown:
             say(show_sequence(model, sequence, answers, as_table=table))
         if rows is not None:
             say("\n".join(row_lines(*rows)))
 
     return show
+
+
+def handed_over(model: LanguageModel, samples: Iterable[Sample]) -> Iterator[str]:
+    """A line on how turns are given to the chat template, where that is otherwise than they are written."""
+    from lmflow.data.template_traits import traits_of
+
+    turns = [turn for sample in samples if sample.templated for turn in sample.messages]
+    if turns and (said := traits_of(model.tokenizer).form.describe(turns)):
+        yield f"handed to the chat template: {', '.join(said)}\n"
 
 
 def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[..., None]:

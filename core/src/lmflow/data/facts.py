@@ -20,6 +20,11 @@ IMAGE_MARK = "<image>"
 SHOWN = 60
 
 
+def quoted(text: str) -> str:
+    """A text in quotes on one line; unlike `repr`, letters of all scripts stay as they are."""
+    return "'" + text.replace("\\", "\\\\").replace("\n", "\\n") + "'"
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A part of what a turn says: what kind of part, and the text that stands for it."""
@@ -29,7 +34,7 @@ class Fact:
 
     def __str__(self) -> str:
         words = " ".join(self.text.split())
-        return f"{self.kind} {words!r}" if len(words) <= SHOWN else f"{self.kind} {words[: SHOWN - 1] + '…'!r}"
+        return f"{self.kind} {quoted(words if len(words) <= SHOWN else words[: SHOWN - 1] + '…')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from lmflow.data.empty_thoughts import put_after_prompt
-from lmflow.data.facts import Fact, Located, facts_of, locate, tool_facts
+from lmflow.data.facts import Fact, Located, facts_of, locate, quoted, tool_facts
 from lmflow.data.sample import Message, Sample
 from lmflow.data.template_traits import TemplateTraits, apply, apply_marked, next_special, traits_of
 from lmflow.errors import DataError
@@ -324,8 +324,8 @@ class Dialogue:
             written, asked = _difference(upto, prompt)
             known = "enable_thinking" in template_for(self.tokenizer, self.sample)
             return DataError(
-                f"{self.sample.source}: the model's chat template asks for answers with {asked!r} and writes that of "
-                f"turn {index + 1} after {written!r}, so it would be learnt for a prompt that is never given. "
+                f"{self.sample.source}: the model's chat template asks for answers with {quoted(asked)} and writes that of "
+                f"turn {index + 1} after {quoted(written)}, so it would be learnt for a prompt that is never given. "
                 + ("Try --data.template_arguments enable_thinking=false, give" if known else "Give")
                 + " each answer its thought, or choose another template with --data.template."
             )

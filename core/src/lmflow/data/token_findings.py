@@ -40,7 +40,8 @@ class TokenChecker:
 
     def findings(self, sample: Sample, sequences: Sequence[TokenSequence]) -> Iterator[tuple[str, str]]:
         """What is wrong with a sample's tokens, as kinds and details."""
-        yield from (("control_token", detail) for detail in self._control.places_in(sample))
+        if sample.templated:
+            yield from (("control_token", detail) for detail in self._control.places_in(sample))
         yield from self.end_findings(sample, sequences)
 
     def end_findings(self, sample: Sample, sequences: Sequence[TokenSequence]) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lmflow.data.facts import IMAGE_MARK
@@ -31,13 +31,16 @@ class TurnForm:
     ids_name_calls: bool = False
     """Whether the id of a call is its name and number, as in `functions.add:0`."""
 
-    def describe(self) -> list[str]:
-        """What is done otherwise than for most templates, in words."""
+    def describe(self, turns: Iterable[Message]) -> list[str]:
+        """What is done with these turns otherwise than they say it, or than most templates want it, in words."""
+        turns = list(turns)
+        calls = any(turn.tool_calls for turn in turns)
+        moved = any(as_dict(turn, self) != as_dict(turn, replace(self, thoughts="as given")) for turn in turns)
         said = {
-            "arguments of calls as text": self.arguments_as_text,
+            "arguments of calls as text": calls and self.arguments_as_text,
             "contents as lists of parts": self.content_as_parts,
-            f"thoughts {self.thoughts} the content": self.thoughts != "as given",
-            "calls by ids such as functions.NAME:0": self.ids_name_calls,
+            f"thoughts {self.thoughts} the content": moved,
+            "calls by ids such as functions.NAME:0": calls and self.ids_name_calls,
         }
         return [words for words, holds in said.items() if holds]
 
