@@ -314,6 +314,13 @@ class Dialogue:
             "(qwen2_5, llama3_for_tool, …)."
         )
 
+    def _how_to_match(self, index: int) -> str:
+        """What may make a template write answers after the prompt it asks with."""
+        if "enable_thinking" in template_for(self.tokenizer, self.sample):
+            return "Try --data.template_arguments enable_thinking=false or =true"
+        thinks = any(fact.kind == "the thought" for fact in facts_of(self.sample.messages[index]))
+        return "Leave thoughts out of the data" if thinks else "Give each answer its thought"
+
     def _no_prompt(self, index: int) -> DataError:
         """Why answer `index` cannot be trained with this template."""
         upto, prompt = self.text(index + 1), self._prompt(index)
@@ -322,12 +329,10 @@ class Dialogue:
             return _lost(self.sample, index, missing[0])
         if not upto.startswith(prompt):
             written, asked = _difference(upto, prompt)
-            known = "enable_thinking" in template_for(self.tokenizer, self.sample)
             return DataError(
-                f"{self.sample.source}: the model's chat template asks for answers with {quoted(asked)} and writes that of "
-                f"turn {index + 1} after {quoted(written)}, so it would be learnt for a prompt that is never given. "
-                + ("Try --data.template_arguments enable_thinking=false, give" if known else "Give")
-                + " each answer its thought, or choose another template with --data.template."
+                f"{self.sample.source}: the model's chat template asks for answers with {quoted(asked)} and writes that "
+                f"of turn {index + 1} after {quoted(written)}, so it would be learnt for a prompt that is never given. "
+                f"{self._how_to_match(index)}, or choose another template with --data.template."
             )
         return DataError(
             f"{self.sample.source}: the model's chat template shows no clear place where the answer of turn "
