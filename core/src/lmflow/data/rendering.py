@@ -330,8 +330,9 @@ class Dialogue:
         if not upto.startswith(prompt):
             written, asked = _difference(upto, prompt)
             return DataError(
-                f"{self.sample.source}: the model's chat template asks for answers with {quoted(asked)} and writes that "
-                f"of turn {index + 1} after {quoted(written)}, so it would be learnt for a prompt that is never given. "
+                f"{self.sample.source}: the model's chat template asks for answers with {quoted(asked)} and writes "
+                f"that of turn {index + 1} after {quoted(written)}, so it would be learnt for another prompt than it "
+                f"is asked with. "
                 f"{self._how_to_match(index)}, or choose another template with --data.template."
             )
         return DataError(
