@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,19 @@ LOOKED_AT = 10_000
 """Samples among which one with images is looked for."""
 KEPT_FROM = 2_000_000
 """Characters of text from which on tokens are kept on disk; below, tokenising takes less than a few seconds."""
+Count = Callable[[str, int, int], None]
+"""Told what is counted, how much of it is done, and of how much."""
+_COUNT: ContextVar[Count | None] = ContextVar("count", default=None)
+
+
+@contextmanager
+def tokenising_counted(count: Count) -> Iterator[None]:
+    """Within the context `count` is told how many samples are tokenised, whoever asked for it."""
+    token = _COUNT.set(count)
+    try:
+        yield
+    finally:
+        _COUNT.reset(token)
 
 
 def encode(
@@ -59,9 +74,13 @@ def encode(
 def encoded(model: LanguageModel, samples: Sequence[Sample], train_on: str) -> Iterator[TokenSequence]:
     """The sequences of all samples; a chunk of samples is tokenised while what the last one gave is used."""
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
+    count, done = _COUNT.get(), 0
     for chunk in prefetch(lambda some: model.encode_all(some, train_on), chunks):
         for sequences in chunk:
             yield from sequences
+        done += len(chunk)
+        if count is not None:
+            count("samples tokenised", done, len(samples))
 
 
 def code(model: type[LanguageModel]) -> tuple[str, ...]:
