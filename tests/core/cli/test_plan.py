@@ -8,6 +8,7 @@ import pytest
 
 from lmflow.planning import plan as planning
 from lmflow.planning.machine_memory import MachineMemory
+from lmflow.run import terminal
 
 
 def test_the_embedded_default_is_estimated(lmflow):
@@ -98,3 +99,13 @@ def too_large(plan, recipe):
     from dataclasses import replace
 
     return replace(plan, available=1) if recipe.tuner.name == "full" else plan
+
+
+@pytest.mark.parametrize(("word", "expected"), [("", "tokenised\n"), ("--json", ""), ("--quiet", "")])
+def test_how_far_tokenising_is_is_told_of_much(word: str, expected: str, lmflow, tmp_path, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("lmflow.models.encoding.CHUNK", 1)
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 5)
+    found = lmflow("plan", "--data.path", tmp_path / "a.jsonl", "--aligner", "sft", *([word] if word else []))
+    assert found.err.endswith(expected)
+    assert bool(found.err) == bool(expected)

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from lmflow import data
 from lmflow.components import DataFormat
+from lmflow.data import tally
 from lmflow.data.cache.token_store import INDEX, StoredSequences, write_store
 from lmflow.data.cache.tokens import cache_directory, cached
 from lmflow.data.dataset import load_dataset
@@ -262,3 +263,17 @@ def test_samples_on_disk_become_the_same_tokens(tmp_path: Path, tiny_model: Lang
     memory, disk = (key_for(tmp_path, rows, streaming=streaming) for streaming in (False, True))
     found = [list(encode(tiny_model, each.train, each.options, each.fingerprint)[0]) for each in (memory, disk)]
     assert found[0] == found[1]
+
+
+def test_how_many_samples_are_tokenised_is_counted(
+    cache: Path, tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(tally, "CHUNK", 4)
+    samples = dialogues(10)
+    with tally.tokenising_counted(lambda *counted: told.append(counted)):
+        encode(tiny_model, samples, DataOptions())
+        assert told == [("samples tokenised", done, 10) for done in (4, 8, 10)]
+        encode(tiny_model, samples, DataOptions())
+    encode(tiny_model, samples[:4], DataOptions())
+    assert len(told) == 3, "what is kept is not tokenised, and afterwards nobody asks"

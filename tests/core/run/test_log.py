@@ -27,6 +27,9 @@ class Recorder(Silent):
     def update(self, metrics: Any) -> None:
         self.updates.append(dict(metrics))
 
+    def count(self, *counted: Any) -> None:
+        self.notes.append(str(counted))
+
 
 @pytest.fixture
 def events() -> list[tuple[str, dict[str, Any]]]:
@@ -53,6 +56,11 @@ def test_a_note_is_kept_and_shown_once(log):
     log.note("three samples were cut")
     log.note("three samples were cut")
     assert log.notes == log._display.notes == ["three samples were cut"]
+
+
+def test_what_is_counted_is_shown_and_not_kept(log):
+    log.count("samples tokenised", 1, 2)
+    assert (log.notes, log._display.notes) == ([], ["('samples tokenised', 1, 2)"])
 
 
 def test_phases_add_up_and_are_timed_even_when_they_fail(log):

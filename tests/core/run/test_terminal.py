@@ -127,6 +127,29 @@ def test_counting_says_how_far_it_is_from_time_to_time(clock: Clock):
     ]
 
 
+@pytest.mark.parametrize("kind", [PlainDisplay, CountingDisplay])
+def test_how_far_something_long_is_is_said_only_after_some_seconds(kind: Any, clock: Clock):
+    stream = io.StringIO()
+    display = kind(stream)
+    for total in (3000, 20_000):
+        for done in range(1000, total + 1, 1000):
+            display.count("samples tokenised", done, total)
+            clock.now += 1.0
+    assert stream.getvalue().splitlines() == [
+        f"{done:,} of 20,000 samples tokenised" for done in (6000, 11_000, 16_000)
+    ]
+
+
+def test_a_terminal_shows_how_far_something_long_is(terminal: Console):
+    display = LiveDisplay(terminal)
+    display.phase("tokenising and planning", None)
+    display.count("samples tokenised", 2, 5)
+    display._live.refresh()
+    display.close()
+    assert "samples tokenised" in terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "2/5" in terminal.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [

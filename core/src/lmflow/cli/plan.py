@@ -18,6 +18,8 @@ from lmflow.formatting import number, size
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import STAGES
 from lmflow.recipe.stages import StagedRecipe
+from lmflow.run.display import Silent
+from lmflow.run.terminal import Lines
 
 if TYPE_CHECKING:
     from lmflow.data.dataset import DataSummary
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from lmflow.recipe.recipe import Recipe
 
 FIXED = {"--json": False, "--output": True, "--overwrite": False, "--quiet": False}
-"""Options and whether they take a value; all but the first mean nothing here, and are there for `lmflow run`'s sake."""
+"""Options and whether they take a value; two mean nothing here, and are there for `lmflow run`'s sake."""
 HELP = (
     ("--json", "Print one JSON object on standard output, and nothing else."),
     ("--debug", "Show tracebacks."),
@@ -59,14 +61,17 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         as_json: Annotated[bool, typer.Option("--json")] = False,
         _output: Annotated[Path | None, typer.Option("--output")] = None,
         _overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
-        _quiet: Annotated[bool, typer.Option("--quiet")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
         """Estimate one recipe, or its stages."""
+        from lmflow.data.tally import tokenising_counted
+
         resolved = resolve_scanned(scanned, plugins, recipe)
-        if isinstance(resolved, StagedRecipe):
-            plans = {stage.name: estimate(stage.planned.recipe, plugins) for stage in resolved.stages}
-        else:
-            plans = {"": estimate(resolved.recipe, plugins)}
+        with tokenising_counted(Silent().count if as_json or quiet else Lines().count):
+            if isinstance(resolved, StagedRecipe):
+                plans = {stage.name: estimate(stage.planned.recipe, plugins) for stage in resolved.stages}
+            else:
+                plans = {"": estimate(resolved.recipe, plugins)}
         if as_json:
             described = {name: found.as_dict() for name, (found, _) in plans.items()}
             sys.stdout.write(json.dumps(described.get("", {STAGES: described})) + "\n")

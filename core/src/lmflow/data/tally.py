@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -19,6 +21,19 @@ CHUNK = 1024
 """Samples tokenised together."""
 Made = TypeVar("Made")
 Encoded = tuple[Sample, list[TokenSequence]]
+Count = Callable[[str, int, int], None]
+"""Told what is counted, how much of it is done, and of how much."""
+_COUNT: ContextVar[Count | None] = ContextVar("count", default=None)
+
+
+@contextmanager
+def tokenising_counted(count: Count) -> Iterator[None]:
+    """Within the context `count` is told how many samples are tokenised, whoever asked for it."""
+    token = _COUNT.set(count)
+    try:
+        yield
+    finally:
+        _COUNT.reset(token)
 
 
 class Tally:
@@ -88,12 +103,16 @@ def encode_all(model: TextModel, samples: Sequence[Sample], train_on: str, findi
     DataError is raised when there are many.
     """
     chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
+    count, done = _COUNT.get(), 0
     for chunk in prefetch(partial(each_encoded, partial(model.encode_all, train_on=train_on)), chunks):
         for sample, found in chunk:
             if isinstance(found, DataError):
                 findings.add_untokenised(sample.source, found)
             else:
                 yield sample, found
+        done += len(chunk)
+        if count is not None:
+            count("samples tokenised", done, len(samples))
 
 
 def each_encoded(

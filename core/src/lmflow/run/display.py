@@ -21,6 +21,9 @@ class Display(Protocol):
     def advance(self, amount: int = 1) -> None:
         """So much of the current phase is done."""
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """So much of something long is done, whatever the phase: "samples tokenised"."""
+
     def update(self, metrics: Mapping[str, Any]) -> None:
         """The latest metrics: step, loss, reward, …"""
 
@@ -44,6 +47,9 @@ class Silent:
         """Show nothing."""
 
     def advance(self, amount: int = 1) -> None:
+        """Show nothing."""
+
+    def count(self, what: str, done: int, total: int) -> None:
         """Show nothing."""
 
     def update(self, metrics: Mapping[str, Any]) -> None:

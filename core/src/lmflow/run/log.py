@@ -68,6 +68,10 @@ class RunLog:
         """So much of the current phase is done."""
         self._display.advance(amount)
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """So much of something long is done, whatever the phase."""
+        self._display.count(what, done, total)
+
     def advance_or_stop(self, amount: int = 1) -> None:
         """`advance`, then stop if asked to: for work that may end anywhere, such as sampling.
 

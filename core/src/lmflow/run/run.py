@@ -40,10 +40,15 @@ def run(
     alone opens the directory, writes, shows and tells plugins of events.
     Raises LmflowError after recording in run.json why the run ended; finished work stays in the directory.
     """
+    from lmflow.data.tally import tokenising_counted
     from lmflow.run.before_after import compare, measure
 
     recipe = resolved.recipe
-    with opened(recipe, plugins, output, resume, overwrite, display) as work, recorded(work):
+    with (
+        opened(recipe, plugins, output, resume, overwrite, display) as work,
+        recorded(work),
+        tokenising_counted(work.log.count),
+    ):
         log = work.log
         other_models(recipe.aligner, plugins)  # what is misspelt is told before anything is read
         data = stages.read_data(work)

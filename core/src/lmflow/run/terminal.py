@@ -65,6 +65,10 @@ class LiveDisplay:
         """Move the phase's bar."""
         self._progress.advance(self._phase, amount)
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """Let the phase's bar show it."""
+        self._progress.update(self._phase, total=total, completed=done, description=what)
+
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show the latest values below the bars; an iteration also leaves a line."""
         from rich.console import Group
@@ -86,11 +90,36 @@ class LiveDisplay:
         self._live.stop()
 
 
-class PlainDisplay(Silent):
-    """Lines without control characters, for files and pipes: notes, phases, and metrics every few seconds."""
+class Lines(Silent):
+    """Lines for files and pipes, those about something long from time to time."""
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
+        self._counted = "", 0, 0.0
+        """What was counted last, how far it was, and when a line said so, or it began."""
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Say every few seconds how far it is; nothing of what takes less than that."""
+        now = time.monotonic()
+        name, before, said = self._counted
+        if name != what or done < before:
+            said = now
+        elif now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            self.note(f"{done:,} of {total:,} {what}")
+        self._counted = what, done, said
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+class PlainDisplay(Lines):
+    """Lines without control characters, for files and pipes: notes, phases, and metrics every few seconds."""
+
+    def __init__(self, stream: Any = None) -> None:
+        super().__init__(stream)
         self._last = 0.0
         self._said: set[str] = set()
 
@@ -98,22 +127,14 @@ class PlainDisplay(Silent):
         """Say each phase the first time it comes."""
         if name not in self._said:
             self._said.add(name)
-            self._line(name)
+            self.note(name)
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Say an iteration's metrics always, a step's from time to time."""
         now = time.monotonic()
         if "iteration" in metrics or now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            self._line("  ".join(describe_metrics(metrics)))
-
-    def note(self, text: str) -> None:
-        """Say it."""
-        self._line(text)
-
-    def _line(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
+            self.note("  ".join(describe_metrics(metrics)))
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
@@ -130,11 +151,11 @@ def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
     return shown
 
 
-class CountingDisplay(Silent):
+class CountingDisplay(Lines):
     """Lines for files and pipes: each phase once, then every few seconds how much of it is done."""
 
     def __init__(self, stream: Any = None) -> None:
-        self._stream = stream or sys.stderr
+        super().__init__(stream)
         self._phase = ""
         self._total: int | None = None
         self._done = 0
@@ -155,8 +176,3 @@ class CountingDisplay(Silent):
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show nothing: these commands take no steps."""
-
-    def note(self, text: str) -> None:
-        """Say it."""
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
