@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmflow.formatting import change, duration, number, size
+from lmflow.formatting import change, counted, duration, number, size
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,10 @@ def test_changes_carry_their_sign_and_zero_carries_none():
     assert change(1, 1.5) == "+0.500"
     assert change(1, 0.5, 1) == "\N{MINUS SIGN}0.5"
     assert change(1, 0.99999) == "0"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 samples"), (1, "1 sample"), (2, "2 samples"), (1234, "1,234 samples")]
+)
+def test_counts(count: int, text: str):
+    assert counted(count, "sample") == text
