@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from lmflow.data.control_tokens import ControlTokens
+from lmflow.data.control_tokens import control_tokens_of
 from lmflow.data.sample import Sample, TokenSequence
 
 
@@ -34,7 +34,7 @@ class TokenChecker:
     def __init__(self, model: TextModel, train_on: str) -> None:
         self._tokenizer = model.tokenizer
         self._train_on = train_on
-        self._control = ControlTokens(model.tokenizer)
+        self._control = control_tokens_of(model.tokenizer)
         self._ends = {*model.end_ids, *self._control.ids}
         self._blank: dict[int, bool] = {}
 
