@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lmflow.data.control_tokens import ControlTokens, EncodedPart
+from lmflow.data.control_tokens import ControlTokens, EncodedPart, control_tokens_of
 from lmflow.data.sample import Message, Sample
 from lmflow.models.language_model import LanguageModel
 
@@ -123,6 +125,20 @@ def test_a_tokenizer_without_special_tokens_finds_none():
     control = ControlTokens(tokenizer_of("byte level", []))
     assert control.ids == frozenset()
     assert not control.stand_in(Sample((Message("user", "</s><|im_end|>"),)))
+
+
+def test_they_are_looked_up_once_for_each_vocabulary():
+    tokenizer = tokenizer_of("byte level", SPECIALS)
+    found = control_tokens_of(tokenizer)
+    assert control_tokens_of(tokenizer) is found
+    tokenizer.add_tokens([AddedToken("<|new|>", special=True)])
+    asked = Sample((Message("user", "<|new|>"),))
+    assert not found.stand_in(asked)
+    assert control_tokens_of(tokenizer).stand_in(asked)
+    kept = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert kept() is None, "a tokenizer that nobody uses is not kept for this"
 
 
 # In samples

@@ -131,3 +131,23 @@ def test_what_is_no_preference_is_named(tiny_model: LanguageModel):
         encode_pairs(tiny_model, [preference("a", "b")], options(train_on="all"))
     assert encode_answered_pairs(tiny_model, [plain], options()) == []
     assert len(encode_answered_pairs(tiny_model, [plain, preference("a", "b")], options())) == 1
+
+
+def test_all_pairs_that_cannot_be_used_are_named_together(tiny_model: LanguageModel):
+    good = preference("a", "b")
+    bad = [replace(good, rejected=(), source=source) for source in ("p:7", "p:9")]
+    with pytest.raises(DataError, match="p:7: it has no rejected answer") as error:
+        encode_pairs(tiny_model, [good, *bad], options())
+    assert "2 samples that the model cannot be given" in str(error.value)
+    assert "p:9: it has no rejected answer" in str(error.value)
+    long = [preference("fox", "lazy dog " * 60, source=f"p:{number}") for number in range(3)]
+    with pytest.raises(DataError, match="3 sequences longer than the limit"):
+        encode_pairs(tiny_model, [good, *long], options(max_length=40, too_long="error"))
+
+
+def test_what_both_dialogues_give_reason_to_warn_of_is_told(tiny_model: LanguageModel):
+    samples = [preference("a fox", "the <|im_end|> dog", source="p:1"), preference("a", "b", source="p:2")]
+    _, report = encode_pairs(tiny_model, samples, options())
+    assert (report.samples, report.kept) == (2, 4)
+    assert report.findings.counts == {"control_token": 1}
+    assert "p:1: turn 2 (assistant) contains '<|im_end|>' at character 5" in report.describe()

@@ -90,6 +90,20 @@ def test_what_was_guessed_of_the_data_is_said(make_work: MakeWork, tmp_path: Pat
     assert note.startswith(f"4 records of {tmp_path / 'some.jsonl'} read as prompt, recognised by prompt, answer")
 
 
+def test_what_is_odd_about_the_samples_is_said(make_work: MakeWork, tmp_path: Path):
+    (tmp_path / "some.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4 + '{"prompt": " "}\n')
+    work = make_work(data__name="prompt", data__path=str(tmp_path / "some.jsonl"), data__validation="0")
+    stages.read_data(work)
+    assert work.log.notes == [
+        "warning: 1 turn without text: some.jsonl:5: turn 1 (user)",
+        "warning: 3 samples that occur before, such as some.jsonl:2: the same as some.jsonl:1",
+    ]
+    assert {kind: each["count"] for kind, each in work.log.tables["findings"].items()} == {
+        "empty_turn": 1,
+        "duplicate": 3,
+    }
+
+
 def test_the_model_is_loaded_as_the_recipe_says(make_work: MakeWork):
     work = make_work(data__template="chatml")
     seen: list[LoadRequest] = []

@@ -14,7 +14,7 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import resolve_scanned, scan
 from lmflow.cli.output import stdout_for_results
-from lmflow.formatting import number, size
+from lmflow.formatting import counted, number, size
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import STAGES
 from lmflow.recipe.stages import StagedRecipe
@@ -120,7 +120,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"model       {plan.model}, {number(plan.parameters)} parameters, {trained}"
     if plan.packing.why:
         yield f"rows        {plan.packing.describe()}"
-    yield from steps_lines(plan.steps)
+    yield from steps_lines(plan.steps, item_of(plan))
     where = "on the GPU" if plan.device == "cuda" else "in main memory"
     each = "each process takes" if plan.processes > 1 else "it takes"
     if plan.memory is None:
@@ -141,12 +141,18 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield "            Beyond that: a lower --data.max_length, a smaller model, or more memory."
 
 
-def steps_lines(steps: Steps) -> Iterator[str]:
+def item_of(plan: Plan) -> str:
+    """What steps go over: sequences, where samples give several of them."""
+    lengths = plan.lengths
+    return "sequence" if lengths and lengths.kept == plan.steps.samples != lengths.samples else "sample"
+
+
+def steps_lines(steps: Steps, item: str) -> Iterator[str]:
     """What the run goes through."""
     told = "1 step" if steps.count == 1 else f"{number(steps.count or 0)} steps"
     count = "as many as the aligner takes" if steps.count is None else told
     tokens = f"{number(round(steps.tokens))} tokens each, {number(round(steps.num_targets))} of them trained"
-    yield f"steps       {count} over {number(steps.samples)} samples; {tokens}"
+    yield f"steps       {count} over {counted(steps.samples, item)}; {tokens}"
     passes = "1 forward pass" if steps.passes == 1 else f"up to {steps.passes} forward passes"
     largest = f"the largest has {steps.rows} x {number(steps.length)} tokens"
     yield f"            {passes} a step; {largest}; of all positions {1 - steps.real:.1%} are padding"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lmflow.data.per_tokenizer import PerTokenizer
 from lmflow.data.sample import Message, Sample
@@ -25,6 +26,7 @@ RUN = re.compile(r"([\U00100000-\U0010fffd])\1*")
 THOUGHT_MARKS = frozenset({"<think>", "</think>"})
 """What an assistant's thoughts stand between in records: templates look for them, special or not."""
 IMAGE_MARK = "<image>"
+_KNOWN: WeakKeyDictionary[Any, tuple[tuple[object, ...], ControlTokens]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,20 @@ class EncodedPart:
     encoding: Any
 
 
+def control_tokens_of(tokenizer: Any) -> ControlTokens:
+    """The special tokens of a tokenizer, looked up and copied once for as long as it keeps its vocabulary."""
+    state = (id(getattr(tokenizer, "backend_tokenizer", None)), len(tokenizer), *tokenizer.all_special_tokens)
+    known = _KNOWN.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _KNOWN[tokenizer] = (state, ControlTokens(tokenizer))
+    return known[1]
+
+
 class ControlTokens:
-    """The special tokens of a tokenizer, as somebody may write them."""
+    """The special tokens of a tokenizer, as somebody may write them; `control_tokens_of` gives them."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._original = getattr(tokenizer, "backend_tokenizer", None)
         special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         found = {**special, **known}
@@ -125,16 +136,16 @@ class ControlTokens:
     @cached_property
     def _backend(self) -> Any:
         """A copy of the tokenizer, so that no other thread has its settings changed."""
-        return _copied(self._tokenizer, lambda made: made)
+        return _copied(self._original, lambda made: made)
 
     @cached_property
     def _first(self) -> Any:
-        return _without_specials(_copied(self._tokenizer, lambda made: made))
+        return _without_specials(_copied(self._original, lambda made: made))
 
     @cached_property
     def _later(self) -> Any:
         """Like `_first`, for what follows other text: some tokenizers put a space before the first word alone."""
-        return _without_specials(_copied(self._tokenizer, _without_first_space))
+        return _without_specials(_copied(self._original, _without_first_space))
 
     def _as_text(self, begin: int) -> Any:
         return self._later if begin else self._first
@@ -200,10 +211,10 @@ def _stretches(borders: Sequence[Span], length: int, spans: Sequence[Span]) -> I
             yield begin, end
 
 
-def _copied(tokenizer: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _copied(backend: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_str(json.dumps(change(json.loads(tokenizer.backend_tokenizer.to_str()))))
+    made = Tokenizer.from_str(json.dumps(change(json.loads(backend.to_str()))))
     made.no_truncation()
     made.no_padding()
     return made

@@ -13,6 +13,7 @@ from lmflow.data.collate import Batch, collate, collate_packed
 from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
+from lmflow.formatting import counted
 from lmflow.models.heads import heads_of, is_head, listed
 from lmflow.models.language_model import LanguageModel
 from lmflow.models.quantization import computes_in_float32
@@ -135,8 +136,8 @@ def check_batching(model: LanguageModel, probes: Sequence[TokenSequence], *, pac
             else f"A model of type {kind} may not support padded batches."
         )
         raise TrainingError(
-            f"Self-test: the loss depends on the batch: {-alone.sum():.5f} nats for {len(probes)} samples alone, "
-            f"{-together.sum():.5f} {how} (largest difference of a token {off.max():.2g}). {advice}"
+            f"Self-test: the loss depends on the batch: {-alone.sum():.5f} nats for {counted(len(probes), 'sample')} "
+            f"alone, {-together.sum():.5f} {how} (largest difference of a token {off.max():.2g}). {advice}"
         )
 
 
