@@ -104,7 +104,7 @@ def too_large(plan, recipe):
 @pytest.mark.parametrize(("word", "expected"), [("", "tokenised\n"), ("--json", ""), ("--quiet", "")])
 def test_how_far_tokenising_is_is_told_of_much(word: str, expected: str, lmflow, tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0)
-    monkeypatch.setattr("lmflow.models.encoding.CHUNK", 1)
+    monkeypatch.setattr("lmflow.data.tally.CHUNK", 1)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 5)
     found = lmflow("plan", "--data.path", tmp_path / "a.jsonl", "--aligner", "sft", *([word] if word else []))
     assert found.err.endswith(expected)

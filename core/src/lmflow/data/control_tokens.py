@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from lmflow.data.per_tokenizer import PerTokenizer
 from lmflow.data.sample import Message, Sample
@@ -26,7 +25,6 @@ RUN = re.compile(r"([\U00100000-\U0010fffd])\1*")
 THOUGHT_MARKS = frozenset({"<think>", "</think>"})
 """What an assistant's thoughts stand between in records: templates look for them, special or not."""
 IMAGE_MARK = "<image>"
-_KNOWN: WeakKeyDictionary[Any, tuple[tuple[object, ...], ControlTokens]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +34,6 @@ class EncodedPart:
     begin: int
     end: int
     encoding: Any
-
-
-def control_tokens_of(tokenizer: Any) -> ControlTokens:
-    """The special tokens of a tokenizer, looked up and copied once for as long as it keeps its vocabulary."""
-    state = (id(getattr(tokenizer, "backend_tokenizer", None)), len(tokenizer), *tokenizer.all_special_tokens)
-    known = _KNOWN.get(tokenizer)
-    if known is None or known[0] != state:
-        known = _KNOWN[tokenizer] = (state, ControlTokens(tokenizer))
-    return known[1]
 
 
 class ControlTokens:

@@ -18,7 +18,7 @@ class PerTokenizer(Generic[T]):
 
     def __call__(self, tokenizer: Any) -> T:
         """What is known of the tokenizer as it is now."""
-        key = (tokenizer.chat_template, len(tokenizer), tokenizer.eos_token)
+        key = (tokenizer.chat_template, len(tokenizer), *tokenizer.all_special_tokens)
         known = self._known.get(tokenizer)
         if known is None or known[0] != key:
             known = self._known[tokenizer] = (key, self._make(tokenizer))
