@@ -40,11 +40,6 @@ KINDS: Mapping[str, Kind] = {
     "end_not_trained": Kind(
         "error", "answer whose end the model would not learn", "answers whose end the model would not learn"
     ),
-    "not_what_was_written": Kind(
-        "error",
-        "answer that is not in the text the model is given",
-        "answers that are not in the text the model is given",
-    ),
     "leak": Kind("warning", "held-out sample that is also trained on", "held-out samples that are also trained on"),
     "control_token": Kind(
         "warning", "text that contains a special token of the model", "texts that contain special tokens of the model"

@@ -11,8 +11,7 @@ import pytest
 
 from lmflow.data.findings import KINDS, Findings
 from lmflow.data.formats import FORMATS, Formats
-from lmflow.data.sample import Message, Sample
-from lmflow.data.tools.check import BINS, CheckReport, check_data, lost_answers
+from lmflow.data.tools.check import BINS, CheckReport, check_data
 from lmflow.errors import DataError
 from lmflow.models.language_model import LanguageModel
 from lmflow.recipe.sections.data import DataOptions
@@ -87,8 +86,6 @@ def test_white_space_that_a_template_changes_is_no_loss(findings: Find, tiny_mod
     )
     rows = [{"prompt": "q", "completion": "<think>\n\nthe fox\n</think>  jumps "}]
     assert findings(rows, tiny_model) == {}
-    [sample] = [Sample((Message("user", "q"), Message("assistant", "the fox")), source="s")]
-    assert list(lost_answers(tiny_model, sample, [])) == ["turn 2 is not in the text the model is given"]
 
 
 ENDS = {
@@ -204,7 +201,7 @@ def test_errors_warnings_and_notes_are_told_apart():
     for severity, told in (("error", report.errors), ("warning", report.warnings)):
         assert told == [kind.counted(1) for kind in KINDS.values() if kind.severity == severity]
     severities = [each["severity"] for each in report.as_dict()["findings"]]
-    assert {kind: severities.count(kind) for kind in severities} == {"error": 5, "warning": 8, "note": 3}
+    assert {kind: severities.count(kind) for kind in severities} == {"error": 4, "warning": 8, "note": 3}
 
 
 def test_without_a_model_nothing_is_said_of_tokens(write: Write, tiny_model: LanguageModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lmflow.data.dataset import Concatenated, brought, divided, mixed, names_of
 from lmflow.data.findings import KINDS, SOURCE, Finding, Findings
 from lmflow.data.lengths import LengthReport
-from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.sample import Sample
 from lmflow.data.sample_findings import find_in_samples
 from lmflow.data.source import Source, places, scan_source, validation_source
 from lmflow.data.tally import Tally, encode_all
@@ -145,8 +144,6 @@ def _check_tokens(
         for sample, sequences in encode_all(model, part, data.train_on, findings):
             report.tokens_of_each += map(len, sequences)
             counted.add(sample, sequences)
-            for detail in lost_answers(model, sample, sequences):
-                findings.add("not_what_was_written", sample.source, detail)
     if weighted is not None:
         tally = Tally(model, data, findings)
         for sample, sequences in encode_all(model, weighted, data.train_on, findings):
@@ -155,21 +152,3 @@ def _check_tokens(
     asks_only = not any(turn.role == "assistant" for sample in train for turn in sample.messages)
     if not (report.lengths.kept or findings.of("error") or asks_only):
         report.reasons.append(tally.fitter.nothing_to_train())
-
-
-def lost_answers(model: TextModel, sample: Sample, sequences: Sequence[TokenSequence]) -> Iterator[str]:
-    """The assistant's turns that are not in the text of the tokens, white space aside."""
-    said = [(number, turn) for number, turn in enumerate(sample.messages, 1) if turn.role == "assistant"]
-    if not said:
-        return
-    decode = partial(model.tokenizer.decode, skip_special_tokens=False)
-    text = _without_space("".join(decode(list(sequence.ids)) for sequence in sequences))
-    for number, turn in said:
-        if turn.is_target and _without_space(turn.content) not in text:
-            known = decode(model.tokenizer(turn.content, add_special_tokens=False)["input_ids"])
-            if _without_space(known) not in text:
-                yield f"turn {number} is not in the text the model is given"
-
-
-def _without_space(text: str) -> str:
-    return re.sub(r"\s+", "", text)
