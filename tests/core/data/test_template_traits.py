@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lmflow.data.template_traits import next_special, special_texts, traits_of, turn_end_ids
+from lmflow.data.template_traits import next_special, special_texts, template_faults, traits_of, turn_end_ids
 from lmflow.data.turn_forms import TurnForm
 
 With = Callable[..., Any]
@@ -114,3 +114,13 @@ def test_only_white_space_stands_before_the_next_special_token(asked: With):
     assert found is not None
     assert found.group() == "<|im_end|>"
     assert next_special(special, "a b<|im_end|>", 1) is None
+
+
+def test_what_a_template_is_not_fit_for_is_said(make_tokenizer: Callable[..., Any]):
+    plain = HEAD + "{{ m.content }}" + TAIL
+    assert traits_of(make_tokenizer(chat_template=plain)).faults == ()
+    [unknown] = traits_of(make_tokenizer(chat_template=plain.replace("<|im_end|>", "<|eot_id|>"))).faults
+    assert unknown.startswith("it writes '<|eot_id|>', which the tokenizer does not know as tokens")
+    [unasked] = traits_of(make_tokenizer(chat_template=plain.replace("add_generation_prompt", "false"))).faults
+    assert unasked.startswith("it writes '<|im_start|>assistant' before an answer and nothing where an answer is asked")
+    assert template_faults(make_tokenizer(chat_template=None)) == ()

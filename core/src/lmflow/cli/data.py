@@ -104,7 +104,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         dataset, summary = load_dataset(data, formats_in(parts, plugins), 0)
         model = skeleton(parts, plugins)
         samples = [*dataset.train, *dataset.heldout][:count]
-        shown = [each for sample in samples for each in shown_sequences(model, sample, parts["data"].train_on)]
+        shown = [each for sample in samples for each in shown_sequences(model, sample, parts["data"])]
         sequences = [sequence for sequence, _ in shown]
         rows = packed_rows(model, sequences, parts["data"]) if parts["data"].packing is True else None
         if as_json:
@@ -291,7 +291,7 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
         yield from histogram_lines(report)
     yield from finding_lines(report)
     if report.errors:
-        yield f"A run would stop: {'; '.join(report.errors)}."
+        yield f"A run would stop: {'; '.join(report.errors).removesuffix('.')}."
     else:
         told = f" It would warn of {'; '.join(report.warnings)}." if report.warnings else ""
         yield f"Nothing here would stop a run.{told}"

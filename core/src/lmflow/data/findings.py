@@ -41,6 +41,7 @@ KINDS: Mapping[str, Kind] = {
         "error", "answer whose end the model would not learn", "answers whose end the model would not learn"
     ),
     "leak": Kind("warning", "held-out sample that is also trained on", "held-out samples that are also trained on"),
+    "template": Kind("warning", "fault of the chat template", "faults of the chat template"),
     "control_token": Kind(
         "warning", "text that contains a special token of the model", "texts that contain special tokens of the model"
     ),

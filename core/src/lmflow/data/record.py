@@ -18,6 +18,11 @@ class Record:
     source: str
     declared: str | None = None
 
+    @property
+    def present(self) -> dict[str, Any]:
+        """The fields that hold something; a null is a field that is not there."""
+        return {name: value for name, value in self.fields.items() if value is not None}
+
 
 Found = Iterator[Record | DataError]
 """The records of a place; one that cannot be used comes as the reason."""

@@ -180,7 +180,9 @@ def format_matcher(chosen: DataFormat, formats: Sequence[type[DataFormat]]) -> C
     names = {chosen.name, *chosen.includes}
     kinds = [each for each in formats if each.name in names]
     return lambda record: (
-        record.declared in names if record.declared else any(each.recognises(record.fields) for each in kinds)
+        record.declared in names
+        if record.declared
+        else any(each.recognises(fields) for each in kinds for fields in (record.fields, record.present))
     )
 
 

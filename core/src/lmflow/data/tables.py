@@ -48,8 +48,8 @@ def _arrow(file: Path) -> Iterator[Any]:
         try:
             reader = pyarrow.ipc.open_stream(source)
         except pyarrow.ArrowInvalid:
-            reader = pyarrow.ipc.open_file(source)
-            reader = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            file_reader = pyarrow.ipc.open_file(source)
+            reader = map(file_reader.get_batch, range(file_reader.num_record_batches))
         for batch in reader:
             for start in range(0, batch.num_rows, ROWS):
                 yield batch.slice(start, ROWS)

@@ -13,6 +13,7 @@ from lmflow.data.findings import Findings
 from lmflow.data.lengths import LengthFitter, LengthReport, is_plain_text, length_limit
 from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.template_traits import template_faults
 from lmflow.data.token_findings import TextModel, TokenChecker
 from lmflow.errors import DataError
 from lmflow.recipe.sections.data import DataOptions
@@ -47,6 +48,8 @@ class Tally:
         self.samples = 0
         self.fitter = LengthFitter(length_limit(model.context_length, options.max_length), options.too_long)
         self._checker = TokenChecker(model, options.train_on)
+        for fault in template_faults(model.tokenizer):
+            self.findings.add("template", "the chat template", fault)
 
     def add(self, sample: Sample, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         """What is trained on of a sample, counted; what is wrong with it is among the findings."""

@@ -28,6 +28,7 @@ OFFER = {
         "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
     },
 }
+TURN_MARK = re.compile("<[|\uff5c][^<>|\uff5c\\s]+[|\uff5c]>")  # also the wide bar of DeepSeek's
 PART = re.compile(r"""["']type["']: ?["']text["']""")
 QUESTION, ANSWER = Message("user", ASKED), Message("assistant", SAID)
 CALLING = Message("assistant", "", tool_calls=(CALL,))
@@ -47,6 +48,8 @@ class TemplateTraits:
     """What follows a call of a tool, where that is another token."""
     special: re.Pattern[str]
     """All special tokens of the tokenizer but the one that begins a text."""
+    faults: tuple[str, ...] = ()
+    """What makes the template unfit for this tokenizer, or for asking."""
 
 
 def turn_end_ids(tokenizer: Any) -> list[int]:
@@ -56,6 +59,11 @@ def turn_end_ids(tokenizer: Any) -> list[int]:
     traits = traits_of(tokenizer)
     texts = [*traits.ends, *([traits.call_end] if traits.call_end else [])]
     return [int(tokenizer.convert_tokens_to_ids(text)) for text in texts]
+
+
+def template_faults(tokenizer: Any) -> tuple[str, ...]:
+    """What makes the tokenizer's chat template unfit for it, or for asking; nothing without a template."""
+    return () if getattr(tokenizer, "chat_template", None) is None else traits_of(tokenizer).faults
 
 
 def apply(
@@ -102,7 +110,8 @@ def _ask(tokenizer: Any) -> TemplateTraits:
     special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
     form = _form(tokenizer)
     ends = dict.fromkeys(_answer_ends(tokenizer, form, special))
-    return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special)
+    faults = tuple(_faults(tokenizer, form, special))
+    return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special, faults)
 
 
 traits_of = PerTokenizer(_ask)
@@ -163,6 +172,34 @@ def _text(tokenizer: Any, turns: Sequence[Message], form: TurnForm) -> str | Non
     with suppress(Exception):  # a template is a program of the model's maker: it can raise anything
         return apply(tokenizer, turns, form, tools)
     return None
+
+
+# What it is not fit for
+
+
+def _faults(tokenizer: Any, form: TurnForm, special: re.Pattern[str]) -> Iterator[str]:
+    """What the user should know before anything is trained with the template."""
+    whole, upto = (_text(tokenizer, turns, form) for turns in ([QUESTION, ANSWER], [QUESTION]))
+    if whole is None or upto is None:
+        return
+    unknown = [mark for mark in dict.fromkeys(TURN_MARK.findall(whole)) if not _is_token(tokenizer, mark)]
+    if unknown:
+        yield (
+            f"it writes {', '.join(map(repr, unknown[:3]))}, which the tokenizer does not know as tokens, so they are "
+            "learnt letter by letter; choose a template that suits the model, or add them with lmflow vocabulary"
+        )
+    with suppress(Exception):  # as in `_text`
+        asked = apply(tokenizer, [QUESTION], form, prompt=True)
+        header = whole[len(upto) : whole.find(SAID)]
+        if asked == upto and whole.startswith(upto) and special.search(header):
+            yield (
+                f"it writes {header.strip()!r} before an answer and nothing where an answer is asked for "
+                "(add_generation_prompt), so the model has to write that first"
+            )
+
+
+def _is_token(tokenizer: Any, text: str) -> bool:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
 
 
 # How answers end

@@ -14,6 +14,7 @@ from lmflow.data.formats.fields import (
     bad,
     call_in,
     checked,
+    in_order_of_calls,
     text_of,
     tools_of,
     turns_of,
@@ -269,3 +270,15 @@ def test_functions_are_tools_by_their_older_name(functions: Any):
         tools_of({"functions": [3]}, "f:1")
     with pytest.raises(DataError, match=r"^f:1: functions: tools says something else"):
         tools_of({"functions": functions, "tools": ["sub"]}, "f:1")
+
+
+def test_results_stand_in_the_order_of_their_calls():
+    calls = tuple({"type": "function", "id": each, "function": {"name": each, "arguments": {}}} for each in "ab")
+    calling, (first, second) = (
+        Message("assistant", "", tool_calls=calls),
+        (Message("tool", each, tool_call_id=each) for each in "ab"),
+    )
+    asked, unknown = Message("user", "q"), Message("tool", "?", tool_call_id="c")
+    assert in_order_of_calls([asked, calling, second, first]) == (asked, calling, first, second)
+    assert in_order_of_calls([asked, calling, second, unknown]) == (asked, calling, second, unknown)
+    assert in_order_of_calls([calling, second, asked, first]) == (calling, second, asked, first)

@@ -168,3 +168,8 @@ def test_an_option_that_the_recognised_format_cannot_take(write: Write):
     path = write("d.jsonl", ['{"shout": "fire"}'])
     with pytest.raises(RecipeError, match=r"data\.marks: expected a whole number, got 'many'"):
         read_samples(Reading(path=path), Formats(WITH_OPTIONS, options={"marks": "many"}))
+
+
+def test_a_null_decides_no_format():
+    record = Record({"messages": [{"role": "user", "content": "q"}], "prompt": None}, "a.jsonl:1")
+    assert Formats(FORMATS).resolve([record]).name == "messages"

@@ -61,3 +61,13 @@ def test_a_format_may_fail_as_it_likes_without_a_field():
 def test_many_fields_are_counted():
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(i) for i in range(13)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"
+
+
+def test_fields_of_turns_are_looked_at_too():
+    turns = [
+        {"role": "user", "content": "q", "mood": "glad"},
+        {"role": "assistant", "content": "a", "audio": {"id": 1}},
+    ]
+    record = Record({"messages": [*turns, {"role": "user", "content": "r", "mood": None}]}, "a.jsonl:1")
+    [messages] = [each for each in FORMATS if each.name == "messages"]
+    assert fields_read(messages(), [record])[1] == ("messages.mood", "messages.audio")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.data.tokenize import encode_sample
-from lmflow.data.tools.show import packed_layout, pieces_of, plain, shown_as_data, table
+from lmflow.data.tools.show import fitted_to, packed_layout, pieces_of, plain, shown_as_data, shown_sequences, table
 from lmflow.models.language_model import LanguageModel
+from lmflow.recipe.sections.data import DataOptions
 
 
 def test_pieces_are_the_text(tiny_model: LanguageModel):
@@ -54,3 +57,34 @@ def test_without_packing_there_are_no_rows(tiny_model: LanguageModel):
     [found] = shown["sequences"]
     assert (found["source"], found["answers"], found["tokens"], found["num_targets"]) == ("s:1", "answer 1 of 2", 2, 1)
     assert shown_as_data(tiny_model.tokenizer, [], []) == {"sequences": [], "rows": []}
+
+
+ANSWERED = TokenSequence(list(range(12)), [False] * 3 + [True] * 9, "a")
+PLAIN = TokenSequence(list(range(12)), [True] * 12, "b")
+
+
+@pytest.mark.parametrize(
+    ("sequence", "policy", "lengths", "notes"),
+    [
+        (ANSWERED, "auto", [5], ["longer than 5 tokens: 7 are cut off"]),
+        (ANSWERED, "truncate", [5], ["longer than 5 tokens: 7 are cut off"]),
+        (PLAIN, "auto", [5, 5, 4], ["piece 1 of 3", "piece 2 of 3", "piece 3 of 3"]),
+        (ANSWERED, "split", [5, 5, 4], ["piece 1 of 3", "piece 2 of 3", "piece 3 of 3"]),
+        (ANSWERED, "skip", [12], ["longer than 5 tokens: left out"]),
+        (ANSWERED, "error", [12], ["longer than 5 tokens: which stops a run"]),
+    ],
+)
+def test_what_is_too_long_is_shown_as_a_run_takes_it(
+    sequence: TokenSequence, policy: str, lengths: list[int], notes: list[str]
+):
+    found = fitted_to(sequence, 5, policy)
+    assert [(len(each), note) for each, note in found] == list(zip(lengths, notes, strict=True))
+    assert policy not in ("skip", "error") or not any(found[0][0].loss_mask)
+    assert fitted_to(sequence, 12, policy) == fitted_to(sequence, None, policy) == [(sequence, "")]
+
+
+def test_a_sample_is_shown_within_the_limit(tiny_model: LanguageModel):
+    sample = Sample((Message("user", "q"), Message("assistant", "the fox " * 20)), source="s")
+    [(sequence, note)] = shown_sequences(tiny_model, sample, DataOptions(max_length=9))
+    assert len(sequence) == 9
+    assert note.startswith("longer than 9 tokens: ")

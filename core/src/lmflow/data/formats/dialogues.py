@@ -173,7 +173,7 @@ class Alpaca(DataFormat):
             turns += [Message("user", pair[0]), Message("assistant", pair[1])]
         instruction = text_of(record, "instruction", source)
         given = text_of(record, "input", source) if record.get("input") else ""
-        turns.append(Message("user", f"{instruction}\n\n{given}" if given else instruction))
+        turns.append(Message("user", "\n\n".join(part for part in (instruction, given) if part)))
         turns.append(Message("assistant", text_of(record, "output", source)))
         whole = Sample(with_system(record, tuple(turns), source), True, record, source)
         return labelled(whole, label_of(record, source, ("kto_tag",)))
@@ -214,7 +214,7 @@ class Prompts(DataFormat):
         if answer and turns[-1].role != "assistant":
             calls = calls_of_tools(record[answer], tools)
             called = (Message("assistant", "", tool_calls=calls),)
-            turns = (*turns, *(called if calls else completion_of(record, answer, source)))
+            turns = (*turns, *(called if calls else completion_of(as_text(record, answer), answer, source)))
         return Sample(turns, True, record, source, tools)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
@@ -224,6 +224,13 @@ class Prompts(DataFormat):
         if answer:
             made["completion"] = completion_as_field(answer)
         return made | ({"tools": list(sample.tools)} if sample.tools else {})
+
+
+def as_text(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    """The record with a number in `field` as text: answers to check against are often that."""
+    value = record[field]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {**record, field: str(value)} if is_number else record
 
 
 def answer_field(record: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from lmflow.data.formats.targets import is_target, thinking_of
@@ -69,7 +70,20 @@ def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, c
         value = _parsed(value, value)
     if not isinstance(value, list) or not value:
         raise bad(source, field, "a list of at least one turn", value, missing=field not in record)
-    return tuple(_turn(turn, source, f"{field}[{i}]", role, content) for i, turn in enumerate(value))
+    return in_order_of_calls([_turn(turn, source, f"{field}[{i}]", role, content) for i, turn in enumerate(value)])
+
+
+def in_order_of_calls(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns, what tools answer in the order of the calls: many templates leave out which belongs to which."""
+    made: list[Message] = []
+    places: dict[str | None, int] = {}
+    for is_answer, run in groupby(turns, key=lambda turn: turn.role == "tool"):
+        some = list(run)
+        if is_answer and len(places) > 1 and all(turn.tool_call_id in places for turn in some):
+            some.sort(key=lambda turn: places[turn.tool_call_id])
+        made += some
+        places = {call.get("id"): number for number, call in enumerate(some[-1].tool_calls)}
+    return tuple(made)
 
 
 def _parsed(text: str, otherwise: Any) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 from lmflow.data.record import describe
 from lmflow.errors import DataError
 
-LEARNT = ("loss", "train", "trainable", "training", "learn")
+LEARNT = ("loss", "train", "trainable", "training", "learn", "compute_loss")
 """Fields of a turn that are true where it is learnt."""
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """The same as a number, 0 or 1: a single answer cannot be weighted."""
-MASKED = ("masked", "mask")
+MASKED = ("masked", "mask", "no_loss")
 """Fields of a turn that are true where it is not learnt."""
 PARTLY = ("train_detail", "training_detail")
 """Fields that tell which characters of an answer are learnt."""

@@ -34,11 +34,32 @@ def unread_fields(sample: Sample, origin: DataFormat) -> Iterator[str]:
     """Fields of the sample's record that say something and without which `origin` reads the same."""
     for field in said_fields(sample.record):
         rest = {name: each for name, each in sample.record.items() if name != field}
-        try:
-            if not different(origin.sample(rest, sample.source), sample):
-                yield field
-        except Exception:  # a plugin's format may fail in other ways without a field that it needs
-            continue
+        if _is_same(rest, sample, origin):
+            yield field
+        else:
+            yield from (
+                f"{field}.{key}"
+                for key in _keys_of_turns(sample.record[field])
+                if _is_same({**sample.record, field: _without(sample.record[field], key)}, sample, origin)
+            )
+
+
+def _is_same(record: Mapping[str, Any], sample: Sample, origin: DataFormat) -> bool:
+    """Whether `origin` reads the record as the sample."""
+    try:
+        return not different(origin.sample(record, sample.source), sample)
+    except Exception:  # a plugin's format may fail in other ways without a field that it needs
+        return False
+
+
+def _keys_of_turns(value: Any) -> list[str]:
+    """The keys that say something in a list of objects, such as the turns of a dialogue."""
+    turns = value if isinstance(value, list) and all(isinstance(each, Mapping) for each in value) else []
+    return list(dict.fromkeys(key for turn in turns for key in said_fields(turn) if isinstance(key, str)))
+
+
+def _without(turns: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [{name: each for name, each in turn.items() if name != key} for turn in turns]
 
 
 def said_fields(record: Mapping[str, Any]) -> list[str]:

@@ -149,6 +149,8 @@ def _check_tokens(
         for sample, sequences in encode_all(model, weighted, data.train_on, findings):
             tally.add(sample, sequences)
     report.lengths = tally.summary()
-    asks_only = not any(turn.role == "assistant" for sample in train for turn in sample.messages)
+    asks_only = not any(
+        sample.label is not None or any(turn.role == "assistant" for turn in sample.messages) for sample in train
+    )
     if not (report.lengths.kept or findings.of("error") or asks_only):
         report.reasons.append(tally.fitter.nothing_to_train())

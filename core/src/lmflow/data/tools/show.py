@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lmflow.data.lengths import is_plain_text, length_limit, pieces
 from lmflow.data.packing import pack_rows
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.data.token_findings import TextModel, answer_names, target_runs
+from lmflow.recipe.sections.data import DataOptions
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 8
@@ -38,17 +40,36 @@ class Place:
     length: int
 
 
-def shown_sequences(model: TextModel, sample: Sample, train_on: str) -> list[tuple[TokenSequence, str]]:
-    """A sample's sequences, each with the answers that it trains where there are several sequences."""
-    [sequences] = model.encode_all([sample], train_on)
-    if len(sequences) == 1:
-        return [(sequences[0], "")]
+def shown_sequences(model: TextModel, sample: Sample, options: DataOptions) -> list[tuple[TokenSequence, str]]:
+    """A sample's sequences as they are trained, each with a note.
+
+    It says which answers of several the sequence trains, and what the length limit does to it.
+    """
+    [sequences] = model.encode_all([sample], options.train_on)
     runs = [len(list(target_runs(sequence))) for sequence in sequences]
     names = [", ".join(filter(None, each)) for each in answer_names(sample, runs)]
+    notes = [name or f"sequence {number} of {len(sequences)}" for number, name in enumerate(names, 1)]
+    limit = length_limit(model.context_length, options.max_length)
+    fitted = (fitted_to(sequence, limit, options.too_long) for sequence in sequences)
     return [
-        (sequence, name or f"sequence {number} of {len(sequences)}")
-        for number, (sequence, name) in enumerate(zip(sequences, names, strict=True), 1)
+        (each, ", ".join(part for part in (note if len(sequences) > 1 else "", cut) if part))
+        for note, some in zip(notes, fitted, strict=True)
+        for each, cut in some
     ]
+
+
+def fitted_to(sequence: TokenSequence, limit: int | None, policy: str) -> list[tuple[TokenSequence, str]]:
+    """What a run trains on in place of a sequence, and what it does to it; what is left out is shown, untrained."""
+    if limit is None or len(sequence) <= limit:
+        return [(sequence, "")]
+    if policy == "split" or (policy == "auto" and is_plain_text(sequence)):
+        some = list(pieces(sequence, limit))
+        return [(piece, f"piece {number} of {len(some)}") for number, piece in enumerate(some, 1)]
+    told = f"longer than {limit:,} tokens"
+    if policy in ("auto", "truncate"):
+        return [(sequence.cut(0, limit), f"{told}: {len(sequence) - limit:,} are cut off")]
+    what = "left out" if policy == "skip" else "which stops a run"
+    return [(replace(sequence, loss_mask=[False] * len(sequence)), f"{told}: {what}")]
 
 
 def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
