@@ -85,7 +85,7 @@ def test_a_good_set_passes_and_one_that_stops_a_run_does_not(lmflow: Call, model
     assert "30 samples of format prompt" in good.out
     assert "Nothing here would stop a run." in good.out
     assert "28 samples, 28 sequences, " in good.out
-    bad = write(tmp_path / "b.jsonl", *rows, {"prompt": 3}, {"prompt": "x", "completion": 5})
+    bad = write(tmp_path / "b.jsonl", *rows, {"prompt": 3}, {"prompt": "x", "completion": True})
     done = lmflow("data", "check", bad, "--json")
     assert done.code == 1
     report = json.loads(done.out)

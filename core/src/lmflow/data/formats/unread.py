@@ -68,18 +68,30 @@ def said_fields(record: Mapping[str, Any]) -> list[str]:
 
 
 def fields_read(origin: DataFormat, records: Sequence[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Fields that `origin` reads in some of the records, and those that say something and are read in none."""
+    """Fields that `origin` reads in some of the records, and those that say something and are read in none.
+
+    Among the latter are fields of turns, as in `messages.mood`.
+    """
     said: dict[str, None] = {}
+    of_turns: dict[str, None] = {}
     read: set[str] = set()
     for record in records:
         fields = said_fields(record.fields)
         said |= dict.fromkeys(fields)
+        inner = [f"{field}.{key}" for field in fields for key in _keys_of_turns(record.fields[field])]
+        of_turns |= dict.fromkeys(inner)
         try:
             sample = origin.sample(record.fields, record.source)
         except DataError:
             continue  # it is told of where all records are read
-        read |= {*fields} - {*unread_fields(sample, origin)} | ({MARGIN} if sample.rejected else set())
-    return tuple(field for field in said if field in read), tuple(field for field in said if field not in read)
+        unread = {*unread_fields(sample, origin)}
+        read |= {*fields, *(name for name in inner if name.partition(".")[0] not in unread)} - unread
+        read |= {MARGIN} if sample.rejected else set()
+    unread_turns = [name for name in of_turns if name not in read and name.partition(".")[0] in read]
+    return tuple(field for field in said if field in read), (
+        *(field for field in said if field not in read),
+        *unread_turns,
+    )
 
 
 def listed(fields: Sequence[str]) -> str:
