@@ -38,6 +38,7 @@ def test_a_field_that_one_record_reads_is_read():
 
 def test_a_record_that_cannot_be_read_says_nothing_of_its_fields():
     assert read("prompt", {"prompt": 3, "x": 1}, {"prompt": "q"}) == (("prompt",), ("x",))
+    assert read("prompt", {"prompt": 3, "x": 1}) == ((), ())
 
 
 def test_what_aligners_read_of_preferences_is_read():

@@ -87,6 +87,8 @@ def fields_read(origin: DataFormat, records: Sequence[Record]) -> tuple[tuple[st
         unread = {*unread_fields(sample, origin)}
         read |= {*fields, *(name for name in inner if name.partition(".")[0] not in unread)} - unread
         read |= {MARGIN} if sample.rejected else set()
+    if not read:
+        return (), ()  # no record can be read, so nothing tells
     unread_turns = [name for name in of_turns if name not in read and name.partition(".")[0] in read]
     return tuple(field for field in said if field in read), (
         *(field for field in said if field not in read),
