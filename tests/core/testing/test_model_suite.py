@@ -84,6 +84,7 @@ class NoEnd(Good):
     def changed(self, model):
         model.tokenizer.eos_token = None
         model.module.generation_config.eos_token_id = None
+        model.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
         return model
 
 
@@ -227,7 +228,7 @@ def test_a_tokenizer_that_normalises_passes_when_it_says_so(examine: Callable[..
         (ShownEnd, "test_an_end_of_text_is_declared", "they decode to"),
         (TrainsNoEnd, "test_answers_end_with_the_end_of_text", "so that the model learns to stop"),
         (TrainsQuestions, "test_answers_end_with_the_end_of_text", "expected"),
-        (AnotherPrompt, "test_a_prompt_begins_what_is_trained", "expected the prompt's tokens to begin"),
+        (AnotherPrompt, "test_a_prompt_begins_what_is_trained", "would be learnt for another prompt"),
         (IgnoresTheMask, "test_padding_changes_nothing", "ignores attention_mask"),
         (SavesNoHead, "test_what_is_saved_is_loaded_again", "expected the same logits from the saved model"),
         (SavesNoTemplate, "test_what_is_saved_is_loaded_again", "expected the same chat template"),

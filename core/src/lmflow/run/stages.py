@@ -105,6 +105,7 @@ def choose_packing(work: Work, model: LanguageModel, data: Dataset, plan: Plan |
 
     `model` is not yet tuned, and `plan` None where there is none.
     """
+    from lmflow.components.aligner import Workload
     from lmflow.planning.plan import packing_of, workload_of
     from lmflow.training.packing import proven
 
@@ -113,8 +114,11 @@ def choose_packing(work: Work, model: LanguageModel, data: Dataset, plan: Plan |
     def choose() -> Packing:
         if (before := packing_before(work)) is not None:
             return before
-        planned = plan.packing if plan else packing_of(recipe, model, workload_of(recipe, model, data))
-        return proven(planned, model)
+        if plan is not None:
+            return proven(plan.packing, model)
+        is_open = recipe.data.packing == "auto" and recipe.aligner.packs
+        workload = workload_of(recipe, model, data) if is_open else Workload((), None)
+        return proven(packing_of(recipe, model, workload), model)
 
     chosen = log.processes.on_rank0(choose)
     work.record.values["packing"] = asdict(chosen)

@@ -310,7 +310,8 @@ class AlignerSuite(RunSuite):
         path = write_records(bench.folder / name, records)
         notes: list[str] = []
         try:
-            prepared = bench.prepare(self._small({"data.path": str(path), "data.validation": 0}))
+            data = {"data.path": str(path), "data.validation": 0, "data.packing": False}
+            prepared = bench.prepare(self._small(data))
             notes = prepared.log.notes
             prepared.align()
         except Exception as error:
