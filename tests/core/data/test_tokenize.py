@@ -273,5 +273,5 @@ def test_a_turn_that_is_not_to_be_learnt_has_no_target(template: str, train_on: 
     ):
         [sequence] = encode_sample(tokenizer, Sample(turns), train_on=train_on, end_ids=[END])
         said = "".join(trained_text(tokenizer, sequence))
-        assert ("jumps" in said) is (learnt == "jumps" or False)
+        assert ("jumps" in said) is (learnt == "jumps")
         assert ("stops" in said) is (learnt == "stops")
