@@ -190,7 +190,7 @@ class LengthFitter:
             return "whole", [sequence]
         policy = self.policy
         if policy == "auto":
-            policy = auto or ("split" if is_plain_text(sequence) else "truncate")
+            policy = auto or policy_of(sequence, policy)
         if policy == "error":
             raise DataError(
                 f"{sequence.source}: {len(sequence)} tokens, more than {self.limit}. Raise --data.max_length, or set "
@@ -246,6 +246,13 @@ def fit_lengths(
     fitter = LengthFitter(limit, policy)
     fitted = [each for sequence in sequences for each in fitter.fit(sequence)]
     return fitted, fitter.report()
+
+
+def policy_of(sequence: TokenSequence, policy: str) -> str:
+    """What a policy means for a sequence: "auto" splits plain text and truncates everything else."""
+    if policy != "auto":
+        return policy
+    return "split" if is_plain_text(sequence) else "truncate"
 
 
 def is_plain_text(sequence: TokenSequence) -> bool:

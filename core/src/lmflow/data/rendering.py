@@ -121,6 +121,7 @@ class Dialogue:
     sample: Sample
     _texts: dict[tuple[int, bool], str] = field(default_factory=dict)
     _stops: dict[int, int] = field(default_factory=dict)
+    _facts: dict[int, list[Fact]] = field(default_factory=dict)
     _marked: dict[int, list[Span]] = field(default_factory=dict)
     """What the template marks of so many turns."""
 
@@ -209,8 +210,11 @@ class Dialogue:
         start = self.start(index)
         return self._texts.get((index, True), self.text(index + 1)[:start])
 
-    def _said(self, index: int, text: str, start: int) -> Located:
-        return locate(facts_of(self.sample.messages[index]), text, start, len(text))
+    def _said(self, index: int, text: str, start: int, stop: int | None = None) -> Located:
+        """Where a part of a text says what answer `index` says."""
+        if index not in self._facts:
+            self._facts[index] = facts_of(self.sample.messages[index])
+        return locate(self._facts[index], text, start, len(text) if stop is None else stop)
 
     def _stop(self, index: int) -> int:
         """Where answer `index` ends in the text up to it: after the token that ends it, before what else follows."""
@@ -234,12 +238,12 @@ class Dialogue:
         stop = self._stop(index)
         if not (text.startswith(prompt) and text.startswith(upto[:stop])):
             return False
-        return not locate(facts_of(self.sample.messages[index]), upto, len(prompt), stop).missing
+        return not self._said(index, upto, len(prompt), stop).missing
 
     def _ends_in(self, index: int, text: str) -> bool:
         """Whether an answer that fits has an end in a text, which it can be given only where it is the last."""
         stop = self._stop(index)
-        said = self._said(index, text[:stop], self.start(index)).end
+        said = self._said(index, text, self.start(index), stop).end
         special = self.traits.special
         return special.search(text, said, stop) is not None or next_special(special, text, stop) is not None
 
@@ -257,7 +261,7 @@ class Dialogue:
     def _ended(self, index: int, start: int, spans: tuple[Span, ...], text: str) -> RenderedAnswer:
         """The answer with its end: inside its last span, right behind it, or missing."""
         begin, stop = spans[-1] if spans else (start, start)
-        said = max(begin, self._said(index, text[:stop], start).end)
+        said = max(begin, self._said(index, text, start, stop).end)
         inside = [found.end() for found in self.traits.special.finditer(text, said, stop)]
         behind = next_special(self.traits.special, text, stop)
         if inside:
@@ -275,7 +279,7 @@ class Dialogue:
         """The marked parts of an answer. Raises DataError where what it says is not in them."""
         spans = tuple((start, end) for start, end in marks if start < end)
         inside = "".join(text[start:end] for start, end in spans)
-        outside = locate(facts_of(self.sample.messages[index]), inside, 0, len(inside)).missing
+        outside = self._said(index, inside, 0).missing
         if any(fact.kind != "the thought" for fact in outside):
             raise DataError(
                 f"{self.sample.source}: the model's chat template marks answers with {{% generation %}} and leaves "

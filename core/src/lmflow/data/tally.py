@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from lmflow.data.findings import Findings
-from lmflow.data.lengths import LengthFitter, LengthReport, is_plain_text, length_limit
+from lmflow.data.lengths import LengthFitter, LengthReport, length_limit, policy_of
 from lmflow.data.prefetch import prefetch
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.data.template_traits import template_faults
@@ -87,7 +87,7 @@ class Tally:
         if policy == "error":
             self.findings.add("over_length", sequence.source, detail)
             return []
-        if policy != "split" and not (policy == "auto" and is_plain_text(sequence)):
+        if policy_of(sequence, policy) != "split":
             self.findings.add("cut_off", sequence.source, detail)
         return self.fitter.fit(sequence)
 

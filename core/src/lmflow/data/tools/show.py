@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lmflow.data.lengths import is_plain_text, length_limit, pieces
+from lmflow.data.lengths import length_limit, pieces, policy_of
 from lmflow.data.packing import pack_rows
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.data.token_findings import TextModel, answer_names, target_runs
@@ -62,11 +62,12 @@ def fitted_to(sequence: TokenSequence, limit: int | None, policy: str) -> list[t
     """What a run trains on in place of a sequence, and what it does to it; what is left out is shown, untrained."""
     if limit is None or len(sequence) <= limit:
         return [(sequence, "")]
-    if policy == "split" or (policy == "auto" and is_plain_text(sequence)):
+    policy = policy_of(sequence, policy)
+    if policy == "split":
         some = list(pieces(sequence, limit))
         return [(piece, f"piece {number} of {len(some)}") for number, piece in enumerate(some, 1)]
     told = f"longer than {limit:,} tokens"
-    if policy in ("auto", "truncate"):
+    if policy == "truncate":
         return [(sequence.cut(0, limit), f"{told}: {len(sequence) - limit:,} are cut off")]
     what = "left out" if policy == "skip" else "which stops a run"
     return [(replace(sequence, loss_mask=[False] * len(sequence)), f"{told}: {what}")]
