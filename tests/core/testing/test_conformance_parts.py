@@ -133,7 +133,7 @@ CASES = (
             ({"prompt": [USER]}, ASKED[:1]),
             ({"prompt": "q", "answer": "a"}, ASKED),
         ],
-        [({"prompt": None}, "prompt"), ({"prompt": "q", "completion": 3}, "completion")],
+        [({"prompt": None}, "prompt"), ({"prompt": "q", "completion": {"text": 3}}, "completion")],
     ),
     Case(HhRlhf, [(OTHERS["hh"], HELLO)], [({"chosen": "no marks"}, "chosen"), ({"chosen": None}, "chosen")]),
     Case(
