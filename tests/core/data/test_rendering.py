@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from lmflow.data.rendering import Rendering, has_marks, refused, render, renderings, template_for
+from lmflow.data.rendering import Rendering, has_marks, render, renderings, template_for
+from lmflow.data.rendering_errors import refused
 from lmflow.data.sample import Message, Sample
+from lmflow.data.template_traits import apply
+from lmflow.data.turn_forms import TurnForm
 from lmflow.errors import DataError
 
 S, Q, A, R, B = (
@@ -103,6 +106,48 @@ def test_an_answer_after_another_prompt_than_the_templates_is_refused(with_templ
         DataError, match=r"^f:3: .* asks for answers with '.*, in brief:' and writes that of turn 2 after"
     ):
         renderings(with_template(template), said(Q, A))
+
+
+SYSTEM_TO_THE_LAST = (  # as Mistral's: the system's text stands before a question that nothing answers, and nowhere else
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content + ' ' %}{% set messages = messages[1:] %}"
+    "{% endif %}{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ s if s and loop.last else '' }}"
+    "{{ m.content }}<|im_end|>{% else %}ANSWER<|im_start|>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}"])
+def test_an_answer_stands_after_the_prompt_it_is_asked_with(answer: str, with_template: With):
+    first, second = renderings(with_template(SYSTEM_TO_THE_LAST.replace("ANSWER", answer)), said(S, Q, A, R, B))
+    assert first.text == "<|im_start|>s q<|im_end|>a<|im_start|>"
+    assert second.text == "<|im_start|>q<|im_end|>a<|im_start|><|im_start|>s r<|im_end|>数据<|im_start|>"
+    assert answers(first) == ["a<|im_start|>"]
+    assert answers(second) == ["数据<|im_start|>"]
+
+
+def test_what_stands_under_the_heading_beside_the_answer_is_no_answer(with_template: With):
+    """Here the question is the system's in the prompt, and has a heading of its own once it is answered."""
+    odd = (
+        "<|im_start|>{% if add_generation_prompt %}{{ messages[-1].content }}<|im_end|>{% else %}<|im_end|>"
+        "{% for m in messages %}{{ m.content }};{% endfor %}{% endif %}"
+    )
+    with pytest.raises(DataError, match=r"for another prompt than it is asked with\. Mend what the template adds"):
+        renderings(with_template(odd), said(Q, A))
+
+
+THOUGHT_IN_FRONT = (
+    "{% for m in messages %}{% if m.reasoning_content %}<|im_start|>analysis\n{{ m.reasoning_content }}<|im_end|>{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_thought_in_front_of_the_prompt_is_trained_where_it_stands(with_template: With):
+    tokenizer = with_template(THOUGHT_IN_FRONT)
+    [found] = renderings(tokenizer, said(Q, replace(A, thinking="hm"), R, B))
+    assert found.text == apply(tokenizer, found.sample.messages, TurnForm())
+    assert answers(found) == ["analysis\nhm<|im_end|><|im_start|>assistant\na<|im_end|>", "数据<|im_end|>"]
+    inside = Message("assistant", "<think>\nhm\n</think>\n\na")
+    assert answers(*renderings(tokenizer, said(Q, inside))) == answers(found)[:1]
 
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,17 @@ def kinds(model: LanguageModel, sample: Sample, *sequences: TokenSequence, train
 )
 def test_runs_of_trained_tokens(mask: list[int], expected: list[tuple[int, int]]):
     assert list(target_runs(TokenSequence(list(range(len(mask))), [bool(on) for on in mask]))) == expected
+
+
+def test_a_thought_in_front_of_the_prompt_is_found(make_tokenizer: Callable[..., Any], tiny_model: LanguageModel):
+    asks = "{% for m in messages %}THOUGHT<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    asks += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    in_front = "{% if m.reasoning_content %}<|im_start|>{{ m.reasoning_content }}<|im_end|>{% endif %}"
+    sample = Sample((Q, replace(A, thinking="hm"), Q, A, Q, replace(UNTRAINED, thinking="hm")))
+    for thought, found in ((in_front, ["turn 2"]), ("", [])):
+        tokenizer = make_tokenizer(chat_template=asks.replace("THOUGHT", thought))
+        checker = TokenChecker(replace(tiny_model, tokenizer=tokenizer), "assistant")
+        assert [detail for kind, detail in checker.findings(sample, []) if kind == "thought_not_asked_for"] == found
 
 
 def test_an_answer_ends_with_a_special_token_and_empty_space_behind_it_is_no_fault(

@@ -25,6 +25,13 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("\n", "\\n") + "'"
 
 
+def alike(first: str, second: str) -> int:
+    """How many characters two texts begin with in common."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A part of what a turn says: what kind of part, and the text that stands for it."""

@@ -45,6 +45,11 @@ KINDS: Mapping[str, Kind] = {
     "control_token": Kind(
         "warning", "text that contains a special token of the model", "texts that contain special tokens of the model"
     ),
+    "thought_not_asked_for": Kind(
+        "warning",
+        "thought that is learnt but never asked for, in front of the template's prompt",
+        "thoughts that are learnt but never asked for, in front of the template's prompt",
+    ),
     "empty_turn": Kind("warning", "turn without text", "turns without text"),
     "role_order": Kind(
         "warning", "dialogue whose turns are in an odd order", "dialogues whose turns are in an odd order"

@@ -2,7 +2,8 @@
 
 What a model is asked is the template's own prompt, so an answer is trained in a text that begins with that prompt. Many
 templates write earlier turns otherwise than the last (without their thoughts, or with tools before the last question
-alone). Answers whose prompts all begin one text share it; the others have a text of their own.
+alone). Answers whose prompts all begin one text share it; the others have a text of their own. Only a thought that a
+template writes in a turn of its own, in front of what it asks answers with, follows no prompt and is trained there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from lmflow.data.empty_thoughts import put_after_prompt
-from lmflow.data.facts import Fact, Located, facts_of, locate, quoted, tool_facts
+from lmflow.data.after_prompt import AfterPrompt, put_after_heading, put_after_prompt
+from lmflow.data.facts import Fact, Located, facts_of, locate, tool_facts
+from lmflow.data.rendering_errors import left_out, lost, no_end, other_prompt, refused
 from lmflow.data.sample import Message, Sample
-from lmflow.data.template_traits import TemplateTraits, apply, apply_marked, next_special, traits_of
+from lmflow.data.template_traits import (
+    TemplateTraits,
+    apply,
+    apply_marked,
+    next_special,
+    place_of_thought,
+    traits_of,
+)
+from lmflow.data.turn_forms import without_thought
 from lmflow.errors import DataError
 
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -101,18 +111,6 @@ def template_for(tokenizer: Any, sample: Sample) -> str:
     return chosen
 
 
-def refused(sample: Sample, error: Exception) -> DataError:
-    """The error for messages that a template does not take, or for a template that is not one."""
-    from jinja2 import TemplateSyntaxError
-
-    if isinstance(error, TemplateSyntaxError):
-        return DataError(f"The chat template is not valid Jinja: line {error.lineno}: {error.message}")
-    roles = ", ".join(turn.role for turn in sample.messages)
-    return DataError(
-        f"{sample.source}: the model's chat template cannot write this dialogue (turns of {roles}): {error}"
-    )
-
-
 @dataclass
 class Dialogue:
     """A sample and the template that writes it; each beginning of it is written once."""
@@ -122,6 +120,10 @@ class Dialogue:
     _texts: dict[tuple[int, bool], str] = field(default_factory=dict)
     _stops: dict[int, int] = field(default_factory=dict)
     _facts: dict[int, list[Fact]] = field(default_factory=dict)
+    _same: dict[int, int] = field(default_factory=dict)
+    """How much of so many turns, the last being put after its prompt, is as the template wrote it."""
+    _thought_ends: dict[int, int] = field(default_factory=dict)
+    """Where the answers begin whose thoughts stand in front of what they are asked with."""
     _marked: dict[int, list[Span]] = field(default_factory=dict)
     """What the template marks of so many turns."""
 
@@ -143,15 +145,27 @@ class Dialogue:
         return self._texts[key]
 
     def _put_after_prompt(self, count: int) -> None:
-        """Where the last of `count` turns differs from its prompt in an empty thought, write it after the prompt."""
-        own = self._texts[count, False]
-        found = put_after_prompt(own, self.text(count - 1, prompt=True))
+        """Write the last of `count` turns after its prompt, where the template has it after another."""
+        own, asked = self._texts[count, False], self.text(count - 1, prompt=True)
+        found = put_after_prompt(own, asked) or self._under_heading(count - 1, own, asked)
         if found is None:
             return
-        self._texts[count, False] = found.text
+        self._texts[count, False], self._same[count] = found.text, found.same
         if count in self._marked:
             marks = self._marked[count]
             self._marked[count] = [(found.moved(start, len(own)), found.moved(end, len(own))) for start, end in marks]
+
+    def _under_heading(self, index: int, own: str, asked: str) -> AfterPrompt | None:
+        """Answer `index` after its prompt, if all of it stands under the prompt's heading, and no other turn."""
+        found = put_after_heading(own, asked, self.traits.special)
+        if found is None:
+            return None
+        said = self._said(index, found.text, found.prompt)
+        if said.missing:
+            return None
+        begins_it = bool(self._facts[index]) and not found.text[found.prompt : said.begin].strip()
+        before = facts_of(self.sample.messages[index - 1])
+        return found if begins_it or locate(before, found.text, found.prompt, len(found.text)).missing else None
 
     def _written(self, count: int, prompt: bool) -> str:
         turns, form, tools = self.sample.messages[:count], self.traits.form, self.sample.tools
@@ -181,7 +195,8 @@ class Dialogue:
         text = self.text(count)
         if not self._fits(last, text):
             raise self._no_prompt(last)
-        held = [index for index in wanted if index == last or (self._fits(index, text) and self._ends_in(index, text))]
+        own = self._same.get(count, len(text))
+        held = [index for index in wanted if index == last or self._is_held(index, text[:own])]
         self.complete(count, answers=held)
         return Rendering(self.sample, text, tuple(self._answers(held, count, text)), self.unlearnt(text, count))
 
@@ -199,16 +214,33 @@ class Dialogue:
 
     def start(self, index: int) -> int:
         """Where answer `index` begins: the length of its prompt. One that nothing precedes may have no prompt."""
+        return len(self._prompt(index))
+
+    def _prompt(self, index: int) -> str:
         try:
-            return len(self.text(index, prompt=True))
+            asked = self.text(index, prompt=True)
         except DataError:
             if index:
                 raise
-            return self._said(index, self.text(index + 1), 0).begin
+            upto = self.text(index + 1)
+            return upto[: self._said(index, upto, 0).begin]
+        return self._before_thought(index, asked) if self.traits.thinks_before_prompt else asked
 
-    def _prompt(self, index: int) -> str:
-        start = self.start(index)
-        return self._texts.get((index, True), self.text(index + 1)[:start])
+    def _before_thought(self, index: int, asked: str) -> str:
+        """The prompt; without its last heading where answer `index` has a thought that is written in front of that."""
+        upto = self.text(index + 1)
+        if upto.startswith(asked):
+            return asked
+        turns = [*self.sample.messages[:index], without_thought(self.sample.messages[index], self.traits.form)]
+        try:
+            quiet = apply(self.tokenizer, turns, self.traits.form, self.sample.tools)
+        except Exception as error:  # as in `text`
+            raise refused(self.sample, error) from error
+        place = place_of_thought(self.traits.special, upto, quiet, asked)
+        if place is None:
+            return asked
+        self._thought_ends[index] = len(upto) - len(quiet) + len(asked)
+        return asked[:place]
 
     def _said(self, index: int, text: str, start: int, stop: int | None = None) -> Located:
         """Where a part of a text says what answer `index` says."""
@@ -220,7 +252,8 @@ class Dialogue:
         """Where answer `index` ends in the text up to it: after the token that ends it, before what else follows."""
         if index not in self._stops:
             text = self.text(index + 1)
-            said = self._said(index, text, min(self.start(index), len(text))).end
+            start = self.start(index)
+            said = self._said(index, text, self._thought_ends.get(index, min(start, len(text)))).end
             specials = list(self.traits.special.finditer(text, said))
             ends = [found for found in specials if found.group() in self._ends]
             chosen = ends[:1] or specials[-1:]
@@ -239,6 +272,10 @@ class Dialogue:
         if not (text.startswith(prompt) and text.startswith(upto[:stop])):
             return False
         return not self._said(index, upto, len(prompt), stop).missing
+
+    def _is_held(self, index: int, text: str) -> bool:
+        """Whether a text that others come after trains answer `index` as its own would."""
+        return self._stop(index) <= len(text) and self._fits(index, text) and self._ends_in(index, text)
 
     def _ends_in(self, index: int, text: str) -> bool:
         """Whether an answer that fits has an end in a text, which it can be given only where it is the last."""
@@ -290,9 +327,9 @@ class Dialogue:
     # What is left out
 
     def _check_tools(self, text: str) -> None:
-        lost = locate(tool_facts(self.sample.tools), text, 0, len(text)).missing
-        if lost:
-            raise self._left_out(f"the tool {lost[0].text}", "Choose one that has tools")
+        missing = locate(tool_facts(self.sample.tools), text, 0, len(text)).missing
+        if missing:
+            raise left_out(self.sample, f"the tool {missing[0].text}", "Choose one that has tools")
 
     def _check_turn(self, index: int, turn: Message, text: str, count: int, prompt: bool) -> None:
         """Raise DataError where a turn of another than the assistant is not in the text."""
@@ -301,7 +338,7 @@ class Dialogue:
                 return  # what a tool answers is often a number, which stands in other turns too
         elif turn.role == "tool" and self._without(index, count, prompt) != text:
             return  # templates take what a tool answers apart, if it is JSON
-        raise self._left_out(f"turn {index + 1}, of role {turn.role}", "Choose one that has that role")
+        raise left_out(self.sample, f"turn {index + 1}, of role {turn.role}", "Choose one that has that role")
 
     def _without(self, index: int, count: int, prompt: bool) -> str:
         """The text without a turn; another one where the template refuses that."""
@@ -312,56 +349,12 @@ class Dialogue:
         except Exception:  # as in `text`
             return ""
 
-    def _left_out(self, what: str, help_with: str) -> DataError:
-        return DataError(
-            f"{self.sample.source}: the model's chat template leaves out {what}. {help_with} with --data.template "
-            "(qwen2_5, llama3_for_tool, …)."
-        )
-
-    def _how_to_match(self, index: int) -> str:
-        """What may make a template write answers after the prompt it asks with."""
-        if "enable_thinking" in template_for(self.tokenizer, self.sample):
-            return "Try --data.template_arguments enable_thinking=false or =true"
-        thinks = any(fact.kind == "the thought" for fact in facts_of(self.sample.messages[index]))
-        return "Leave thoughts out of the data" if thinks else "Give each answer its thought"
-
     def _no_prompt(self, index: int) -> DataError:
         """Why answer `index` cannot be trained with this template."""
         upto, prompt = self.text(index + 1), self._prompt(index)
         missing = self._said(index, upto, len(prompt) if upto.startswith(prompt) else 0).missing
         if missing:
-            return _lost(self.sample, index, missing[0])
+            return lost(self.sample, index, missing[0])
         if not upto.startswith(prompt):
-            written, asked = _difference(upto, prompt)
-            return DataError(
-                f"{self.sample.source}: the model's chat template asks for answers with {quoted(asked)} and writes "
-                f"that of turn {index + 1} after {quoted(written)}, so it would be learnt for another prompt than it "
-                f"is asked with. "
-                f"{self._how_to_match(index)}, or choose another template with --data.template."
-            )
-        return DataError(
-            f"{self.sample.source}: the model's chat template shows no clear place where the answer of turn "
-            f"{index + 1} ends. Choose one with --data.template, or mark answers in your own with {{% generation %}}."
-        )
-
-
-def _lost(sample: Sample, index: int, fact: Fact) -> DataError:
-    """That a part of an answer is not in the text."""
-    hint = {
-        "the thought": "Choose one that keeps thoughts with --data.template (qwen3, deepseek_r1, …)",
-        "the text": "Choose another with --data.template (chatml, …)",
-    }.get(fact.kind, "Choose one that has tools with --data.template (qwen2_5, llama3_for_tool, …)")
-    beside = " beside its calls" if fact.kind == "the text" and sample.messages[index].tool_calls else ""
-    return DataError(
-        f"{sample.source}: the model's chat template leaves out {fact} of turn {index + 1}{beside}, which would not be "
-        f"learnt. {hint}, or take it out of the data."
-    )
-
-
-def _difference(written: str, asked: str) -> tuple[str, str]:
-    """The ends of two texts from where they differ, with a little of what is before."""
-    same = next(
-        (n for n, (a, b) in enumerate(zip(written, asked, strict=False)) if a != b), min(len(written), len(asked))
-    )
-    begin = max(0, same - 20)
-    return written[begin : same + 20], asked[begin:]
+            return other_prompt(self.sample, index, upto, prompt, template_for(self.tokenizer, self.sample))
+        return no_end(self.sample, index)

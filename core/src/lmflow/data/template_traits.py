@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from lmflow.data.facts import Fact, facts_of, locate
+from lmflow.data.facts import Fact, alike, facts_of, locate
 from lmflow.data.per_tokenizer import PerTokenizer
 from lmflow.data.sample import Message
 from lmflow.data.turn_forms import TurnForm, as_dicts
@@ -50,6 +50,8 @@ class TemplateTraits:
     """All special tokens of the tokenizer but the one that begins a text."""
     faults: tuple[str, ...] = ()
     """What makes the template unfit for this tokenizer, or for asking."""
+    thinks_before_prompt: bool = False
+    """Whether thoughts are written in front of what answers are asked with, so that nobody asks for them."""
 
 
 def turn_end_ids(tokenizer: Any) -> list[int]:
@@ -111,7 +113,8 @@ def _ask(tokenizer: Any) -> TemplateTraits:
     form = _form(tokenizer)
     ends = dict.fromkeys(_answer_ends(tokenizer, form, special))
     faults = tuple(_faults(tokenizer, form, special))
-    return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special, faults)
+    thinks_first = _thinks_before_prompt(tokenizer, form, special)
+    return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special, faults, thinks_first)
 
 
 traits_of = PerTokenizer(_ask)
@@ -147,6 +150,26 @@ def _thoughts(tokenizer: Any, form: TurnForm) -> str:
         if _keeps(tokenizer, [QUESTION, answer], form):
             return thoughts
     return "as given"
+
+
+def _thinks_before_prompt(tokenizer: Any, form: TurnForm, special: re.Pattern[str]) -> bool:
+    thoughtful, quiet = (_text(tokenizer, [QUESTION, answer], form) for answer in (BESIDE, ANSWER))
+    with suppress(Exception):  # as in `_text`
+        asked = apply(tokenizer, [QUESTION], form, prompt=True)
+        return place_of_thought(special, thoughtful or asked, quiet or "", asked) is not None
+    return False
+
+
+def place_of_thought(special: re.Pattern[str], thoughtful: str, quiet: str, asked: str) -> int | None:
+    """Where a thought is put into a text that begins with what is asked, before the end of that; None if it is not.
+
+    `thoughtful` is the text with the thought and `quiet` the one without. The place is right behind a special token.
+    """
+    if not quiet.startswith(asked) or thoughtful.startswith(asked):
+        return None
+    same = alike(thoughtful, asked)
+    place = max((found.end() for found in special.finditer(asked, 0, same)), default=0)
+    return place if place and thoughtful.endswith(quiet[place:]) else None
 
 
 def _keeps(tokenizer: Any, turns: Sequence[Message], form: TurnForm) -> bool:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from lmflow.data.control_tokens import control_tokens_of
 from lmflow.data.sample import Sample, TokenSequence
+from lmflow.data.template_traits import traits_of
+from lmflow.data.turn_forms import without_thought
 
 
 class TextModel(Protocol):
@@ -37,12 +39,23 @@ class TokenChecker:
         self._control = control_tokens_of(model.tokenizer)
         self._ends = {*model.end_ids, *self._control.ids}
         self._blank: dict[int, bool] = {}
+        has_template = getattr(model.tokenizer, "chat_template", None) is not None
+        self._traits = traits_of(model.tokenizer) if has_template else None
 
     def findings(self, sample: Sample, sequences: Sequence[TokenSequence]) -> Iterator[tuple[str, str]]:
         """What is wrong with a sample's tokens, as kinds and details."""
         if sample.templated:
             yield from (("control_token", detail) for detail in self._control.places_in(sample))
+            yield from (("thought_not_asked_for", f"turn {place}") for place in self._thoughts_in_front(sample))
         yield from self.end_findings(sample, sequences)
+
+    def _thoughts_in_front(self, sample: Sample) -> Iterator[int]:
+        """The turns whose thoughts the template writes in front of what it asks answers with."""
+        if self._traits is None or not self._traits.thinks_before_prompt:
+            return
+        for number, turn in enumerate(sample.messages, 1):
+            if turn.is_target and without_thought(turn, self._traits.form) != turn:
+                yield number
 
     def end_findings(self, sample: Sample, sequences: Sequence[TokenSequence]) -> Iterator[tuple[str, str]]:
         """Trained stretches that do not end with a special token: the last of each sequence, and those before it."""

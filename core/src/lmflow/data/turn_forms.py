@@ -91,6 +91,11 @@ def thought_and_content(turn: Message, form: TurnForm) -> tuple[str | None, str]
     return turn.thinking, turn.content
 
 
+def without_thought(turn: Message, form: TurnForm) -> Message:
+    """The turn without what stands beside its content."""
+    return replace(turn, thinking=None, content=thought_and_content(turn, form)[1])
+
+
 def parts(content: str) -> list[dict[str, Any]]:
     """A content as parts: texts, and images where their marks stand."""
     pieces = content.split(IMAGE_MARK)

@@ -1,15 +1,18 @@
-"""Answers without a thought, where a template's prompt has one: it opens a thought, or closes an empty one already.
+"""Finished answers put after the prompt that they are asked with, where a template writes them after another one.
 
 Models that think by default are asked with `<think>`; where they are not to think, with an empty thought. Templates
-write a finished answer without either, so it would be learnt for a prompt that is never given. Here it is put after the
-prompt, the thought that is open there being closed, which is what these models are trained on as answers without one.
+write a finished answer without either. Others (Mistral's) give the system's text to a last question alone, and it is
+gone once that is answered. Such an answer would be learnt for a prompt that is never given. Here it is put after its
+prompt: a thought that is open there is closed, which is what these models are trained on as answers without one; and
+where prompt and answer share the heading that answers stand under, what follows that is what the model says.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import takewhile
+
+from lmflow.data.facts import alike
 
 CLOSED = re.compile(
     r"\s*(<think>\s*</think>|<\|channel>thought\s*<channel\|>|<\|START_THINKING\|><\|END_THINKING\|>)\s*"
@@ -59,9 +62,22 @@ def put_after_prompt(text: str, prompt: str) -> AfterPrompt | None:
     return AfterPrompt(joined, len(prompt), same, len(kept), len(joined) - len(text))
 
 
+def put_after_heading(text: str, prompt: str, special: re.Pattern[str]) -> AfterPrompt | None:
+    """What is under the last heading of `text`, after `prompt`, which ends with the same heading; None if it does not.
+
+    A heading is a special token with what follows it, such as `[/INST]` or `<|im_start|>assistant` and a newline.
+    """
+    begin = max((found.start() for found in special.finditer(prompt)), default=-1)
+    heading = text.rfind(prompt[begin:]) if begin >= 0 else -1
+    if text.startswith(prompt) or heading < 0:
+        return None
+    said = text[heading + len(prompt) - begin :]
+    joined = prompt + said
+    return AfterPrompt(joined, len(prompt), _same(text, prompt), len(said), len(joined) - len(text))
+
+
 def _same(text: str, prompt: str) -> int:
     """How many characters both begin with, none of a mark that is not whole."""
-    pairs = zip(text, prompt, strict=False)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    same = alike(text, prompt)
     mark = prompt.rfind("<", 0, same)
     return mark if mark >= 0 and ">" not in prompt[mark:same] else same
