@@ -143,6 +143,25 @@ def texts() -> list[Path]:
     return [file for file in files if file.name != "decisions.md"]
 
 
+WRITES = re.compile(r"\bsys\.(stdout|stderr)\.write\(|\bConsole\(|\bprint\(")
+PRINTERS = ("lmflow/terminal.py", "lmflow/doctor/probes.py", "lmflow/testing/imports.py")
+"""The one that all commands print through, and programs that answer the process that started them."""
+
+
+def test_commands_print_through_the_one_that_shows_what_a_terminal_would_act_on():
+    files = [file for source in SOURCES for file in source.rglob("*.py") if not file.as_posix().endswith(PRINTERS)]
+    assert len(files) > 200
+    found = []
+    for file in files:
+        tree = ast.parse(file.read_text())
+        found += [
+            f"{file}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and WRITES.match(ast.unparse(node))
+        ]
+    assert not found
+
+
 @pytest.mark.parametrize("word", RETIRED)
 def test_retired_words_stay_away(word: str):
     found = [

@@ -116,6 +116,52 @@ def test_what_is_no_plain_value_is_named_with_its_line(text: str, expected: str,
     assert list(caught.value.problems) == [f"{file}{expected}"]
 
 
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LAUGHS, ": 490,329,064 values, most of them by aliases (`*name`); at most 100,000 are read"),
+        ("tuner: " + "[" * 5000 + "]" * 5000, ": values inside values, too deep to read"),
+        ("#" * 10_000_001, ": more than 10 MB, which no recipe has"),
+    ],
+    ids=["aliases", "depth", "size"],
+)
+def test_what_would_take_all_memory_is_refused(text: str, expected: str, write: Write):
+    file = write(text)
+    with pytest.raises(RecipeError) as caught:
+        list(read_settings(file, []))
+    assert list(caught.value.problems) == [f"{file}{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("-3", -3),
+        ("+3", 3),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("0b1", "0b1"),
+        ("1e-4", 1e-4),
+        ("1.", 1.0),
+        ("on", "on"),
+        ("True", True),
+        ("2026-11-29", "2026-11-29"),
+        ("null", None),
+        ("~", None),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object, write: Write):
+    [found] = read_settings(write(f"tuner: {{rank: {text}}}\n"), [])
+    assert (found.value, type(found.value)) == (value, type(value))
+
+
 @pytest.mark.parametrize("name", ["a/b", "../a", "..", ".a", "a.b", "a b", "", "-a", "ä", "a" * 65])
 def test_a_name_is_that_of_a_directory(name: str, write: Write):
     problems: list[str] = []

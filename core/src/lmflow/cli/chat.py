@@ -26,6 +26,7 @@ from lmflow.inference.chat import Dialogue, ExitChat, hidden_note, run_command
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
+from lmflow.terminal import write_error, write_out, write_styled
 
 FIXED = {"--system": True, "--quiet": False}
 SCOPE = Scope(
@@ -53,7 +54,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
-        sys.stdout.write(recipe_help("lmflow chat [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
+        write_styled(recipe_help("lmflow chat [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
         return None
 
     def chat(
@@ -88,7 +89,7 @@ def talk(dialogue: Dialogue, *, quiet: bool) -> None:
 
     def say(text: str) -> None:
         if not quiet:
-            sys.stderr.write(f"{text}\n")
+            write_error(f"{text}\n")
 
     if sys.stdin.isatty():
         say("/help lists the commands; Ctrl-C stops an answer; Ctrl-D or /exit leaves")
@@ -111,12 +112,10 @@ def show_answer(dialogue: Dialogue, text: str, say: Callable[[str], None]) -> No
     try:
         with closing(dialogue.answer(text)) as pieces:
             for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                write_out(piece, exact=True, flush=True)
     except KeyboardInterrupt:
         say(" [stopped]")
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    write_out("\n", flush=True)
     if note := hidden_note(dialogue, hidden):
         say(note)
 
@@ -131,10 +130,10 @@ def read_lines(say: Callable[[str], None]) -> Iterator[str]:
                 line = f"{line[:-1]}\n{read_line('… ')}"
         except EOFError:
             if sys.stdin.isatty():
-                sys.stdout.write("\n")
+                write_out("\n")
             return
         except KeyboardInterrupt:
-            sys.stdout.write("\n")
+            write_out("\n")
             if interrupted:
                 return
             interrupted = True

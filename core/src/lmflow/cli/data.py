@@ -21,6 +21,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.settings import DATA, Origin, Scope, Setting
+from lmflow.terminal import printable, write_error, write_out, write_styled
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
@@ -68,7 +69,7 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
     scanned = scan(arguments[1:], plugins, FIXED.get(called, {}), scope)
     if scanned.wants_help and called in ABOUT:
         usage = f"lmflow data {called} [PATH] [OPTIONS]"
-        sys.stdout.write(recipe_help(usage, ABOUT[called], HELP[called], scanned, plugins, scope))
+        write_styled(recipe_help(usage, ABOUT[called], HELP[called], scanned, plugins, scope))
         return None
     group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     commands = {"show": make_show, "check": make_check, "convert": make_convert}
@@ -110,11 +111,11 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         if as_json:
             about = {"path": summary.path, "format": summary.format}
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
-            say(json.dumps({**about, **found}, ensure_ascii=False))
+            write_out(json.dumps({**about, **found}, ensure_ascii=False) + "\n", exact=True)
             return
         say(f"{summary.describe()}\n{''.join(handed_over(model, samples))}")
         for sequence, answers in shown:
-            say(show_sequence(model, sequence, answers, as_table=table))
+            write_styled(show_sequence(model, sequence, answers, as_table=table) + "\n")
         if rows is not None:
             say("\n".join(row_lines(*rows)))
 
@@ -141,8 +142,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
         model = skeleton(parts, plugins) if named else None
         report = check_data(parts["data"], formats_in(parts, plugins), model)
         if as_json:
-            text = json.dumps(report.as_dict(), ensure_ascii=False)
-            sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
+            write_out(json.dumps(report.as_dict(), ensure_ascii=False) + "\n", exact=True)
         else:
             say("\n".join(report_lines(report, model)))
         if report.errors:
@@ -174,7 +174,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         lost: dict[str, list[str]] = {}
         records = kept(found, lost, target.name, allow_loss=allow_loss)
         count = write_records(output, records, target.name if as_lmflow else None)
-        sys.stdout.write(f"{output}\n")
+        write_out(f"{output}\n")
         say_error(f"{counted(count, 'record')} of {target.name} written")
         for source in sources:
             if source.skipped:
@@ -233,7 +233,7 @@ def show_sequence(model: LanguageModel, sequence: Any, answers: str, *, as_table
 
     pieces = list(pieces_of(model.tokenizer, sequence))
     trained = f"{sequence.num_targets:,} trained{answers and f': {answers}'}"
-    head = f"{sequence.source}  {counted(len(sequence), 'token')}, {trained}"
+    head = f"{printable(sequence.source)}  {counted(len(sequence), 'token')}, {trained}"
     if as_table:
         return "\n".join([head, *table(pieces), ""])
     return f"{head}\n{coloured(pieces) if in_colour() else plain(pieces)}\n"
@@ -327,9 +327,9 @@ def in_colour() -> bool:
 
 def say(text: str) -> None:
     """On standard output."""
-    sys.stdout.write(f"{text}\n")
+    write_out(f"{text}\n")
 
 
 def say_error(text: str) -> None:
     """On standard error."""
-    sys.stderr.write(f"{text}\n")
+    write_error(f"{text}\n")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmflow.formatting import change, duration, size
 from lmflow.report.next_steps import next_commands
 from lmflow.run_files import REPORT
+from lmflow.terminal import make_console, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,9 +26,7 @@ COMPARED = (
 
 def show_summary(record: Mapping[str, Any], directory: Path) -> None:
     """Print the closing table on standard output."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=False)
+    console = make_console(soft_wrap=False)
     for name, stage in record.get("stages", {}).items():
         console.print(summary_table(stage, f"Stage {name}"))
         console.print()
@@ -36,7 +35,7 @@ def show_summary(record: Mapping[str, Any], directory: Path) -> None:
     else:
         console.print(summary_table(record))
     for line in result_lines(record, directory):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(printable(line), soft_wrap=True, highlight=False)
 
 
 def summary_table(record: Mapping[str, Any], title: str = "Run") -> Table:
@@ -44,7 +43,7 @@ def summary_table(record: Mapping[str, Any], title: str = "Run") -> Table:
     from rich.table import Table
 
     metrics = record["metrics"]
-    table = Table(title=f"{title} {record['status']}", title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(title=printable(f"{title} {record['status']}"), title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
@@ -56,7 +55,7 @@ def summary_table(record: Mapping[str, Any], title: str = "Run") -> Table:
             scale = 100 if unit == "%" else 1
             values = [f"{scale * value:.{decimals}f}{unit}" for value in (before, after)]
             difference = change(scale * before, scale * after, decimals)
-            table.add_row(label, *values, f"{difference}{unit.replace('%', ' points')}")
+            table.add_row(printable(label), *values, f"{difference}{unit.replace('%', ' points')}")
     table.add_section()
     table.add_row("wall time", "", duration(record["wall_seconds"]), "")
     table.add_row("peak memory", "", size(record["peak_memory_bytes"]), "")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lmflow.doctor.finding import Finding, Status, verdict
+from lmflow.terminal import make_console, printable, write_out, write_styled
 
 COLOURS: dict[Status, str] = {"error": "31", "warning": "33", "ok": "32"}
 COLUMN, WIDEST = 9, 100
@@ -35,11 +36,11 @@ def command(
     if as_json:
         import json
 
-        sys.stdout.write(json.dumps(as_dict(findings, dict(plugins.versions())), indent=2) + "\n")
+        write_out(json.dumps(as_dict(findings, dict(plugins.versions())), indent=2) + "\n")
     else:
         width = min(shutil.get_terminal_size().columns, WIDEST)
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        sys.stdout.write("".join(f"{line}\n" for line in listing(findings, width, colour=colour)))
+        write_styled("".join(f"{line}\n" for line in listing(findings, width, colour=colour)))
     if verdict(findings) == "error":
         raise typer.Exit(1)
 
@@ -48,20 +49,18 @@ def waiting(text: str) -> AbstractContextManager[Any]:
     """Within the context a terminal says what is waited for; nothing else is written anywhere."""
     if not sys.stderr.isatty():
         return nullcontext()
-    from rich.console import Console
-
-    return Console(stderr=True).status(text)
+    return make_console(stderr=True).status(text)
 
 
 def listing(findings: Sequence[Finding], width: int, *, colour: bool = False) -> Iterator[str]:
     """Each finding with its remedy, then a line that counts; commands are not wrapped, so that they can be copied."""
     for finding in findings:
-        text = f"{finding.check}: {finding.message}"
+        text = printable(f"{finding.check}: {finding.message}")
         first, *rest = textwrap.wrap(text, width - COLUMN, break_long_words=False, break_on_hyphens=False)
         label = f"{finding.status:<{COLUMN}}"
         yield f"\033[{COLOURS[finding.status]}m{label}\033[0m{first}" if colour else f"{label}{first}"
         yield from (" " * COLUMN + line for line in rest)
-        yield from (f"{' ' * COLUMN}$ {line}" for line in finding.remedy.splitlines())
+        yield from (f"{' ' * COLUMN}$ {line}" for line in printable(finding.remedy).splitlines())
     yield ""
     yield closing_line(findings)
 

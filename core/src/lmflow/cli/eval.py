@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +27,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
 from lmflow.report.evaluation import to_json
+from lmflow.terminal import write_out, write_styled
 
 FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": False}
 SCOPE = Scope(
@@ -54,7 +54,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
-        sys.stdout.write(recipe_help("lmflow eval --evaluator NAME [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
+        write_styled(recipe_help("lmflow eval --evaluator NAME [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
         return None
 
     def evaluate(
@@ -69,10 +69,10 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         with closing(make_progress(quiet=quiet or as_json)) as display, quiet_libraries():
             measured = measure_parts(parts, plugins, display, output, overwrite=overwrite)
         if as_json:
-            sys.stdout.write(to_json(measured.record) + "\n")
+            write_out(to_json(measured.record) + "\n")
         elif not quiet:
             lines = "".join(f"{path}\n" for path in measured.written)
-            sys.stdout.write(table(measured.evaluation.metrics) + lines)
+            write_out(table(measured.evaluation.metrics) + lines)
 
     return evaluate, scanned.rest
 

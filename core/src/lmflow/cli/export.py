@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.settings import Origin, Scope, Setting
 from lmflow.run.export import export as export_model
 from lmflow.run.terminal import make_progress
+from lmflow.terminal import write_out, write_styled
 
 FIXED = {"--output": True}
 HELP = (
@@ -41,7 +41,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     if name:
         scanned.settings.insert(0, Setting("exporter", name, Origin("option", "lmflow export")))
     if scanned.wants_help or not arguments:
-        sys.stdout.write(recipe_help(USAGE, f"{ABOUT} Installed: {installed(plugins)}.", HELP, scanned, plugins, scope))
+        write_styled(recipe_help(USAGE, f"{ABOUT} Installed: {installed(plugins)}.", HELP, scanned, plugins, scope))
         return None
 
     def export(
@@ -51,7 +51,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         exporter = resolve(plugins, scanned, scope)
         with stdout_for_results(), closing(make_progress(quiet=False)) as display:
             written = export_model(exporter, plugins, str(run), output, display)
-        sys.stdout.write(f"{written}\n")
+        write_out(f"{written}\n")
 
     return export, scanned.rest
 

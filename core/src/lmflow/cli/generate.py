@@ -43,6 +43,7 @@ from lmflow.inference.prompts import (
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
+from lmflow.terminal import write_out, write_styled
 
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
@@ -105,7 +106,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     """The command for these arguments, and what is left of them for Typer; None if help was all they asked."""
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
-        sys.stdout.write(recipe_help("lmflow generate [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
+        write_styled(recipe_help("lmflow generate [OPTIONS]", ABOUT, HELP, scanned, plugins, SCOPE))
         return None
 
     def generate(
@@ -199,22 +200,20 @@ def show_on_terminal(model: LanguageModel, sample: Sample, inferencer: Inference
     if sampling.n == 1:
         try:
             for piece in stream(model, sample, inferencer, sampling):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                write_out(piece, flush=True)
         finally:  # an interrupted answer leaves the cursor at the beginning of a line too
-            sys.stdout.write("\n")
+            write_out("\n")
         return
     for record in complete(model, {0: sample}, inferencer, sampling):
         for place, completion in enumerate(record["completions"], 1):
-            sys.stdout.write(f"[{place}] {completion['text']}\n")
+            write_out(f"[{place}] {completion['text']}\n")
 
 
 def print_records(records: Iterable[dict[str, Any]], log: RunLog) -> None:
     """Records as JSON lines on standard output, in the order of the prompts."""
     seen = []
     for record in in_order(records):
-        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        write_out(json.dumps(record, ensure_ascii=False) + "\n", exact=True, flush=True)
         seen.append({key: record[key] for key in record.keys() & {"error"}})
         log.advance_or_stop()
     report_refused(seen)

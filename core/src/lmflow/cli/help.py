@@ -20,6 +20,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import RUN_SCOPE, TRACKERS, Scope
 from lmflow.recipe.values import option_text, option_type
+from lmflow.terminal import printable
 
 Row = tuple[str, str]
 """An option with what it takes, and what it means."""
@@ -90,7 +91,8 @@ def _rows(section: str, owner: type[BaseModel], preferred: Mapping[str, Any]) ->
 
 def _section(title: str, rows: Sequence[Row], width: int) -> str:
     """A heading and its options in two columns; a long option pushes its text to the next line."""
-    heading = f"\033[1m{title}\033[0m" if sys.stdout.isatty() else title
+    heading = f"\033[1m{printable(title)}\033[0m" if sys.stdout.isatty() else printable(title)
+    rows = [(printable(left), printable(right)) for left, right in rows]
     column = min(max(len(left) for left, _ in rows) + 4, 42)
     lines = [f"\n{heading}"]
     for left, right in rows:

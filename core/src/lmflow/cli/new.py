@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lmflow.errors import RecipeError
+from lmflow.terminal import write_out
 
 KINDS = (
     "tuner, aligner, inferencer, model, data-format, reward, evaluator, tracker, context, attention, optimizer, "
@@ -30,8 +30,8 @@ def command(
     refuse_own_commands(known_kind(kind), name)
     made = make_plugin(kind, name, output, installed_plugins(), author=author, description=description)
     written = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-    sys.stdout.write(f"{made}\n" + "".join(f"  {path}\n" for path in written) + "\nNext:\n")
-    sys.stdout.write("".join(f"  {line}\n" for line in next_commands(made, known_kind(kind))))
+    write_out(f"{made}\n" + "".join(f"  {path}\n" for path in written) + "\nNext:\n")
+    write_out("".join(f"  {line}\n" for line in next_commands(made, known_kind(kind))))
 
 
 def refuse_own_commands(kind: str, name: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from lmflow.api.quiet import stdout_for_results as stdout_for_results
+from lmflow.terminal import write_error
 
 
 def print_error(line: str, label: str = "error: ") -> None:
     """One line on standard error."""
-    sys.stderr.write(f"{label}{line}\n")
+    write_error(f"{label}{line}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from lmflow.recipe.settings import STAGES
 from lmflow.recipe.stages import StagedRecipe
 from lmflow.run.display import Silent
 from lmflow.run.terminal import Lines
+from lmflow.terminal import write_out, write_styled
 
 if TYPE_CHECKING:
     from lmflow.data.dataset import DataSummary
@@ -52,7 +52,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     """The `plan` command for these arguments, and what is left of them for Typer; None if help was all they asked."""
     scanned = scan(arguments, plugins, FIXED)
     if scanned.wants_help:
-        sys.stdout.write(recipe_help("lmflow plan [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
+        write_styled(recipe_help("lmflow plan [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
         return None
 
     def plan(
@@ -74,9 +74,9 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
                 plans = {"": estimate(resolved.recipe, plugins)}
         if as_json:
             described = {name: found.as_dict() for name, (found, _) in plans.items()}
-            sys.stdout.write(json.dumps(described.get("", {STAGES: described})) + "\n")
+            write_out(json.dumps(described.get("", {STAGES: described})) + "\n")
         else:
-            sys.stdout.write("\n".join(all_lines(plans)) + "\n")
+            write_out("\n".join(all_lines(plans)) + "\n")
         if not all(found.fits for found, _ in plans.values()):
             raise typer.Exit(1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from lmflow.components import Component
 from lmflow.errors import PluginError
 from lmflow.plugins import SLOTS, Offer, Plugin, Plugins, load_plugins, same_name
 from lmflow.recipe.values import option_text, option_type
+from lmflow.terminal import write_out
 from lmflow.versions import INTERFACE_VERSION
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ def list_plugins(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         import json
 
-        sys.stdout.write(json.dumps(as_dict(plugins), indent=2, default=str) + "\n")
+        write_out(json.dumps(as_dict(plugins), indent=2, default=str) + "\n")
         return
-    sys.stdout.write("".join(f"{line}\n" for line in listing(plugins)))
+    write_out("".join(f"{line}\n" for line in listing(plugins)))
 
 
 @group.command("show")
 def show(name: Annotated[str, typer.Argument(help="A distribution, or a component.")]) -> None:
     """One distribution's components with their options, or a broken plugin's whole traceback."""
-    sys.stdout.write("".join(f"{line}\n" for line in describe(load_plugins(), name)))
+    write_out("".join(f"{line}\n" for line in describe(load_plugins(), name)))
 
 
 @group.command("install")
@@ -84,9 +84,9 @@ def show_installed(found: Installed, *, as_json: bool) -> None:
         import json
 
         said = {"command": found.command, "exit_code": found.code, "plugins": found.plugins, "problems": found.problems}
-        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        write_out(json.dumps(said, indent=2) + "\n")
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in installed_lines(found.plugins)))
+        write_out("".join(f"{line}\n" for line in installed_lines(found.plugins)))
         for problem in found.problems:
             print_error(problem)
     if found.exit_code:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from lmflow.recipe.recipe import ResolvedRecipe, as_dict, dump
 from lmflow.recipe.schema import schema
 from lmflow.recipe.settings import STAGES, TRACKERS, Origin
 from lmflow.recipe.stages import StagedRecipe, dump_stages
+from lmflow.terminal import write_out, write_styled
 
 SHOW = "Print the resolved recipe as YAML."
 EXPLAIN = "Print every value and where it came from."
@@ -27,7 +27,7 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
     about = {"show": SHOW, "explain": EXPLAIN}
     if scanned.wants_help and arguments[0] in about:
         usage = f"lmflow recipe {arguments[0]} [RECIPE.yaml] [OPTIONS]"
-        sys.stdout.write(recipe_help(usage, about[arguments[0]], (), scanned, plugins))
+        write_styled(recipe_help(usage, about[arguments[0]], (), scanned, plugins))
         return None
     group = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -88,4 +88,4 @@ def _shown(value: object) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    write_out(text, exact=True)

@@ -19,6 +19,7 @@ from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import LAUNCH, Setting
 from lmflow.recipe.stages import StagedRecipe
+from lmflow.terminal import write_error, write_out, write_styled
 
 if TYPE_CHECKING:
     from lmflow.recipe.recipe import Recipe, ResolvedRecipe
@@ -48,7 +49,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     """The `run` command for these arguments, and what is left of them for Typer; None if help was all they asked."""
     scanned = scan(arguments, plugins, FIXED)
     if scanned.wants_help:
-        sys.stdout.write(recipe_help("lmflow run [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
+        write_styled(recipe_help("lmflow run [RECIPE.yaml] [OPTIONS]", ABOUT, HELP, scanned, plugins))
         return None
 
     def run_command(
@@ -125,7 +126,7 @@ def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> 
 
     debug = "--debug" in sys.argv
     if recipe.launch.host_rank > 0 and "--quiet" not in flags:
-        sys.stderr.write(f"host {recipe.launch.host_rank} of {recipe.launch.hosts}: host 0 shows the run\n")
+        write_error(f"host {recipe.launch.host_rank} of {recipe.launch.hosts}: host 0 shows the run\n")
     _, outcome = run_in_workers(recipe, output, [*flags, *(["--debug"] if debug else [])], show_all=debug)
     for line in outcome.lines:
         print_error(line, label="")
@@ -137,7 +138,7 @@ def show_result(result: RunResult, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         import json
 
-        sys.stdout.write(json.dumps({"directory": str(result.directory), **result.record}, ensure_ascii=False) + "\n")
+        write_out(json.dumps({"directory": str(result.directory), **result.record}, ensure_ascii=False) + "\n")
     elif not quiet:
         from lmflow.cli.display import show_summary
 

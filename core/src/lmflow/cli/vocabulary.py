@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from lmflow.cli.installed import installed_plugins
 from lmflow.components import LoadRequest
 from lmflow.errors import RecipeError, RunDirectoryError
+from lmflow.terminal import write_error, write_out
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="What --model would name.")]
 Output = Annotated[Path, typer.Option(help="Directory to write; it must not exist yet.")]
@@ -48,11 +48,11 @@ def command(
     before = sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts)
     made = add_tokens(loaded, add, special=special) if add else learn_pieces(loaded, texts, pieces)
     made.model.save(output)
-    sys.stdout.write(f"{output}\n")
+    write_out(f"{output}\n")
     ids = made.model.tokenizer.convert_tokens_to_ids(list(made.added)[:8])
     shown = ", ".join(repr(made.model.tokenizer.decode([each])) for each in ids)
     tokens = "1 token" if len(made.added) == 1 else f"{len(made.added):,} tokens"
-    sys.stderr.write(f"{tokens} added: {shown}{', …' if len(made.added) > 8 else ''}\n")
+    write_error(f"{tokens} added: {shown}{', …' if len(made.added) > 8 else ''}\n")
     if texts:
         after = sum(len(made.model.tokenizer(text)["input_ids"]) for text in texts)
-        sys.stderr.write(f"the corpus takes {after:,} tokens instead of {before:,} ({after / before:.0%})\n")
+        write_error(f"the corpus takes {after:,} tokens instead of {before:,} ({after / before:.0%})\n")

@@ -21,6 +21,7 @@ from typing import Any
 from lmflow.errors import PluginError
 from lmflow.plugins import CORE, GROUP, normal_name, same_name
 from lmflow.plugins.known import distributions_for
+from lmflow.terminal import write_error
 
 ARCHIVES = (".whl", ".tar.gz", ".zip")
 
@@ -152,8 +153,7 @@ def made_by_uv() -> bool:
 
 def run(command: Sequence[str]) -> int:
     """Run the installer, whose output goes to standard error; returns its exit code."""
-    sys.stderr.write(f"$ {shlex.join(command)}\n")
-    sys.stderr.flush()
+    write_error(f"$ {shlex.join(command)}\n")
     code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False).returncode
     invalidate_caches()
     return code

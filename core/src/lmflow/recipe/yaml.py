@@ -15,16 +15,28 @@ from lmflow.recipe.settings import OPTIONS_ONLY, SOURCES, STAGES, TRACKERS, Orig
 from lmflow.recipe.stage_names import faulty_name
 
 MERGE = "tag:yaml.org,2002:merge"
+INTEGER = "tag:yaml.org,2002:int"
+MAX_BYTES = 10_000_000
+"""Of a recipe file; those of people have a few thousand."""
+MAX_VALUES = 100_000
+"""Values of a recipe, each as often as an alias repeats it."""
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema: `1e-4` is a number; `on`, `off`, `yes` and `no` are text."""
+    """YAML 1.2's core schema: `1e-4` is a number, `010` is ten; `on`, `off`, `yes`, `no` and `1:30` are text."""
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """The number, of base ten but after `0o` and `0x`."""
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+Loader.add_constructor(INTEGER, Loader.construct_integer)
+Loader.add_implicit_resolver(INTEGER, re.compile(r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -134,20 +146,43 @@ def _section(section: str, node: yaml.Node, line: int, file: Path, problems: lis
 
 def _compose(file: Path) -> yaml.Node | None:
     try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError([f"{file}: there is no such recipe file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{file}: cannot be read: {error}"]) from None
-    try:
-        node: yaml.Node | None = yaml.compose(text, Loader=Loader)
+        node: yaml.Node | None = yaml.compose(_read(file), Loader=Loader)
+        values = 0 if node is None else _values(node, {})
+    except RecursionError:
+        raise RecipeError([f"{file}: values inside values, too deep to read"]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RecipeError([f"{file}:{line}: not valid YAML: {error.problem}"]) from None
     except yaml.YAMLError as error:
         raise RecipeError([f"{file}: not valid YAML: {error}"]) from None
+    if values > MAX_VALUES:
+        most = f"at most {MAX_VALUES:,} are read"
+        raise RecipeError([f"{file}: {values:,} values, most of them by aliases (`*name`); {most}"])
     return node
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RecipeError([f"{file}: more than {MAX_BYTES // 1_000_000} MB, which no recipe has"])
+        return content.decode("utf-8")
+    except FileNotFoundError:
+        raise RecipeError([f"{file}: there is no such recipe file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{file}: cannot be read: {error}"]) from None
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values are in a node, itself included; one that holds itself is counted once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for item in inside for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _entries(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmflow.run.display import Display, Silent
+from lmflow.terminal import make_console, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,12 +37,11 @@ class LiveDisplay:
     """The whole run with the time left, the current phase, and the latest metrics, redrawn in place."""
 
     def __init__(self, console: Console | None = None) -> None:
-        from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = console or Console(stderr=True)
-        columns = (TextColumn("{task.description:<34}"), BarColumn(bar_width=30), MofNCompleteColumn())
+        self.console = console or make_console(stderr=True)
+        columns = (TextColumn("{task.description:<34}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn())
         self._progress = Progress(*columns, TimeRemainingColumn(compact=True), console=self.console)
         self._whole = self._progress.add_task("whole run", total=None, visible=False)
         self._phase = self._progress.add_task("starting", total=None)
@@ -51,7 +51,7 @@ class LiveDisplay:
 
     def plan(self, total: int, unit: str) -> None:
         """Show the bar of the whole run."""
-        self._progress.update(self._whole, total=total, description=f"whole run ({unit})", visible=True)
+        self._progress.update(self._whole, total=total, description=printable(f"whole run ({unit})"), visible=True)
 
     def advance_plan(self, amount: int = 1) -> None:
         """Move the bar of the whole run."""
@@ -59,7 +59,7 @@ class LiveDisplay:
 
     def phase(self, name: str, total: int | None) -> None:
         """Start the phase's bar anew."""
-        self._progress.reset(self._phase, total=total, description=name)
+        self._progress.reset(self._phase, total=total, description=printable(name))
 
     def advance(self, amount: int = 1) -> None:
         """Move the phase's bar."""
@@ -67,7 +67,7 @@ class LiveDisplay:
 
     def count(self, what: str, done: int, total: int) -> None:
         """Let the phase's bar show it."""
-        self._progress.update(self._phase, total=total, completed=done, description=what)
+        self._progress.update(self._phase, total=total, completed=done, description=printable(what))
 
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show the latest values below the bars; an iteration also leaves a line."""
@@ -83,7 +83,7 @@ class LiveDisplay:
         """Print the line above the bars."""
         from rich.text import Text
 
-        self.console.print(Text(text, style="dim"))
+        self.console.print(Text(printable(text), style="dim"))
 
     def close(self) -> None:
         """Remove the bars and give the cursor back."""
@@ -111,7 +111,7 @@ class Lines(Silent):
 
     def note(self, text: str) -> None:
         """Say it."""
-        self._stream.write(f"{text}\n")
+        self._stream.write(printable(f"{text}\n"))
         self._stream.flush()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from lmflow.recipe.sections.data import DataOptions, Reading
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
+from lmflow.terminal import write_out, write_styled
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative
 
@@ -80,7 +80,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
     scanned = scan(arguments, plugins, FIXED, SCOPE)
     if scanned.wants_help:
         usage = "lmflow draft --model TARGET --data.path PROMPTS --output DIR [OPTIONS]"
-        sys.stdout.write(recipe_help(usage, ABOUT, HELP, scanned, plugins, SCOPE))
+        write_styled(recipe_help(usage, ABOUT, HELP, scanned, plugins, SCOPE))
         return None
 
     def draft(
@@ -116,9 +116,9 @@ def carry_out(plugins: Plugins, scanned: Scanned, request: DraftRequest) -> None
     finally:
         display.close()
     if request.as_json:
-        sys.stdout.write(json.dumps({"directory": str(request.output), **record}) + "\n")
+        write_out(json.dumps({"directory": str(request.output), **record}) + "\n")
     elif not request.quiet:
-        sys.stdout.write(
+        write_out(
             f"{request.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts "
             f"it was not trained on {record['acceptance_rate']:.0%} of its proposals are accepted, "
             f"{record['tokens_per_target_pass']:.2f} tokens per target pass\n"

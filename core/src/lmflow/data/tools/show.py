@@ -11,6 +11,7 @@ from lmflow.data.packing import pack_rows
 from lmflow.data.sample import Sample, TokenSequence
 from lmflow.data.token_findings import TextModel, answer_names, target_runs
 from lmflow.recipe.sections.data import DataOptions
+from lmflow.terminal import printable
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 8
@@ -94,7 +95,7 @@ def pieces_of(tokenizer: Any, sequence: TokenSequence) -> Iterator[Piece]:
 
 def visible(text: str) -> str:
     """The text with symbols for what a terminal would act on."""
-    return text.translate(CONTROLS)
+    return printable(text.translate(CONTROLS))
 
 
 def plain(pieces: Sequence[Piece]) -> str:
