@@ -2,11 +2,12 @@
 
 import base64
 import io
+import os
 from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from lmflow.errors import DataError
 from lmflow_multimodal.images import check, check_marks, decode, locate, open_image
@@ -92,8 +93,42 @@ def test_missing_names_the_nearest(tmp_path: Path, images: dict[str, str]):
         open_image(images["red"].replace("red", "rad"))
     with pytest.raises(DataError, match="nor does the folder"):
         check(str(tmp_path / "no" / "where.png"))
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="is no file"):
         check(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "fifo"])
+def test_what_never_ends_is_no_file(name: str, tmp_path: Path):
+    path = tmp_path / name
+    if name == "fifo":
+        os.mkfifo(path)
+    with pytest.raises(DataError, match="is no file"):
+        open_image(str(path))
+
+
+def test_a_file_without_end_is_no_image(tmp_path: Path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(500_000_001)
+    with pytest.raises(DataError, match="has 500,000,001 bytes"):
+        open_image(str(tmp_path / "a.png"))
+
+
+def test_no_reader_starts_an_outside_program(monkeypatch: pytest.MonkeyPatch):
+    """Pillow reads PostScript by starting Ghostscript, whatever the file is called."""
+    Image.init()
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    with pytest.raises(DataError, match="in no format that can be read"):
+        decode(encoded(Image.new("RGB", (4, 4)), "EPS"), "sun.png")
+
+
+def test_paths_stay_in_the_folder_of_the_images(tmp_path: Path):
+    inside = {"a.png": "a.png", "b/../a.png": "b/../a.png", str(tmp_path / "c.png"): "c.png", "~/a.png": "~/a.png"}
+    for reference, found in inside.items():
+        assert locate(reference, tmp_path, allow_outside=False) == str(tmp_path / found)
+    for reference in ("../a.png", "b/../../a.png", "/etc/passwd", "file:///etc/passwd"):
+        with pytest.raises(DataError, match=r"lies outside .*--data\.image_folder.*--data\.allow_outside true"):
+            locate(reference, tmp_path, allow_outside=False)
+    assert locate("/etc/a.png", tmp_path) == "/etc/a.png"
 
 
 def test_check_sees_a_file_that_has_changed(tmp_path: Path):

@@ -23,6 +23,8 @@ class ImageFormat(DataFormat):
         None, description="Folder that paths of images begin at; that of the data file if unset."
     )
 
+    allow_outside: bool = Field(False, description="Whether paths of images may lead out of that folder.")
+
     def in_folder(self, folder: Path) -> ImageFormat:
         """Paths begin at `folder` where no option says otherwise."""
         return self if self.image_folder is not None else self.model_copy(update={"image_folder": str(folder)})
@@ -35,7 +37,7 @@ class ImageFormat(DataFormat):
         found = []
         for reference in listed:
             try:
-                located = locate(reference, self._folder())
+                located = locate(reference, self._folder(), allow_outside=self.allow_outside)
                 check(located)
             except DataError as error:
                 raise DataError(f"{source}: {place}: {error}") from None

@@ -6,7 +6,9 @@ import base64
 import binascii
 import difflib
 import io
+import os
 import re
+import stat
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,21 +24,37 @@ MARK = "<image>"
 """Where an image stands in a text."""
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: one would take 200 MB and more."""
+FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+"""Pillow's formats that are read: none that starts an outside program, as PostScript does, or asks a plugin."""
+MAX_BYTES = 500_000_000
+"""Of a file; more is no image of so many pixels."""
 MAX_ASPECT = 100
 """Longer side over shorter; a strip would be resized into something enormous, or into nothing."""
 
 
-def locate(reference: str, folder: Path | None) -> str:
+def locate(reference: str, folder: Path | None, *, allow_outside: bool = True) -> str:
     """A record's reference as a path from here, or as it is when it is a data URI. `folder` is where paths begin.
 
-    Raises DataError for an address on the network: nothing is downloaded.
+    Raises DataError for an address on the network, as nothing is downloaded, and unless `allow_outside` for a path that
+    leads out of the folder; what a link in it leads to is the user's own affair.
     """
     if reference.startswith("data:"):
         return reference
     if re.match(r"https?://", reference):
         raise DataError(f"{reference} is an address on the network; download the image and give its path")
-    path = Path(reference.removeprefix("file://")).expanduser()
-    return str(path if folder is None or path.is_absolute() else folder / path)
+    path = Path(reference.removeprefix("file://"))
+    if folder is None:
+        return str(path.expanduser())
+    found = folder / (path.expanduser() if allow_outside else path)
+    if not allow_outside and not Path(os.path.abspath(found)).is_relative_to(os.path.abspath(folder)):
+        raise DataError(
+            f"image {reference} lies outside {folder}; name the images' folder with --data.image_folder, or trust the "
+            "data's paths with --data.allow_outside true"
+        )
+    return str(found)
 
 
 def read_bytes(reference: str) -> bytes:
@@ -45,6 +63,11 @@ def read_bytes(reference: str) -> bytes:
         return _from_uri(reference)
     path = Path(reference)
     try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"image {path} is no file")
+        if state.st_size > MAX_BYTES:
+            raise DataError(f"image {path} has {state.st_size:,} bytes, more than {MAX_BYTES:,}; scale it down")
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist{_nearest(path)}") from None
@@ -68,7 +91,7 @@ def decode(data: bytes, name: str) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warning of large images; the limit here is lower
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_formats())
             _check_size(image.size, name)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -117,6 +140,15 @@ def _problem(path: str, changed: int, size: int) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

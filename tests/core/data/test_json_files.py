@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from lmflow.data import json_array, json_files
+from lmflow.data.compression import open_decompressed
 from lmflow.data.containers import iterate_records, read_records
-from lmflow.data.json_files import LOOKED_AT
+from lmflow.data.json_files import LOOKED_AT, from_json
 from lmflow.data.record import Record
 from lmflow.errors import DataError
 
@@ -79,3 +81,24 @@ def test_what_is_broken_has_its_place(raw: bytes, message: str, tmp_path: Path):
     (tmp_path / "a.json").write_bytes(raw)
     with pytest.raises(DataError, match=message):
         read_records(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "' + b"b" * 200 + b'"}\n', r"f\.jsonl:2: a line of more than"),
+        (
+            b'[{"text": "a"}, {"text": "' + b"b" * (3 << 20) + b'"}]',
+            "f.jsonl:1: not JSON at column 17: a value of more than",
+        ),
+        (b'{\n"text": "' + b"b" * 200 + b'"}\n', r"f\.jsonl: more than .* over several lines"),
+    ],
+)
+def test_a_record_has_a_bound(content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A compressed file of a few kilobytes unfolds to gigabytes."""
+    monkeypatch.setattr(json_files, "LONGEST", 100)
+    monkeypatch.setattr(json_array, "LONGEST", 100)
+    file = tmp_path / "f.jsonl"
+    file.write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=message), open_decompressed(file) as stream:
+        list(from_json(stream, file))

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from lmflow.components import Reward
 from lmflow.data.sample import Sample
+from lmflow.data.template_limits import limited_time
 from lmflow.errors import RecipeError
 
 
@@ -118,7 +119,8 @@ def dialogue_text(tokenizer: Any, sample: Sample, answer: str) -> str:
     if tokenizer.chat_template is None:
         return f"{sample.prompt_text}\n{answer}"
     messages = [{"role": turn.role, "content": turn.content} for turn in sample.prompt().messages]
-    text: str = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+    with limited_time():
+        text: str = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
     return text
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 BLOCK = 1 << 20
+LONGEST = 1 << 28
+"""Characters of a value; a longer one is no record."""
 SPACE = " \t\r\n"
 AFTER = (*SPACE, ",", "]")
 LONGEST_WORD = len("-Infinity")
@@ -99,6 +101,8 @@ class JsonReader:
                     self._at = end
                     return value
                 failure = None  # a number may go on
+            if len(self._text) - self._at > LONGEST:
+                raise self.error(f"a value of more than {LONGEST >> 20} MB, which no record has")
             if not self._grow(more):
                 if failure is None:
                     self._at = end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,8 @@ from lmflow.errors import DataError
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 BOM = b"\xef\xbb\xbf"
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
+LONGEST = 1 << 28
+"""Bytes of a record; a longer one is none, and might be all that a small compressed file unfolds to."""
 LOOKED_AT = 1 << 20
 """Bytes of the first line that are looked at whole; what is longer may be a file that does not fit into memory."""
 
@@ -37,7 +39,7 @@ def from_json(stream: IO[bytes], file: Path) -> Found:
         try:
             declared = _declared_type(file)
         except NoContainer:
-            first += stream.readline() if is_cut else b""
+            first += stream.readline(LONGEST) if is_cut else b""
         else:
             yield from _from_container(file, declared)
             return
@@ -77,8 +79,10 @@ def _located(file: Path, line: int) -> Iterator[None]:
         raise DataError(f"{place}: not JSON at column {error.colno}: {error.msg}") from None
 
 
-def _from_lines(first: bytes, rest: Iterable[bytes], file: Path, number: int) -> Found:
-    for count, line in enumerate(chain([first], rest), number):
+def _from_lines(first: bytes, rest: IO[bytes], file: Path, number: int) -> Found:
+    for count, line in enumerate(chain([first], iter(lambda: rest.readline(LONGEST + 1), b"")), number):
+        if len(line) > LONGEST:
+            raise DataError(f"{file.name}:{count}: a line of more than {LONGEST >> 20} MB, which no record has")
         if line.strip():
             yield record_of_line(line, f"{file.name}:{count}")
 
@@ -106,7 +110,12 @@ def _from_array(stream: IO[bytes], file: Path, line: int) -> Found:
 def _from_object(first: bytes, rest: IO[bytes], file: Path, line: int) -> Found:
     """One object after the other, each over as many lines as it takes."""
     with _located(file, line):
-        values = list(_values(decoded(first + rest.read(), file)))
+        content = first + rest.read(LONGEST)
+        if len(content) > LONGEST:
+            raise DataError(
+                f"{file.name}: more than {LONGEST >> 20} MB of JSON over several lines; write a record a line"
+            )
+        values = list(_values(decoded(content, file)))
     for number, value in enumerate(values, 1):
         yield record_of(value, f"{file.name}: record {number}")
 

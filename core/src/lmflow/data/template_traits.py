@@ -15,7 +15,9 @@ from typing import Any
 from lmflow.data.facts import Fact, alike, facts_of, locate
 from lmflow.data.per_tokenizer import PerTokenizer
 from lmflow.data.sample import Message
+from lmflow.data.template_limits import TemplateLimitError, check_length, limited_time
 from lmflow.data.turn_forms import TurnForm, as_dicts
+from lmflow.errors import DataError
 
 ASKED, SAID = "a first question", "a probing answer"
 ARGUMENT = "probed_argument"
@@ -71,12 +73,14 @@ def template_faults(tokenizer: Any) -> tuple[str, ...]:
 def apply(
     tokenizer: Any, turns: Sequence[Message], form: TurnForm, tools: Iterable[Any] = (), *, prompt: bool = False
 ) -> str:
-    """The template's text of `turns`; raises whatever the template raises."""
+    """The template's text of `turns`; raises whatever the template raises, and TemplateLimitError."""
     offered = [dict(tool) for tool in tools]
     with_tools = {"tools": offered} if offered else {}
-    text: str = tokenizer.apply_chat_template(
-        as_dicts(turns, form), tokenize=False, add_generation_prompt=prompt, **with_tools
-    )
+    with limited_time():
+        text: str = tokenizer.apply_chat_template(
+            as_dicts(turns, form), tokenize=False, add_generation_prompt=prompt, **with_tools
+        )
+    check_length(text, turns, offered)
     return text
 
 
@@ -86,14 +90,17 @@ def apply_marked(
     """The same, of a template with `{% generation %}`, and the characters that these marks enclose."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    [text], [spans] = render_jinja_template(
-        conversations=[as_dicts(turns, form)],
-        tools=[dict(tool) for tool in tools] or None,
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        add_generation_prompt=False,
-        **tokenizer.special_tokens_map,
-    )
+    offered = [dict(tool) for tool in tools]
+    with limited_time():
+        [text], [spans] = render_jinja_template(
+            conversations=[as_dicts(turns, form)],
+            tools=offered or None,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=False,
+            **tokenizer.special_tokens_map,
+        )
+    check_length(text, turns, offered)
     return text, [(start, end) for start, end in spans if start < end]
 
 
@@ -192,9 +199,12 @@ def _writes_parts(tokenizer: Any, form: TurnForm) -> bool:
 def _text(tokenizer: Any, turns: Sequence[Message], form: TurnForm) -> str | None:
     """The text of the turns, those with calls beside an offer of tools; None where the template refuses them."""
     tools = [OFFER] if any(turn.tool_calls for turn in turns) else []
-    with suppress(Exception):  # a template is a program of the model's maker: it can raise anything
+    try:
         return apply(tokenizer, turns, form, tools)
-    return None
+    except TemplateLimitError as error:
+        raise DataError(f"The chat template cannot be used: {error}. Choose another with --data.template.") from error
+    except Exception:  # a template is a program of the model's maker: it can raise anything
+        return None
 
 
 # What it is not fit for
