@@ -33,7 +33,7 @@ def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> InTwo:
     def run(program: str, *arguments: str) -> Sequence["subprocess.CompletedProcess[str]"]:
         file.write_text(program)
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(pick_free_port())}
-        group = {**meeting, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        group = {**meeting, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
                 [sys.executable, str(file), *arguments],

@@ -130,6 +130,14 @@ with log.handle_signals():
         group.map_sharded(sample, [1, 2])
     except Interrupted as stopped:
         found["stopped_sampling"] = stopped.signal_number
+def listens():
+    # The local addresses of all sockets on which this process listens, as Linux writes them.
+    mine = {os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{each}")}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            at, state, inode = (line.split()[index] for index in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in mine: yield at.partition(":")[0]
+found["listens"] = sorted(set(listens())) if sys.platform == "linux" else []
 found["said"] = is_reported_by_rank0("the same" if rank == 0 or sys.argv[2] == "alike" else "something else")
 group.barrier()
 Path(sys.argv[1] + str(rank)).write_text(json.dumps(found))
@@ -142,6 +150,9 @@ def test_two_processes(tmp_path: Path, in_two_processes: InTwo, said: str):
     ended = in_two_processes(TWO, str(tmp_path / "found"), said)
     assert [each.returncode for each in ended] == [0, 0], ended
     first, second = (json.loads((tmp_path / f"found{rank}").read_text()) for rank in (0, 1))
+    reached = [*first.pop("listens"), *second.pop("listens")]
+    assert set(reached) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert reached or sys.platform != "linux"
     assert first.pop("once") == [[0], [0, 1, 2]]
     assert second.pop("once") == [[], [0, 1, 2]]
     assert (first.pop("said"), second.pop("said")) == (True, said == "alike")

@@ -15,6 +15,7 @@ REPORT = "LMFLOW_WORKER_REPORT"
 LAUNCHER = "LMFLOW_LAUNCHER_PROCESS"
 """Number of the process that started it."""
 UNKNOWN = "a launcher (RANK, WORLD_SIZE)"
+LOOPBACK = "127.0.0.1"
 PORTS = range(15_000, 25_000)
 """Where the processes of a SLURM job meet, by the job's number."""
 
@@ -76,7 +77,7 @@ def take_part(worker: Worker, address: str | None, environment: MutableMapping[s
     job = _number(environment, "SLURM_JOB_ID", "0")
     environment["RANK"], environment["WORLD_SIZE"] = str(worker.rank), str(worker.size)
     environment["LOCAL_RANK"] = str(worker.local_rank)
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST") or "127.0.0.1"
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST") or LOOPBACK
     environment.setdefault("MASTER_ADDR", host or first_node(nodes))
     environment.setdefault("MASTER_PORT", port or str(PORTS[job % len(PORTS)]))
 

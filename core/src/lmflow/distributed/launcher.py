@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lmflow.distributed.environment import LAUNCHER, REPORT, usual_threads
+from lmflow.distributed.environment import LAUNCHER, LOOPBACK, REPORT, usual_threads
 from lmflow.distributed.outcome import ExitStatus, Outcome, summarize
 from lmflow.distributed.signals import handling
 from lmflow.distributed.worker import read_report
@@ -142,7 +142,7 @@ def worker_environment(
         "WORLD_SIZE": str(options.total),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(options.processes),
-        "MASTER_ADDR": host or "127.0.0.1",
+        "MASTER_ADDR": host or LOOPBACK,
         "MASTER_PORT": port or _free_port(folder),
         REPORT: str(folder / f"process-{rank}.json"),
         LAUNCHER: str(os.getpid()),
@@ -154,7 +154,7 @@ def _free_port(folder: Path) -> str:
     kept = folder / "port"
     if not kept.exists():
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((LOOPBACK, 0))
             kept.write_text(str(probe.getsockname()[1]))
     return kept.read_text()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmflow.distributed.environment import LOOPBACK
 from lmflow.errors import FailedElsewhere, Interrupted, LmflowError
 
 Item = TypeVar("Item")
@@ -206,7 +209,6 @@ def current_processes(device: str | None = None, *, minutes: float = MINUTES) ->
         return Processes()
     import torch
     from torch import distributed
-    from torch.distributed.rendezvous import rendezvous
 
     global _meeting_place
     if not distributed.is_initialized():
@@ -216,7 +218,7 @@ def current_processes(device: str | None = None, *, minutes: float = MINUTES) ->
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         wait = timedelta(minutes=minutes)
         try:
-            _meeting_place, rank, size = next(rendezvous("env://", timeout=wait))
+            _meeting_place, rank, size = meet(wait)
             distributed.init_process_group(backend, store=_meeting_place, rank=rank, world_size=size, timeout=wait)
         except RuntimeError as error:
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -227,6 +229,31 @@ def current_processes(device: str | None = None, *, minutes: float = MINUTES) ->
             ) from error
         atexit.register(leave_processes)
     return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+
+
+def meet(wait: timedelta) -> tuple[Any, int, int]:
+    """Where the processes find one another, this one's rank, and how many they are.
+
+    Those that `lmflow run` starts on one machine meet where no other machine can reach them; torch's own rendezvous
+    listens on every network.
+    """
+    host, size, rank = (os.environ[name] for name in ("MASTER_ADDR", "WORLD_SIZE", "RANK"))
+    if host != LOOPBACK or os.environ.get("LOCAL_WORLD_SIZE") != size or "TORCHELASTIC_RUN_ID" in os.environ:
+        from torch.distributed.rendezvous import rendezvous
+
+        found: tuple[Any, int, int] = next(rendezvous("env://", timeout=wait))
+        return found
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
+
+    if sys.platform == "linux":
+        for library in ("GLOO", "NCCL"):  # what they exchange stays on this machine as well
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    port, listener = int(os.environ["MASTER_PORT"]), None
+    if int(rank) == 0:
+        made = socket.create_server((LOOPBACK, port), backlog=int(size))
+        port, listener = made.getsockname()[1], made.detach()  # the store closes it
+    store = TCPStore(LOOPBACK, port, int(size), int(rank) == 0, wait, master_listen_fd=listener)
+    return store, int(rank), int(size)
 
 
 def leave_processes() -> None:
