@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import pickle
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmflow.distributed.environment import LOOPBACK
+from lmflow.distributed.messages import pack, unpack
 from lmflow.errors import FailedElsewhere, Interrupted, LmflowError
 
 Item = TypeVar("Item")
@@ -79,7 +79,7 @@ class Processes:
     def once_per_node(self, make: Callable[[], Made]) -> Made:
         """What `make` makes in one process of each machine, in every process; where one fails, all fail.
 
-        What is made is pickled for the others. A machine that has no /proc makes it in every process.
+        What is made is sent to the others. A machine that has no /proc makes it in every process.
         """
         return make()
 
@@ -131,9 +131,9 @@ class ProcessGroup(Processes):
         _raise_all(failure, self.gather(_as_sign(failure)))
         for maker in sorted(set(makers)):
             if makers.count(maker) > 1:
-                sent = self._sent(pickle.dumps(made) if maker == self.rank else None, maker)
+                sent = self._sent(pack(made) if maker == self.rank else None, maker)
                 if makers[self.rank] == maker != self.rank:
-                    made = pickle.loads(sent)
+                    made = unpack(sent)
         self.barrier()  # the makers keep what they made at least until all have it
         return made  # type: ignore[return-value]  # it is what was made, or sent
 
@@ -152,9 +152,12 @@ class ProcessGroup(Processes):
         import torch
         from torch import distributed
 
-        values = [value]
-        distributed.broadcast_object_list(values, src=sender, device=torch.device("cpu"))
-        return values[0]
+        content = bytearray(pack(value)) if self.rank == sender else bytearray()
+        length = torch.tensor(len(content))
+        distributed.broadcast(length, src=sender)
+        content = content or bytearray(int(length))
+        distributed.broadcast(torch.frombuffer(content, dtype=torch.uint8), src=sender)
+        return value if self.rank == sender else unpack(bytes(content))
 
     def _reduced(self, value: float, how: str) -> float:
         import torch
