@@ -217,10 +217,10 @@ def resolve_data(plugins: Plugins, scanned: Scanned, scope: Scope, path: str | N
 
 def skeleton(parts: Mapping[str, Any], plugins: Plugins) -> LanguageModel:
     """The model's tokenizer and configuration, with the template the data asks for."""
-    from lmflow.data.chat_templates import use_template
+    from lmflow.data.tokenize import prepare_tokenizer
 
     model: LanguageModel = parts["model"].skeleton(LoadRequest(context=parts["context"], plugins=plugins))
-    use_template(model.tokenizer, parts["data"].template, parts["data"].template_arguments)
+    prepare_tokenizer(model.tokenizer, parts["data"])
     return model
 
 
