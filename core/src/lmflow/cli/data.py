@@ -275,14 +275,14 @@ def row_lines(layout: Sequence[Sequence[Place]], limit: int) -> Iterator[str]:
 
 def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[str]:
     """What was found, for people."""
-    from lmflow.data.formats.unread import listed
+    from lmflow.data.formats.unread import told_unread
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
     where, kind = report.path or report.format, report.format and f" of format {report.format}"
     held = f" ({report.validation:,} held out)" if report.validation else ""
     yield f"{where}: {counted(report.samples, 'sample')}{kind}{held}, turns: {turns or 'none'}"
     if report.unread:
-        yield f"not read: {listed(report.unread)}"
+        yield told_unread(report.unread)
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.lengths is not None:

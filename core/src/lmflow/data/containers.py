@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO
 
 from lmflow.data.compression import begins_with, need_pyarrow, open_decompressed
+from lmflow.data.delimited import from_delimited
 from lmflow.data.endings import ending
 from lmflow.data.files import data_files, on_hub, saved_folder
 from lmflow.data.json_files import decoded, from_json
@@ -25,10 +23,6 @@ from lmflow.errors import DataError
 PARQUET = b"PAR1"
 LINES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 """Endings of files whose records have lines or numbers of their own."""
-LONGEST_CELL = 1 << 30
-LONGEST_HEAD = 1 << 16
-"""Bytes of a table's first line that are looked at to find what separates its cells."""
-T = TypeVar("T")
 
 
 def iterate_file(file: Path) -> Found:
@@ -42,7 +36,7 @@ def iterate_file(file: Path) -> Found:
             if kind == ".txt":
                 yield from _from_text(stream, file)
             elif kind in (".csv", ".tsv"):
-                yield from _from_csv(stream, file, "\t" if kind == ".tsv" else ",")
+                yield from from_delimited(stream, file)
             else:
                 yield from from_json(stream, file)
 
@@ -71,49 +65,6 @@ def _from_text(stream: IO[bytes], file: Path) -> Found:
     text = decoded(stream.read(), file)
     if text.strip():
         yield Record({"text": text}, file.name)
-
-
-def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
-    """Rows under the names of the first; a cell is text, or nothing where it is empty."""
-    csv.field_size_limit(LONGEST_CELL)
-    delimiter = _delimiter(stream, delimiter)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-    cells = _columns(_parsed(lambda: reader.fieldnames or (), f"{file.name}:1", delimiter), file)
-    while True:
-        place = f"{file.name}:{reader.line_num + 1}"
-        row = _parsed(lambda: next(reader, None), place, delimiter)
-        if row is None:
-            return
-        if None in row or None in row.values():
-            yield DataError(f"{place}: expected {cells} cells, as the first line names; found another number")
-        else:
-            yield Record({name: cell or None for name, cell in row.items()}, place)
-
-
-def _delimiter(stream: Any, usual: str) -> str:
-    """What separates cells: a semicolon where the first line has some and not one of what the file's name says."""
-    first = stream.peek(LONGEST_HEAD)[:LONGEST_HEAD].partition(b"\n")[0]
-    if b";" not in first or usual.encode() in first:
-        return usual
-    names = next(csv.reader([first.decode("utf-8-sig", "replace")], delimiter=";"), [])
-    return ";" if len(names) > 1 else usual  # one name in quotes may hold a semicolon
-
-
-def _parsed(parse: Callable[[], T], place: str, delimiter: str) -> T:
-    """What `parse` reads. Raises DataError naming the place where it is not what the file's name says."""
-    try:
-        return parse()
-    except csv.Error as error:
-        raise DataError(f"{place}: not {'TSV' if delimiter != ',' else 'CSV'}: {error}") from None
-
-
-def _columns(names: Sequence[str], file: Path) -> int:
-    """How many columns there are. Raises DataError where two have one name, as the second would hide the first."""
-    twice = sorted(name for name, count in Counter(names).items() if name and count > 1)
-    if twice:
-        raise DataError(f"{file.name}:1: more than one column is called {twice[0]!r}")
-    return len(names)
 
 
 # Tables

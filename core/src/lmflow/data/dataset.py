@@ -16,7 +16,7 @@ from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
 from lmflow.data.files import unread_folders
 from lmflow.data.formats.recognising import Formats
-from lmflow.data.formats.unread import listed
+from lmflow.data.formats.unread import listed, told_unread
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.data.source import (
     SHOWN,
@@ -62,7 +62,7 @@ class DataSummary:
         noun = "record" if self.records == 1 else "records"
         what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
         how = f", recognised by {listed(self.fields)}" if self.recognised else ""
-        rest = f"; not read: {listed(self.unread_fields)}" if self.unread_fields else ""
+        rest = f"; {told_unread(self.unread_fields)}" if self.unread_fields else ""
         held = f"{self.heldout:,} {'is' if self.heldout == 1 else 'are'} held out"
         text = f"{self.records:,} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
         if self.skipped:

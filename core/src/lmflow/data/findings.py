@@ -61,6 +61,16 @@ KINDS: Mapping[str, Kind] = {
     "same_answers": Kind(
         "warning", "preference between an answer and itself", "preferences between an answer and itself"
     ),
+    "other_prompt": Kind(
+        "warning",
+        "preference between answers to different prompts",
+        "preferences between answers to different prompts",
+    ),
+    "inner_thought": Kind(
+        "warning",
+        "thought that stands behind other text, and is text of its answer",
+        "thoughts that stand behind other text, and are text of their answers",
+    ),
     "duplicate": Kind("note", "sample that occurs before", "samples that occur before"),
     "shared_prompt": Kind(
         "note", "held-out sample whose prompt is also trained on", "held-out samples whose prompt is also trained on"
