@@ -161,7 +161,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
         as_lmflow: Annotated[bool, typer.Option("--lmflow")] = False,
     ) -> None:
-        from lmflow.data.source import read_sources
+        from lmflow.data.source import read_sources, unmet_names
         from lmflow.data.tools.convert import check_output, convert, write_records
 
         if not to or output is None:
@@ -170,6 +170,8 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         target = cast("type[DataFormat]", plugins.find("data", to))()
         check_output(output)
         sources = read_sources(parts["data"], formats_in(parts, plugins))
+        for told in unmet_names(sources, parts["data"]):
+            say_error(told)
         found = (each for source in sources for each in convert(source.samples, target, source.format))
         lost: dict[str, list[str]] = {}
         records = kept(found, lost, target.name, allow_loss=allow_loss)
@@ -283,6 +285,7 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
     yield f"{where}: {counted(report.samples, 'sample')}{kind}{held}, turns: {turns or 'none'}"
     if report.unread:
         yield told_unread(report.unread)
+    yield from report.unmet
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.lengths is not None:

@@ -26,6 +26,7 @@ from lmflow.data.source import (
     _skipped,
     read_source,
     read_sources,
+    unmet_names,
     validation_source,
 )
 from lmflow.errors import DataError
@@ -56,6 +57,8 @@ class DataSummary:
     """Fields that say something and that it does not read."""
     unanswered: tuple[str, ...] = ()
     """Held-out records without an answer, where those trained on have one."""
+    unmet: tuple[str, ...] = ()
+    """That none of the first records has a field which the options name, where no others were read."""
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
@@ -67,6 +70,7 @@ class DataSummary:
         text = f"{self.records:,} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
         if self.skipped:
             text += f"\n  {_skipped(self.skipped, self.problems[0])}"
+        text += "".join(f"\n  {told}" for told in self.unmet)
         if self.unanswered:
             text += f"\n  {_unanswered(self.unanswered)}"
         if self.unread:
@@ -171,6 +175,7 @@ def _summary(
     heldout: Sequence[Sample],
 ) -> DataSummary:
     everything = [*sources, *([validation] if validation else [])]
+    unmet = unmet_names(everything, data)
     return DataSummary(
         path=data.path,
         format=names_of(sources),
@@ -183,6 +188,7 @@ def _summary(
         fields=sources[0].fields,
         unread_fields=tuple(dict.fromkeys(field for source in sources for field in source.unread)),
         recognised=formats.chosen is None and len({type(source.format) for source in sources}) == 1,
+        unmet=tuple(unmet),
         unanswered=tuple(each.source for each in heldout if not _answered(each)) if _answered(*train[:1]) else (),
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
@@ -201,6 +207,9 @@ def read_samples(data: Reading, formats: Formats, note: Callable[[str], None] | 
     if data.path is None and not data.mix:
         return _embedded(data, formats)[1][: data.limit]
     sources = read_sources(data, formats)
+    for told in unmet_names(sources, data):
+        if note is not None:
+            note(told)
     if note is not None and (skipped := sum(source.skipped for source in sources)):
         note(_skipped(skipped, next(source.problems[0] for source in sources if source.problems)))
     return sources[0].samples if len(sources) == 1 else Concatenated([source.samples for source in sources])

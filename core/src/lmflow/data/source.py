@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lmflow.components import DataFormat
 from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
-from lmflow.data.columns import renamed, without
+from lmflow.data.columns import FieldWatch, renamed, unmet, without
 from lmflow.data.containers import iterate_records
 from lmflow.data.files import files_of, fingerprint, has_splits, on_hub, size_of
 from lmflow.data.formats.labels import is_labelled, read_record
@@ -48,6 +48,8 @@ class Source:
     """Fields of them that say something and that it does not read."""
     shown: int | None = SHOWN
     """How many problems are kept; None for all."""
+    watch: FieldWatch | None = None
+    """Which fields that options name there are."""
 
 
 def _skipped(count: int, problem: str) -> str:
@@ -128,7 +130,8 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
     if data.path is None:
         return _embedded(data, formats)[0]
     part = (data.path, data.subset, data.split)
-    found = renamed(without(placed(iterate_records(*part), folder), data.ignore), data.columns)
+    watch = FieldWatch(names_given(data))
+    found = renamed(without(watch.over(placed(iterate_records(*part), folder)), data.ignore), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = peek(found)
     if not first:
@@ -141,7 +144,7 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
         chosen = chosen.in_folder(place if place.is_dir() else place.parent)
     large = data.streaming if data.streaming is not None else size_of(*part) >= LARGE
     fields, unread = fields_read(chosen, first)
-    source = Source(chosen, [], fingerprint(*part), 0, fields=fields, unread=unread, shown=shown)
+    source = Source(chosen, [], fingerprint(*part), 0, fields=fields, unread=unread, shown=shown, watch=watch)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
     for sample, record in interpreted(records, chosen, source, alike):
@@ -151,6 +154,23 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
             kept.append(record)
     source.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
     return source
+
+
+def names_given(data: Reading) -> dict[str, list[str]]:
+    """Fields that the options name and that records may lack, by option."""
+    inside = [theirs for mine, theirs in data.columns.items() if "." in mine and "." in theirs]
+    return {"data.ignore": data.ignore, "data.columns": inside}
+
+
+def unmet_names(sources: Iterable[Source | None], data: Reading) -> list[str]:
+    """That no record has a field that the options name; these may be misspelt, so that what is ignored is not.
+
+    Raises DataError with them where all records were read; the first few may lack what others have.
+    """
+    told = unmet([source.watch for source in sources if source is not None and source.watch is not None])
+    if told and data.limit is None:
+        raise DataError("\n".join([*told, "Correct the name, or leave it out."]))
+    return told
 
 
 def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from lmflow.data.formats.targets import is_target, thinking_of
+from lmflow.data.formats.targets import check_masks, is_target, thinking_of
 from lmflow.data.record import describe
 from lmflow.data.sample import Message
 from lmflow.errors import DataError
@@ -72,6 +72,7 @@ def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, c
         value = _parsed(value, value)
     if not isinstance(value, list) or not value:
         raise bad(source, field, "a list of at least one turn", value, missing=field not in record)
+    check_masks(value, [_is_answer(turn) for turn in value], source, field)
     return in_order_of_calls([_turn(turn, source, f"{field}[{i}]", role, content) for i, turn in enumerate(value)])
 
 
@@ -112,6 +113,11 @@ def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Messag
         return Message(known, text, tool_calls=calls, thinking=thoughts, is_target=learnt)
     name, answered = (_named(turn, field, source, place) for field in ("name", "tool_call_id"))
     return Message(known, text, tool_calls=calls, name=name, tool_call_id=answered)
+
+
+def _is_answer(turn: Any) -> bool:
+    said = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    return isinstance(said, str) and ROLES.get(said.strip().lower()) == "assistant"
 
 
 def _role(turn: Mapping[str, Any], field: str, source: str, place: str) -> str:
