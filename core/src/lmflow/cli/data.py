@@ -285,6 +285,7 @@ def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[s
     yield f"{where}: {counted(report.samples, 'sample')}{kind}{held}, turns: {turns or 'none'}"
     if report.unread:
         yield told_unread(report.unread)
+    yield from (f"not read: {files}" for files in report.unread_files)
     yield from report.unmet
     if model is None:
         yield "Name a model with --model to count and check its tokens."

@@ -14,7 +14,7 @@ from lmflow.data.delimited import from_delimited
 from lmflow.data.endings import ending
 from lmflow.data.files import data_files, on_hub, saved_folder
 from lmflow.data.json_files import decoded, from_json
-from lmflow.data.layout import is_laid_out
+from lmflow.data.layout import is_laid_out, named_splits
 from lmflow.data.library import is_installed, iterate_folder, iterate_hub, iterate_saved
 from lmflow.data.record import Found, Record, first_line, not_utf8, record_of, unreadable_number
 from lmflow.data.tables import rows_of
@@ -95,11 +95,17 @@ def iterate_records(path: str | Path, subset: str | None = None, split: str | No
     if is_installed() and (saved := saved_folder(Path(path), split)) is not None:
         name = Path(path).name
         yield from iterate_saved(saved, name if saved.name in (name, "train") else f"{name}/{saved.name}")
-    elif is_installed() and is_laid_out(Path(path), subset, split) and not names_lines(files):
+    elif is_installed() and read_by_library(Path(path), files, subset, split):
         yield from iterate_folder(Path(path), subset, split)
     else:
         for file in files:
             yield from iterate_file(file)
+
+
+def read_by_library(path: Path, files: Sequence[Path], subset: str | None, split: str | None) -> bool:
+    """Whether the library datasets reads a folder: one that is laid out as on the hub, and whose rows have no lines."""
+    is_named = subset is None and bool(named_splits(path))
+    return is_laid_out(path, subset, split) and not is_named and not names_lines(files)
 
 
 def names_lines(files: Sequence[Path]) -> bool:

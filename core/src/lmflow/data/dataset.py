@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
-from lmflow.data.files import unread_folders
+from lmflow.data.files import unread_files, unread_folders
 from lmflow.data.formats.recognising import Formats
 from lmflow.data.formats.unread import listed, told_unread
 from lmflow.data.sample import Dataset, Message, Sample
@@ -27,6 +27,7 @@ from lmflow.data.source import (
     read_source,
     read_sources,
     unmet_names,
+    validation_place,
     validation_source,
 )
 from lmflow.errors import DataError
@@ -53,6 +54,8 @@ class DataSummary:
     """Whether the format was found by looking at the records."""
     unread: tuple[str, ...] = ()
     """Folders in the directory that hold data too, and were not looked into."""
+    unread_files: tuple[str, ...] = ()
+    """Files of the directory that are of other splits, and what reads them."""
     unread_fields: tuple[str, ...] = ()
     """Fields that say something and that it does not read."""
     unanswered: tuple[str, ...] = ()
@@ -73,6 +76,7 @@ class DataSummary:
         text += "".join(f"\n  {told}" for told in self.unmet)
         if self.unanswered:
             text += f"\n  {_unanswered(self.unanswered)}"
+        text += "".join(f"\n  not read: {files}" for files in self.unread_files)
         if self.unread:
             text += f"\n  not read: {', '.join(f'{name}/' for name in self.unread)}; folders in a folder never are"
         return text
@@ -190,8 +194,17 @@ def _summary(
         recognised=formats.chosen is None and len({type(source.format) for source in sources}) == 1,
         unmet=tuple(unmet),
         unanswered=tuple(each.source for each in heldout if not _answered(each)) if _answered(*train[:1]) else (),
+        unread_files=left_in(data),
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
+
+
+def left_in(data: DataOptions) -> tuple[str, ...]:
+    """Files of other splits in the directories that are read, and what reads them."""
+    held = validation_place(data)
+    paths = [path for path in data.mix or [data.path] if path is not None]
+    read = {path: [data.split, *([held.split] if held and held.path == path else [])] for path in paths}
+    return tuple(told for path in paths if (told := unread_files(path, read[path])))
 
 
 def _answered(sample: Sample | None = None) -> bool:

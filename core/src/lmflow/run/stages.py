@@ -49,7 +49,7 @@ def read_data(work: Work) -> Dataset:
         formats = formats_of(recipe, work.plugins)
         data, summary = log.processes.once_per_node(lambda: load_dataset(recipe.data, formats, recipe.training.seed))
     work.record.values["data"] = asdict(summary)
-    if summary.recognised or summary.skipped or summary.unread or summary.unread_fields:
+    if summary.recognised or summary.skipped or summary.unread or summary.unread_fields or summary.unread_files:
         log.note(summary.describe())
     if log.processes.is_rank0:
         check_samples(work, data)

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lmflow.data.dataset import Concatenated, brought, divided, mixed, names_of
+from lmflow.data.dataset import Concatenated, brought, divided, left_in, mixed, names_of
 from lmflow.data.findings import KINDS, SOURCE, Finding, Findings
 from lmflow.data.lengths import LengthReport
 from lmflow.data.sample import Sample
@@ -38,6 +38,8 @@ class CheckReport:
     """How many of them are held out."""
     unread: tuple[str, ...] = ()
     """Fields that say something and that the format does not read."""
+    unread_files: tuple[str, ...] = ()
+    """Files of the directory that are of other splits, and what reads them."""
     unmet: tuple[str, ...] = ()
     """That none of the first records has a field which the options name, where no others were read."""
     findings: Findings = field(default_factory=lambda: Findings(kept=None))
@@ -78,6 +80,7 @@ class CheckReport:
             "path": self.path,
             "format": self.format,
             "unread": list(self.unread),
+            "unread_files": list(self.unread_files),
             "unmet": list(self.unmet),
             "records": self.records,
             "samples": self.samples,
@@ -108,7 +111,7 @@ def check_data(data: DataOptions, formats: Formats, model: TextModel | None) -> 
     unmet = unmet_names([*sources, held], data)
     report = CheckReport(path=data.path or ", ".join(data.mix) or None, format=names_of(sources))
     report.records = sum(source.records for source in sources)
-    report.unmet = tuple(unmet)
+    report.unmet, report.unread_files = tuple(unmet), left_in(data)
     report.unread = tuple(dict.fromkeys(name for source in sources for name in source.unread))
     _note_problems(report.findings, [*sources, *([held] if held else [])], data)
     parts = brought(data, formats) if data.path is None and not data.mix else divided(sources, held, data, 0)
