@@ -55,7 +55,8 @@ def test_the_split_to_train_on_is_read_and_the_others_named(folder: Path):
     assert has_splits(folder)
     (folder / "more.jsonl").touch()
     assert unread_files(folder) == (
-        "dev.jsonl, test.jsonl, more.jsonl; --data.split validation or test reads another split"
+        "dev.jsonl, test.jsonl, more.jsonl; --data.split validation or test reads another split, "
+        f"--data.validation {folder} holds out the split validation"
     )
     assert unread_files(folder, ["test"]).startswith("dev.jsonl, train.jsonl, more.jsonl; --data.split validation or")
     assert unread_files(folder / "train.jsonl") == ""

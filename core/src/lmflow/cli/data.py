@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -97,6 +98,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         as_json: Annotated[bool, typer.Option("--json")] = False,
     ) -> None:
         from lmflow.data.dataset import load_dataset
+        from lmflow.data.source import count_records
         from lmflow.data.tools.show import shown_as_data, shown_sequences
 
         parts = resolve_data(plugins, scanned, scope, path)
@@ -112,6 +114,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
             say(json.dumps({**about, **found}, ensure_ascii=False))
             return
+        summary = replace(summary, of=count_records(data))
         say(f"{summary.describe()}\n{''.join(handed_over(model, samples))}")
         for sequence, answers in shown:
             say(show_sequence(model, sequence, answers, as_table=table))

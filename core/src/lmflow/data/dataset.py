@@ -60,17 +60,20 @@ class DataSummary:
     """Fields that say something and that it does not read."""
     unanswered: tuple[str, ...] = ()
     """Held-out records without an answer, where those trained on have one."""
+    of: int | None = None
+    """How many records there are, where that was counted and only the first were read."""
     unmet: tuple[str, ...] = ()
     """That none of the first records has a field which the options name, where no others were read."""
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
-        noun = "record" if self.records == 1 else "records"
+        noun = "record" if self.records == 1 and self.of in (None, 1) else "records"
+        count = f"{self.records:,}" if self.of in (None, self.records) else f"{self.records:,} of {self.of:,}"
         what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
         how = f", recognised by {listed(self.fields)}" if self.recognised else ""
         rest = f"; {told_unread(self.unread_fields)}" if self.unread_fields else ""
         held = f"{self.heldout:,} {'is' if self.heldout == 1 else 'are'} held out"
-        text = f"{self.records:,} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
+        text = f"{count} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
         if self.skipped:
             text += f"\n  {_skipped(self.skipped, self.problems[0])}"
         text += "".join(f"\n  {told}" for told in self.unmet)

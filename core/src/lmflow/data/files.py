@@ -139,6 +139,7 @@ def unread_files(path: str | Path, read: Sequence[str | None] = (None,)) -> str:
     left = [file.name for name in others for file in splits[name]]
     left += [file.name for file in _files_in(Path(path)) if all(file not in files for files in splits.values())]
     hint = f"; --data.split {' or '.join(others)} reads another split" if others else ""
+    hint += f", --data.validation {path} holds out the split validation" if "validation" in others else ""
     return f"{', '.join(left)}{hint}"
 
 

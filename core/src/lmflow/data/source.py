@@ -15,6 +15,7 @@ from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
 from lmflow.data.columns import FieldWatch, renamed, unmet, without
 from lmflow.data.containers import iterate_records
 from lmflow.data.files import files_of, fingerprint, has_splits, on_hub, size_of
+from lmflow.data.formats.by_columns import advice_on_columns
 from lmflow.data.formats.labels import is_labelled, read_record
 from lmflow.data.formats.recognising import LOOKED_AT, Formats
 from lmflow.data.formats.unread import fields_read, listed
@@ -137,6 +138,8 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
     if not first:
         problems = [str(each) for each in records if isinstance(each, DataError)]
         return _unusable(part, formats.chosen, problems, shown)
+    if len(first) == 1 and (advice := advice_on_columns(first[0], formats, data.path)):
+        raise DataError(advice)
     chosen = formats.resolve(first)
     alike = format_matcher(chosen, formats.installed) if formats.chosen is None else None
     if not on_hub(data.path):
@@ -171,6 +174,14 @@ def unmet_names(sources: Iterable[Source | None], data: Reading) -> list[str]:
     if told and data.limit is None:
         raise DataError("\n".join([*told, "Correct the name, or leave it out."]))
     return told
+
+
+def count_records(data: Reading) -> int | None:
+    """How many records there are at the data's places, good or bad; None where counting them takes long."""
+    parts = [(str(place.path), place.subset, place.split) for place, _ in places(data) if place.path is not None]
+    if not parts or any(on_hub(path) for path, _, _ in parts) or sum(size_of(*part) for part in parts) >= LARGE:
+        return None
+    return sum(1 for part in parts for _ in iterate_records(*part))
 
 
 def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:
