@@ -13,7 +13,10 @@ from lmflow.data.formats.recognising import Formats
 from lmflow.data.record import Record
 from lmflow.errors import DataError
 
-PROGRAM = "import json,sys; t=json.load(open(sys.argv[1],encoding='utf-8')); [print(json.dumps(dict(zip(t,r)))) for r in zip(*t.values())]"
+PROGRAM = (
+    "import json,sys; t=json.load(open(sys.argv[1],encoding='utf-8')); "
+    "[print(json.dumps(dict(zip(t,r)))) for r in zip(*t.values())]"
+)
 """Writes the rows of such a file, one a line."""
 TRIED = 32
 """Rows that are read for trial."""
