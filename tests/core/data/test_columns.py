@@ -118,8 +118,8 @@ def test_a_misspelt_name_is_refused_and_one_of_later_records_is_not(streaming: b
         with pytest.raises(DataError, match=r"data\.ignore: no record has promt; did you mean prompt\?"):
             load(DataOptions(path=path, ignore=["label", "promt"], streaming=streaming))
     data = DataOptions(path=path, ignore=["labl"], limit=3)
-    assert "\n  data.ignore: no record has labl" in load_dataset(data, Formats(FORMATS), 0)[1].describe()
+    assert "\n  data.ignore: none of the records read has labl" in load_dataset(data, Formats(FORMATS), 0)[1].describe()
     told: list[str] = []
     assert len(read_samples(data, Formats(FORMATS), told.append)) == 3
-    assert told == ["data.ignore: no record has labl"]
-    assert check_data(data, Formats(FORMATS), None).unmet == ("data.ignore: no record has labl",)
+    assert told == ["data.ignore: none of the records read has labl"]
+    assert check_data(data, Formats(FORMATS), None).unmet == ("data.ignore: none of the records read has labl",)

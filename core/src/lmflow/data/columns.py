@@ -101,7 +101,7 @@ class FieldWatch:
             yield record
 
 
-def unmet(watches: Sequence[FieldWatch]) -> list[str]:
+def unmet(watches: Sequence[FieldWatch], who: str = "no record") -> list[str]:
     """That no record has a field, for each name that options have in vain, and what may be meant."""
     met = {name for watch in watches for name in watch.met}
     known = list(dict.fromkeys(name for watch in watches for name in watch.known))
@@ -110,7 +110,7 @@ def unmet(watches: Sequence[FieldWatch]) -> list[str]:
         for name in names:
             if name not in met:
                 near = difflib.get_close_matches(name, known, n=1)
-                told.append(f"{option}: no record has {name}" + (f"; did you mean {near[0]}?" if near else ""))
+                told.append(f"{option}: {who} has {name}" + (f"; did you mean {near[0]}?" if near else ""))
     return told
 
 

@@ -170,7 +170,8 @@ def unmet_names(sources: Iterable[Source | None], data: Reading) -> list[str]:
 
     Raises DataError with them where all records were read; the first few may lack what others have.
     """
-    told = unmet([source.watch for source in sources if source is not None and source.watch is not None])
+    watches = [source.watch for source in sources if source is not None and source.watch is not None]
+    told = unmet(watches, "no record" if data.limit is None else "none of the records read")
     if told and data.limit is None:
         raise DataError("\n".join([*told, "Correct the name, or leave it out."]))
     return told
