@@ -42,7 +42,7 @@ def test_samples_are_shown_with_what_is_trained(lmflow: Call, model_directory: P
     path = write(tmp_path / "a.jsonl", {"prompt": "the fox", "completion": "jumps"}, {"prompt": "b", "completion": "c"})
     done = lmflow("data", "show", path, "--model", model_directory, "--count", 1, "--data.packing")
     assert done.code == 0, done.err
-    assert "recognised by prompt, completion" in done.out
+    assert done.out.startswith(f"1 of 2 records of {path} read as prompt, recognised by prompt, completion; ")
     assert "«jumps" in done.out
     assert "the fox" in done.out.partition("«")[0]
     assert "row 1:" in done.out

@@ -80,7 +80,6 @@ def test_a_line_for_each_kind():
         "warning: 1,200 held-out samples that are also trained on, such as a.jsonl:1: what is wrong in 1",
         "warning: 1 turn without text: a.jsonl:1: what is wrong in 1",
     ]
-    assert [line.split(":")[0] for line in findings.lines("warning", but=("leak",))] == ["warning"]
     assert len(list(findings.lines("note"))) == 1
 
 

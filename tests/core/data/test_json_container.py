@@ -29,7 +29,7 @@ def test_the_order_of_the_keys_means_nothing(
     order = data.draw(st.permutations([*whole]))
     text = json.dumps({key: whole[key] for key in order}, indent=data.draw(st.none() | st.just(1))).encode()
     assert declared_type(io.BytesIO(text)) == kind
-    assert list(iterate_instances(io.BytesIO(text))) == instances
+    assert [value for value, _ in iterate_instances(io.BytesIO(text))] == instances
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '{"instances": 3}', '{"instances": {"a": []}}', "{oops", "[]", '"x"', ""])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lmflow.data.containers import iterate_records
-from lmflow.data.files import data_files, fingerprint
+from lmflow.data.files import data_files, fingerprint, unread_files
 from lmflow.errors import DataError
 from lmflow.recipe.sections.data import DataOptions
 
@@ -170,15 +170,16 @@ def test_lines_of_a_set_keep_their_numbers(tmp_path: Path):
     first, second = texts(tmp_path, split="train")
     assert first == "a"
     assert second.startswith("train.jsonl:2: not JSON")
-    assert texts(tmp_path)[0] == "b", "without a part named, all files directly in a folder are its data"
+    assert texts(tmp_path)[0] == "a", "their names say which is the one to train on"
 
 
-def test_shards_beside_each_other_are_splits_and_other_files_are_not(tmp_path: Path):
+def test_shards_beside_each_other_are_splits_whatever_other_files_there_are(tmp_path: Path):
     for split in ("train", "test"):
         shard(tmp_path, split, [{"text": split}])
     assert texts(tmp_path) == ["train"]
     (tmp_path / "more.jsonl").write_text('{"text": "more"}\n')
-    assert texts(tmp_path) == ["more", "test", "train"]
+    assert texts(tmp_path) == ["train"]
+    assert unread_files(tmp_path) == ("test-00000-of-00001.parquet, more.jsonl; --data.split test reads another split")
 
 
 def test_images_are_paths_or_data_uris(tmp_path: Path, hub: str, configured: Path):

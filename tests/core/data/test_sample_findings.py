@@ -36,6 +36,46 @@ def find(train: list[Sample], heldout: list[Sample] | None = None) -> dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("chosen", "rejected", "detail"),
+    [
+        ([Q, A], [Q, Message("assistant", "b")], None),
+        ([Q, A, Q, A], [Q, Message("assistant", "b"), Message("user", "why?"), A], None),  # it differs after an answer
+        ([Q, A], [Message("user", "r"), A], "the dialogues differ first in turn 1, which is the user's"),
+        ([Message("system", "s"), Q, A], [Q, A], "the dialogues differ first in turn 1, which is the system's"),
+        ([Q, A], [Q, A, Q, A], "the dialogues differ first in turn 3, which is the user's"),
+    ],
+)
+def test_answers_to_different_prompts_are_no_preference(chosen: Any, rejected: Any, detail: str | None):
+    found = find([Sample(tuple(chosen), source="f:1", rejected=tuple(rejected))])
+    assert found.get("other_prompt") == (detail and [f"f:1 {detail}"])
+
+
+def test_the_dialogue_that_an_unwanted_label_is_about_is_no_other_prompt():
+    assert find([Sample((Q,), source="f:1", rejected=(Q, A), label=False)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "is_inside"),
+    [
+        ("<think>why</think> a", False),
+        (" \n<think>why</think> a", False),
+        ("Say <think> first.", False),
+        ("Let me see. <think>why</think> a", True),
+        ("<think>why</think> a <think>how</think> b", True),
+    ],
+)
+def test_a_thought_behind_other_text_is_told_of(content: str, is_inside: bool):
+    found = find([asked("q", content)])
+    assert ("inner_thought" in found) is is_inside
+    assert "inner_thought" not in find([asked(content, "a")]), "what others say is theirs"
+
+
+def test_a_thought_in_the_content_beside_another_is_told_of():
+    turns = (Q, Message("assistant", "<think>b</think>c", thinking="a"))
+    assert [*find([Sample(turns, source="f:1")])] == ["inner_thought"]
+
+
+@pytest.mark.parametrize(
     ("roles", "details"),
     [
         ("user assistant user assistant", []),

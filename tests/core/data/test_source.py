@@ -19,6 +19,7 @@ from lmflow.data.record import Record
 from lmflow.data.source import (
     SHOWN,
     Source,
+    count_records,
     folder_of,
     format_matcher,
     interpreted,
@@ -278,3 +279,12 @@ def test_what_a_format_cannot_use_is_counted_and_said():
         "f:5: is declared as text_only, which is not the prompt of the records before it; --data prompt reads it all "
         "the same",
     ]
+
+
+def test_all_records_are_counted_where_that_is_quick(write: Write, monkeypatch: pytest.MonkeyPatch):
+    path = write("a.jsonl", ["oops", *({"prompt": str(i)} for i in range(4))])
+    assert count_records(Reading(path=path, limit=2)) == 5
+    assert count_records(Reading(mix={path: 1.0, write("b.jsonl", [{"prompt": "a"}]): 0.5})) == 6
+    monkeypatch.setattr(module, "LARGE", 1)
+    assert count_records(Reading(path=path)) is None
+    assert count_records(Reading()) is None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from lmflow.data.control_tokens import use_special_tokens
 from lmflow.data.findings import Findings
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.data.tally import CHUNK, Tally, each_encoded, encode_all
@@ -34,7 +37,12 @@ def test_what_is_trained_on_is_counted(tiny_model: LanguageModel):
     assert report.sequences == {"whole": 1, "truncated": 1, "untrained": 1}
     assert report.findings.counts == {"cut_off": 2, "nothing_to_train": 1}
     assert report.totals().startswith("3 samples, 2 sequences, ")
-    assert "warning" not in report.describe(), "the table tells it"
+    table, *warnings = report.describe().split("\nwarning: ")
+    assert "cut at the end" in table, "how many tokens each rule cost"
+    assert [line.partition(",")[0] for line in warnings] == [
+        "2 sequences cut off or skipped at the length limit",
+        "1 sample without a trained token: a:2: no token of it is trained",
+    ]
 
 
 @pytest.mark.parametrize(("policy", "counts"), [("split", {}), ("skip", {"cut_off": 1}), ("error", {"over_length": 1})])
@@ -112,3 +120,19 @@ def test_findings_may_be_shared(tiny_model: LanguageModel):
     for number in (1, 2):
         Tally(tiny_model, DataOptions(), findings).add(sample("<|pad|>", number=number), [])
     assert findings.counts["control_token"] == 2
+
+
+def test_special_tokens_that_are_kept_are_a_note(tiny_model: LanguageModel):
+    said = sample("what is <|im_end|>?")
+    assert tallied(tiny_model, [said])[1].findings.of("warning") == {"control_token": 1}
+    other = replace(tiny_model, tokenizer=copy.deepcopy(tiny_model.tokenizer))
+    use_special_tokens(other.tokenizer, "keep")
+    assert tallied(other, [said])[1].findings.of("note") == {"control_token": 1}
+
+
+def test_of_a_last_answer_that_is_not_to_be_learnt_nothing_is(tiny_model: LanguageModel):
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    said = Sample((*turns, Message("assistant", "d", is_target=False)), source="a:1")
+    assert tallied(tiny_model, [said])[1].findings.counts == {}
+    kept, tally = tallied(tiny_model, [said], train_on="last")
+    assert (kept, tally.findings.counts) == ([], {"nothing_to_train": 1})

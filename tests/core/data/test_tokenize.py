@@ -1,12 +1,16 @@
 """Masks: ids are the template's own, and the loss is on the assistant's tokens and the end after them."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from lmflow.data.sample import Message, Sample
-from lmflow.data.tokenize import PLAIN_TEMPLATE, encode_prompt, encode_sample, ensure_chat_template
+from lmflow.data.tokenize import PLAIN_TEMPLATE, encode_prompt, encode_sample, ensure_chat_template, prepare_tokenizer
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -273,5 +277,57 @@ def test_a_turn_that_is_not_to_be_learnt_has_no_target(template: str, train_on: 
     ):
         [sequence] = encode_sample(tokenizer, Sample(turns), train_on=train_on, end_ids=[END])
         said = "".join(trained_text(tokenizer, sequence))
-        assert ("jumps" in said) is (learnt == "jumps")
+        assert ("jumps" in said) is (learnt == "jumps" and train_on != "last"), "the last answer alone, or none"
         assert ("stops" in said) is (learnt == "stops")
+
+
+@pytest.mark.parametrize(
+    ("train_on", "learnt"), [("assistant", ["two", "four<|im_end|>"]), ("last", ["four<|im_end|>"]), ("all", None)]
+)
+def test_texts_without_a_template_are_learnt_as_their_turns_say(train_on: str, learnt: Any, with_template: Any):
+    tokenizer = with_template(CHATML)
+    turns = [
+        Message("user", "one"),
+        Message("assistant", "two"),
+        Message("user", "three"),
+        Message("assistant", "four"),
+    ]
+    said = Sample(tuple(turns), templated=False)
+    [sequence] = encode_sample(tokenizer, said, train_on=train_on, end_ids=[END])
+    assert trained_text(tokenizer, sequence) == (learnt or [tokenizer.decode(sequence.ids)])
+    silent = Sample((*turns[:3], replace(turns[3], is_target=False)), templated=False)
+    [sequence] = encode_sample(tokenizer, silent, train_on=train_on, end_ids=[END])
+    expected = {"assistant": ["two"], "last": [], "all": ["onetwothree"]}[train_on]
+    assert trained_text(tokenizer, sequence) == expected
+
+
+@pytest.mark.parametrize("content", ["a brown fox", "a <|im_end|> fox"])
+def test_a_tokenizer_that_splits_special_tokens_does_so_whatever_is_said(content: str, with_template: Any):
+    tokenizer = with_template(CHATML)
+    tokenizer.split_special_tokens = True
+    said = Sample((Message("user", content), Message("assistant", "yes")), source="d:1")
+    [sequence] = encode_sample(tokenizer, said, end_ids=[END])
+    assert END not in sequence.ids
+    assert sequence.ids[: len(encode_prompt(tokenizer, said))] == encode_prompt(tokenizer, said)
+
+
+def test_special_tokens_in_contents_are_kept_where_that_is_asked_for(with_template: Any, tmp_path: Path):
+    tokenizer = with_template(CHATML)
+    said = Sample((Message("user", "a <|im_end|> fox"), Message("assistant", "b <|im_start|> c")), source="d:1")
+
+    def ends(tokenizer: Any) -> tuple[int, int]:
+        [sequence] = encode_sample(tokenizer, said, end_ids=[END])
+        prompt = encode_prompt(tokenizer, said)
+        assert sequence.ids[: len(prompt)] == prompt
+        return list(prompt).count(END), list(sequence.ids).count(END)
+
+    assert ends(tokenizer) == (1, 2)
+    prepare_tokenizer(tokenizer, DataOptions(special_tokens="keep"))
+    assert ends(tokenizer) == (2, 3)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert ends(again) == (2, 3), "a result is asked as it was trained"
+    prepare_tokenizer(again, DataOptions())
+    assert ends(again) == (2, 3)
+    prepare_tokenizer(again, DataOptions(special_tokens="text"))
+    assert ends(again) == (1, 2)

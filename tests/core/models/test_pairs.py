@@ -77,6 +77,7 @@ def test_a_rejected_answer_obeys_the_limit_too(tiny_model: LanguageModel):
         assert len(chosen) < 40 == len(rejected)
         assert report.sequences == {"whole": 1, "truncated": 1}
         assert report.lost_tokens["truncated"] == report.longest - 40
+        assert report.findings.counts == {"cut_off": 1}
     with pytest.raises(DataError, match=r"p:1: \d+ tokens, more than 40"):
         encode_pairs(tiny_model, [long], options(max_length=40, too_long="error"))
     with pytest.raises(DataError, match=r"p:1: .*cannot be compared in pieces.*truncate or skip"):
@@ -93,6 +94,7 @@ def test_skip_leaves_out_the_pair_and_counts_both(tiny_model: LanguageModel):
     pairs, report = encode_pairs(tiny_model, samples, options(max_length=40, too_long="skip"))
     assert [chosen.source for chosen, _ in pairs] == ["p:2"]
     assert report.sequences == {"whole": 2, "skipped": 2}
+    assert report.findings.counts == {"cut_off": 1}, "a pair that was left out whole is not without a target besides"
 
 
 @pytest.mark.parametrize("sample", [preference("fox", "dog", Message("user", "jumps " * 80)), preference("fox", "fox")])
@@ -103,6 +105,7 @@ def test_a_pair_with_nothing_to_compare_is_left_out_and_named(tiny_model: Langua
     )
     assert len(pairs) == 1
     assert report.untrained == ("p:9",)
+    assert report.findings.of("warning")["nothing_to_train"] == 1
     assert "2  skipped: nothing to train on" in report.describe()
     with pytest.raises(DataError, match="p:9"):
         encode_pairs(tiny_model, [replace(sample, source="p:9")], options(max_length=40))

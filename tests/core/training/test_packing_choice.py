@@ -135,3 +135,14 @@ def test_rows_take_no_more_memory_than_padded_ones(size: int | None, limit: int 
 def test_long_rows_are_not_doubled_beyond_the_tokens_of_a_micro_batch():
     assert row_length([[(3000,)]], options(), None) == 4096
     assert row_length([[(5000,)]], options(), 8192) == 5000
+
+
+def test_small_products_are_computed_on_one_thread_for_the_while():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with module.on_one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -98,6 +99,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         as_json: Annotated[bool, typer.Option("--json")] = False,
     ) -> None:
         from lmflow.data.dataset import load_dataset
+        from lmflow.data.source import count_records
         from lmflow.data.tools.show import shown_as_data, shown_sequences
 
         parts = resolve_data(plugins, scanned, scope, path)
@@ -113,6 +115,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
             write_out(json.dumps({**about, **found}, ensure_ascii=False) + "\n", exact=True)
             return
+        summary = replace(summary, of=count_records(data))
         say(f"{summary.describe()}\n{''.join(handed_over(model, samples))}")
         for sequence, answers in shown:
             write_styled(show_sequence(model, sequence, answers, as_table=table) + "\n")
@@ -161,7 +164,7 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         allow_loss: Annotated[bool, typer.Option("--allow-loss")] = False,
         as_lmflow: Annotated[bool, typer.Option("--lmflow")] = False,
     ) -> None:
-        from lmflow.data.source import read_sources
+        from lmflow.data.source import read_sources, unmet_names
         from lmflow.data.tools.convert import check_output, convert, write_records
 
         if not to or output is None:
@@ -170,6 +173,8 @@ def make_convert(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[.
         target = cast("type[DataFormat]", plugins.find("data", to))()
         check_output(output)
         sources = read_sources(parts["data"], formats_in(parts, plugins))
+        for told in unmet_names(sources, parts["data"]):
+            say_error(told)
         found = (each for source in sources for each in convert(source.samples, target, source.format))
         lost: dict[str, list[str]] = {}
         records = kept(found, lost, target.name, allow_loss=allow_loss)
@@ -217,10 +222,10 @@ def resolve_data(plugins: Plugins, scanned: Scanned, scope: Scope, path: str | N
 
 def skeleton(parts: Mapping[str, Any], plugins: Plugins) -> LanguageModel:
     """The model's tokenizer and configuration, with the template the data asks for."""
-    from lmflow.data.chat_templates import use_template
+    from lmflow.data.tokenize import prepare_tokenizer
 
     model: LanguageModel = parts["model"].skeleton(LoadRequest(context=parts["context"], plugins=plugins))
-    use_template(model.tokenizer, parts["data"].template, parts["data"].template_arguments)
+    prepare_tokenizer(model.tokenizer, parts["data"])
     return model
 
 
@@ -275,14 +280,16 @@ def row_lines(layout: Sequence[Sequence[Place]], limit: int) -> Iterator[str]:
 
 def report_lines(report: CheckReport, model: LanguageModel | None) -> Iterator[str]:
     """What was found, for people."""
-    from lmflow.data.formats.unread import listed
+    from lmflow.data.formats.unread import told_unread
 
     turns = ", ".join(f"{count:,} {role}" for role, count in report.turns.items())
     where, kind = report.path or report.format, report.format and f" of format {report.format}"
     held = f" ({report.validation:,} held out)" if report.validation else ""
     yield f"{where}: {counted(report.samples, 'sample')}{kind}{held}, turns: {turns or 'none'}"
     if report.unread:
-        yield f"not read: {listed(report.unread)}"
+        yield told_unread(report.unread)
+    yield from (f"not read: {files}" for files in report.unread_files)
+    yield from report.unmet
     if model is None:
         yield "Name a model with --model to count and check its tokens."
     elif report.lengths is not None:

@@ -33,6 +33,7 @@ class DataFormat(Component):
         "validation",
         "template",
         "template_arguments",
+        "special_tokens",
         "train_on",
     )
     """Options of the section `data` for all formats (`DataOptions`); a format's own stand beside them in it."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO
 
 from lmflow.data.compression import begins_with, need_pyarrow, open_decompressed
+from lmflow.data.delimited import from_delimited
 from lmflow.data.endings import ending
 from lmflow.data.files import data_files, on_hub, saved_folder
 from lmflow.data.json_files import decoded, from_json
-from lmflow.data.layout import is_laid_out
+from lmflow.data.layout import is_laid_out, named_splits
 from lmflow.data.library import is_installed, iterate_folder, iterate_hub, iterate_saved
 from lmflow.data.record import Found, Record, first_line, not_utf8, record_of, unreadable_number
 from lmflow.data.tables import rows_of
@@ -25,10 +23,6 @@ from lmflow.errors import DataError
 PARQUET = b"PAR1"
 LINES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 """Endings of files whose records have lines or numbers of their own."""
-LONGEST_CELL = 1 << 30
-LONGEST_HEAD = 1 << 16
-"""Bytes of a table's first line that are looked at to find what separates its cells."""
-T = TypeVar("T")
 
 
 def iterate_file(file: Path) -> Found:
@@ -42,7 +36,7 @@ def iterate_file(file: Path) -> Found:
             if kind == ".txt":
                 yield from _from_text(stream, file)
             elif kind in (".csv", ".tsv"):
-                yield from _from_csv(stream, file, "\t" if kind == ".tsv" else ",")
+                yield from from_delimited(stream, file)
             else:
                 yield from from_json(stream, file)
 
@@ -73,49 +67,6 @@ def _from_text(stream: IO[bytes], file: Path) -> Found:
         yield Record({"text": text}, file.name)
 
 
-def _from_csv(stream: IO[bytes], file: Path, delimiter: str) -> Found:
-    """Rows under the names of the first; a cell is text, or nothing where it is empty."""
-    csv.field_size_limit(LONGEST_CELL)
-    delimiter = _delimiter(stream, delimiter)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-    cells = _columns(_parsed(lambda: reader.fieldnames or (), f"{file.name}:1", delimiter), file)
-    while True:
-        place = f"{file.name}:{reader.line_num + 1}"
-        row = _parsed(lambda: next(reader, None), place, delimiter)
-        if row is None:
-            return
-        if None in row or None in row.values():
-            yield DataError(f"{place}: expected {cells} cells, as the first line names; found another number")
-        else:
-            yield Record({name: cell or None for name, cell in row.items()}, place)
-
-
-def _delimiter(stream: Any, usual: str) -> str:
-    """What separates cells: a semicolon where the first line has some and not one of what the file's name says."""
-    first = stream.peek(LONGEST_HEAD)[:LONGEST_HEAD].partition(b"\n")[0]
-    if b";" not in first or usual.encode() in first:
-        return usual
-    names = next(csv.reader([first.decode("utf-8-sig", "replace")], delimiter=";"), [])
-    return ";" if len(names) > 1 else usual  # one name in quotes may hold a semicolon
-
-
-def _parsed(parse: Callable[[], T], place: str, delimiter: str) -> T:
-    """What `parse` reads. Raises DataError naming the place where it is not what the file's name says."""
-    try:
-        return parse()
-    except csv.Error as error:
-        raise DataError(f"{place}: not {'TSV' if delimiter != ',' else 'CSV'}: {error}") from None
-
-
-def _columns(names: Sequence[str], file: Path) -> int:
-    """How many columns there are. Raises DataError where two have one name, as the second would hide the first."""
-    twice = sorted(name for name, count in Counter(names).items() if name and count > 1)
-    if twice:
-        raise DataError(f"{file.name}:1: more than one column is called {twice[0]!r}")
-    return len(names)
-
-
 # Tables
 
 
@@ -144,11 +95,17 @@ def iterate_records(path: str | Path, subset: str | None = None, split: str | No
     if is_installed() and (saved := saved_folder(Path(path), split)) is not None:
         name = Path(path).name
         yield from iterate_saved(saved, name if saved.name in (name, "train") else f"{name}/{saved.name}")
-    elif is_installed() and is_laid_out(Path(path), subset, split) and not names_lines(files):
+    elif is_installed() and read_by_library(Path(path), files, subset, split):
         yield from iterate_folder(Path(path), subset, split)
     else:
         for file in files:
             yield from iterate_file(file)
+
+
+def read_by_library(path: Path, files: Sequence[Path], subset: str | None, split: str | None) -> bool:
+    """Whether the library datasets reads a folder: one that is laid out as on the hub, and whose rows have no lines."""
+    is_named = subset is None and bool(named_splits(path))
+    return is_laid_out(path, subset, split) and not is_named and not names_lines(files)
 
 
 def names_lines(files: Sequence[Path]) -> bool:

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from lmflow.data.per_tokenizer import PerTokenizer
+from lmflow.data.per_tokenizer import KEPT, PerTokenizer
 from lmflow.data.sample import Message, Sample
 
 Span = tuple[int, int]
@@ -41,6 +41,9 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self._original = getattr(tokenizer, "backend_tokenizer", None)
+        self._splits: bool = tokenizer.split_special_tokens
+        self.are_kept = special_tokens_are_kept(tokenizer)
+        """Whether special tokens in contents are meant for what they are, and encoded so."""
         special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         known = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         found = {**special, **known}
@@ -55,7 +58,9 @@ class ControlTokens:
     # What stands in samples
 
     def stand_in(self, sample: Sample) -> bool:
-        """Whether anything that the sample says, offers or calls contains a special token."""
+        """Whether anything that the sample says, offers or calls contains a special token that is to be text."""
+        if self.are_kept:
+            return False
         return any(self._in_turn(turn, sample) for turn in sample.messages) or self._stand_in_data(sample.tools)
 
     def places_in(self, sample: Sample) -> Iterator[str]:
@@ -125,7 +130,9 @@ class ControlTokens:
     @cached_property
     def _backend(self) -> Any:
         """A copy of the tokenizer, so that no other thread has its settings changed."""
-        return _copied(self._original, lambda made: made)
+        made = _copied(self._original, lambda made: made)
+        made.encode_special_tokens = self._splits  # which the copy does not have from the original
+        return made
 
     @cached_property
     def _first(self) -> Any:
@@ -178,6 +185,20 @@ class ControlTokens:
             parts += [text[done:begin], self._placeholders[text[begin:end]] * (end - begin)]
             done = end
         return "".join([*parts, text[done:]])
+
+
+def special_tokens_are_kept(tokenizer: Any) -> bool:
+    """Whether special tokens in contents are encoded as such."""
+    return bool(tokenizer.init_kwargs.get(KEPT) == "keep")
+
+
+def use_special_tokens(tokenizer: Any, treatment: Literal["text", "keep"] | None) -> None:
+    """Have special tokens in contents encoded as text, or kept; None leaves it as it is.
+
+    It is saved with the tokenizer: a model is asked as it was trained.
+    """
+    if treatment is not None:
+        tokenizer.init_kwargs[KEPT] = treatment
 
 
 control_tokens_of = PerTokenizer(ControlTokens)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
-from lmflow.data.files import unread_folders
+from lmflow.data.files import unread_files, unread_folders
 from lmflow.data.formats.recognising import Formats
-from lmflow.data.formats.unread import listed
+from lmflow.data.formats.unread import listed, told_unread
 from lmflow.data.sample import Dataset, Message, Sample
 from lmflow.data.source import (
     SHOWN,
@@ -26,6 +26,8 @@ from lmflow.data.source import (
     _skipped,
     read_source,
     read_sources,
+    unmet_names,
+    validation_place,
     validation_source,
 )
 from lmflow.errors import DataError
@@ -52,23 +54,32 @@ class DataSummary:
     """Whether the format was found by looking at the records."""
     unread: tuple[str, ...] = ()
     """Folders in the directory that hold data too, and were not looked into."""
+    unread_files: tuple[str, ...] = ()
+    """Files of the directory that are of other splits, and what reads them."""
     unread_fields: tuple[str, ...] = ()
     """Fields that say something and that it does not read."""
     unanswered: tuple[str, ...] = ()
     """Held-out records without an answer, where those trained on have one."""
+    of: int | None = None
+    """How many records there are, where that was counted and only the first were read."""
+    unmet: tuple[str, ...] = ()
+    """That none of the first records has a field which the options name, where no others were read."""
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
-        noun = "record" if self.records == 1 else "records"
+        noun = "record" if self.records == 1 and self.of in (None, 1) else "records"
+        count = f"{self.records:,}" if self.of in (None, self.records) else f"{self.records:,} of {self.of:,}"
         what = f"embedded {noun}" if self.path is None else f"{noun} of {self.path}"
         how = f", recognised by {listed(self.fields)}" if self.recognised else ""
-        rest = f"; not read: {listed(self.unread_fields)}" if self.unread_fields else ""
+        rest = f"; {told_unread(self.unread_fields)}" if self.unread_fields else ""
         held = f"{self.heldout:,} {'is' if self.heldout == 1 else 'are'} held out"
-        text = f"{self.records:,} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
+        text = f"{count} {what} read as {self.format}{how}{rest}; {self.train:,} train, {held}"
         if self.skipped:
             text += f"\n  {_skipped(self.skipped, self.problems[0])}"
+        text += "".join(f"\n  {told}" for told in self.unmet)
         if self.unanswered:
             text += f"\n  {_unanswered(self.unanswered)}"
+        text += "".join(f"\n  not read: {files}" for files in self.unread_files)
         if self.unread:
             text += f"\n  not read: {', '.join(f'{name}/' for name in self.unread)}; folders in a folder never are"
         return text
@@ -171,6 +182,7 @@ def _summary(
     heldout: Sequence[Sample],
 ) -> DataSummary:
     everything = [*sources, *([validation] if validation else [])]
+    unmet = unmet_names(everything, data)
     return DataSummary(
         path=data.path,
         format=names_of(sources),
@@ -183,9 +195,19 @@ def _summary(
         fields=sources[0].fields,
         unread_fields=tuple(dict.fromkeys(field for source in sources for field in source.unread)),
         recognised=formats.chosen is None and len({type(source.format) for source in sources}) == 1,
+        unmet=tuple(unmet),
         unanswered=tuple(each.source for each in heldout if not _answered(each)) if _answered(*train[:1]) else (),
+        unread_files=left_in(data),
         unread=tuple(name for path in data.mix or [data.path] if path for name in unread_folders(path)),
     )
+
+
+def left_in(data: DataOptions) -> tuple[str, ...]:
+    """Files of other splits in the directories that are read, and what reads them."""
+    held = validation_place(data)
+    paths = [path for path in data.mix or [data.path] if path is not None]
+    read = {path: [data.split, *([held.split] if held and held.path == path else [])] for path in paths}
+    return tuple(told for path in paths if (told := unread_files(path, read[path])))
 
 
 def _answered(sample: Sample | None = None) -> bool:
@@ -201,6 +223,9 @@ def read_samples(data: Reading, formats: Formats, note: Callable[[str], None] | 
     if data.path is None and not data.mix:
         return _embedded(data, formats)[1][: data.limit]
     sources = read_sources(data, formats)
+    for told in unmet_names(sources, data):
+        if note is not None:
+            note(told)
     if note is not None and (skipped := sum(source.skipped for source in sources)):
         note(_skipped(skipped, next(source.problems[0] for source in sources if source.problems)))
     return sources[0].samples if len(sources) == 1 else Concatenated([source.samples for source in sources])

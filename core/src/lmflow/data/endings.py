@@ -12,10 +12,19 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 
 def ending(file: Path) -> str:
     """The file's ending without that of a compression."""
+    return _uncompressed(file).suffix.lower()
+
+
+def without_ending(file: Path) -> str:
+    """The file's name without its endings."""
+    return _uncompressed(file).stem
+
+
+def _uncompressed(file: Path) -> Path:
     name = file.name
     for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
-    return Path(name).suffix.lower()
+    return Path(name)
 
 
 def is_data(file: Path) -> bool:

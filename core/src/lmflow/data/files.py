@@ -6,10 +6,11 @@ import difflib
 import hashlib
 import json
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmflow.data.endings import COMPRESSED, ENDINGS, ending, is_data
-from lmflow.data.layout import is_laid_out, is_saved, layout_files
+from lmflow.data.layout import choose_named, is_laid_out, is_saved, layout_files, named_splits
 from lmflow.data.library import choose_split
 from lmflow.errors import DataError
 
@@ -31,6 +32,8 @@ def data_files(path: Path, subset: str | None = None, split: str | None = None) 
     if (saved := saved_folder(path, split)) is not None:
         _refuse_part(path, subset, None)
         return [file for file in _files_in(saved) if ending(file) == ".arrow"]
+    if subset is None and (splits := named_splits(path)):
+        return choose_named(path, splits, split)
     if is_laid_out(path, subset, split):
         return layout_files(path, subset, split)
     _refuse_part(path, subset, split)
@@ -108,7 +111,8 @@ def files_of(path: str | Path, subset: str | None = None, split: str | None = No
 
 def has_splits(path: str | Path) -> bool:
     """Whether a place is a data set with splits, of which one is read."""
-    return on_hub(path) or (Path(path) / "dataset_dict.json").is_file() or is_laid_out(Path(path))
+    place = Path(path)
+    return on_hub(path) or (place / "dataset_dict.json").is_file() or is_laid_out(place) or bool(named_splits(place))
 
 
 def on_hub(path: str | Path) -> bool:
@@ -123,6 +127,20 @@ def unread_folders(path: str | Path) -> list[str]:
         return []
     folders = sorted(each for each in place.iterdir() if each.is_dir() and not each.name.startswith("."))
     return [folder.name for folder in folders if any(ending(each) in ENDINGS for each in folder.glob("*.*"))]
+
+
+def unread_files(path: str | Path, read: Sequence[str | None] = (None,)) -> str:
+    """Which files directly in a directory of splits are in none of those read, and what reads them; else empty."""
+    splits = named_splits(Path(path))
+    if not splits:
+        return ""
+    used = [file for split in read for file in choose_named(Path(path), splits, split)]
+    others = [name for name, files in splits.items() if files[0] not in used]
+    left = [file.name for name in others for file in splits[name]]
+    left += [file.name for file in _files_in(Path(path)) if all(file not in files for files in splits.values())]
+    hint = f"; --data.split {' or '.join(others)} reads another split" if others else ""
+    hint += f", --data.validation {path} holds out the split validation" if "validation" in others else ""
+    return f"{', '.join(left)}{hint}"
 
 
 def is_hub_name(path: str) -> bool:

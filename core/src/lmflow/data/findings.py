@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,6 +65,16 @@ KINDS: Mapping[str, Kind] = {
     "nothing_to_train": Kind("warning", "sample without a trained token", "samples without a trained token"),
     "same_answers": Kind(
         "warning", "preference between an answer and itself", "preferences between an answer and itself"
+    ),
+    "other_prompt": Kind(
+        "warning",
+        "preference between answers to different prompts",
+        "preferences between answers to different prompts",
+    ),
+    "inner_thought": Kind(
+        "warning",
+        "thought that stands behind other text, and is text of its answer",
+        "thoughts that stand behind other text, and are text of their answers",
     ),
     "duplicate": Kind("note", "sample that occurs before", "samples that occur before"),
     "shared_prompt": Kind(
@@ -158,11 +168,9 @@ class Findings:
         """The findings of a kind that were kept."""
         return [finding for finding in self.examples if finding.kind == kind]
 
-    def lines(self, severity: Severity, but: Collection[str] = ()) -> Iterator[str]:
-        """A line for each kind that is so bad, `but` these: how many there are, and one of them."""
+    def lines(self, severity: Severity) -> Iterator[str]:
+        """A line for each kind that is so bad: how many there are, and one of them."""
         for kind, count in self.of(severity).items():
-            if kind in but:
-                continue
             first = self.examples_of(kind)[0]
             such = ": " if count == 1 else ", such as "
             yield f"{severity}: {KINDS[kind].counted(count)}{such}{first.source}: {first.detail}"

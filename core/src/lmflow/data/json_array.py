@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
+from lmflow.data.json_values import JsonValues
+
 BLOCK = 1 << 20
 LONGEST = 1 << 28
 """Characters of a value; a longer one is no record."""
@@ -15,28 +17,34 @@ AFTER = (*SPACE, ",", "]")
 LONGEST_WORD = len("-Infinity")
 
 
-def iterate_array(first: bytes, rest: IO[bytes]) -> Iterator[Any]:
-    """The elements of the array that begins with `first` and goes on in `rest`, both UTF-8.
+def iterate_array(stream: IO[bytes]) -> Iterator[tuple[Any, str | None]]:
+    """The elements of the array that is in a stream of UTF-8, each with a key that stands twice in it, if one does.
 
-    Raises json.JSONDecodeError with the line counted from the start of `first`.
+    Raises json.JSONDecodeError.
     """
-    reader = JsonReader(first, rest)
-    yield from reader.elements()
+    reader = JsonReader(stream)
+    for value in reader.elements():
+        yield value, reader.repeated
     reader.end()
 
 
 class JsonReader:
     """Text that grows as it is needed, and how many lines have been read of it."""
 
-    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
-        self._rest = rest
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._rest = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._text = self._decoder.decode(first)
+        self._text = ""
         self._at = 0
         self._lines = self._column = 0
         """How many whole lines have been let go, and how many characters of the line after them."""
         self._done = False
-        self._json = json.JSONDecoder()
+        self._json = JsonValues()
+
+    @property
+    def repeated(self) -> str | None:
+        """A key that an object of the last value has twice, with different values."""
+        return self._json.repeated
 
     def next(self) -> str:
         """The next character that is no space; empty at the end."""

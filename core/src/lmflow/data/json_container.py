@@ -22,7 +22,7 @@ def declared_type(stream: IO[bytes]) -> Any:
     Where that stands behind the instances, all of them are read over to find it. Raises NoContainer where there are
     none, and json.JSONDecodeError as `iterate_array` does.
     """
-    reader = JsonReader(b"", stream)
+    reader = JsonReader(stream)
     declared, found = None, False
     try:
         for key in reader.keys():  # noqa: SIM118 - it is no mapping
@@ -42,9 +42,9 @@ def declared_type(stream: IO[bytes]) -> Any:
     return declared
 
 
-def iterate_instances(stream: IO[bytes]) -> Iterator[Any]:
-    """The instances of such an object. Raises json.JSONDecodeError as `iterate_array` does."""
-    reader = JsonReader(b"", stream)
+def iterate_instances(stream: IO[bytes]) -> Iterator[tuple[Any, str | None]]:
+    """The instances of such an object, as `iterate_array` gives elements."""
+    reader = JsonReader(stream)
     seen = False
     for key in reader.keys():  # noqa: SIM118 - it is no mapping
         if not _begins_instances(key, reader):
@@ -53,7 +53,8 @@ def iterate_instances(stream: IO[bytes]) -> Iterator[Any]:
             raise reader.error(f"A second {INSTANCES!r}")
         else:
             seen = True
-            yield from reader.elements()
+            for value in reader.elements():
+                yield value, reader.repeated
     reader.end()
 
 

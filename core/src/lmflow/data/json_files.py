@@ -13,6 +13,7 @@ from typing import IO, Any
 from lmflow.data.compression import open_decompressed
 from lmflow.data.json_array import iterate_array
 from lmflow.data.json_container import INSTANCES, NoContainer, declared_type, iterate_instances
+from lmflow.data.json_values import JsonValues
 from lmflow.data.record import Found, Record, not_utf8, record_of, unreadable_number
 from lmflow.errors import DataError
 
@@ -80,17 +81,18 @@ def _located(file: Path, line: int) -> Iterator[None]:
 
 
 def _from_lines(first: bytes, rest: IO[bytes], file: Path, number: int) -> Found:
+    values = JsonValues()
     for count, line in enumerate(chain([first], iter(lambda: rest.readline(LONGEST + 1), b"")), number):
         if len(line) > LONGEST:
             raise DataError(f"{file.name}:{count}: a line of more than {LONGEST >> 20} MB, which no record has")
         if line.strip():
-            yield record_of_line(line, f"{file.name}:{count}")
+            yield record_of_line(line, f"{file.name}:{count}", values)
 
 
-def record_of_line(line: bytes, place: str) -> Record | DataError:
+def record_of_line(line: bytes, place: str, values: JsonValues) -> Record | DataError:
     """The record of a line, or why it is none."""
     try:
-        return record_of(json.loads(line), place)
+        return record_of(values.decode(line.decode("utf-8")), place, repeated=values.repeated)
     except json.JSONDecodeError as error:
         return DataError(f"{place}: not JSON at column {error.colno}: {error.msg}; each line must be one object")
     except UnicodeDecodeError as error:
@@ -103,8 +105,8 @@ def record_of_line(line: bytes, place: str) -> Record | DataError:
 
 def _from_array(stream: IO[bytes], file: Path, line: int) -> Found:
     with _located(file, line):
-        for number, value in enumerate(iterate_array(b"", stream), 1):
-            yield record_of(value, f"{file.name}: record {number}")
+        for number, (value, repeated) in enumerate(iterate_array(stream), 1):
+            yield record_of(value, f"{file.name}: record {number}", repeated=repeated)
 
 
 def _from_object(first: bytes, rest: IO[bytes], file: Path, line: int) -> Found:
@@ -116,16 +118,16 @@ def _from_object(first: bytes, rest: IO[bytes], file: Path, line: int) -> Found:
                 f"{file.name}: more than {LONGEST >> 20} MB of JSON over several lines; write a record a line"
             )
         values = list(_values(decoded(content, file)))
-    for number, value in enumerate(values, 1):
-        yield record_of(value, f"{file.name}: record {number}")
+    for number, (value, repeated) in enumerate(values, 1):
+        yield record_of(value, f"{file.name}: record {number}", repeated=repeated)
 
 
-def _values(text: str) -> Iterator[Any]:
-    """The JSON values that stand in a text one after the other."""
-    decoder, at = json.JSONDecoder(), 0
+def _values(text: str) -> Iterator[tuple[Any, str | None]]:
+    """The JSON values that stand in a text one after the other, each with a key that stands twice in it."""
+    decoder, at = JsonValues(), 0
     while at < len(text):
         value, end = decoder.raw_decode(text, at)
-        yield value
+        yield value, decoder.repeated
         at = JSON_SPACE.match(text, end).end()  # type: ignore[union-attr]  # it matches nothing too
 
 
@@ -137,8 +139,8 @@ def _declared_type(file: Path) -> Any:
 
 def _from_container(file: Path, declared: Any) -> Found:
     with open_decompressed(file) as stream, _located(file, _skip_space(stream)[0]):
-        for number, instance in enumerate(iterate_instances(stream), 1):
-            yield record_of(instance, f"{file.name}: instance {number}", declared)
+        for number, (instance, repeated) in enumerate(iterate_instances(stream), 1):
+            yield record_of(instance, f"{file.name}: instance {number}", declared, repeated)
 
 
 def decoded(content: bytes, file: Path) -> str:

@@ -1,20 +1,55 @@
-"""Folders laid out as data sets on the hub are: their files are those of configurations and splits."""
+"""Folders whose files are those of splits, and of configurations: by their names, or laid out as on the hub."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
-from lmflow.data.endings import is_data
+from lmflow.data.endings import is_data, without_ending
 from lmflow.data.library import INSTALL, choose_split, is_installed, part_files
 from lmflow.errors import DataError
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}(-\w+)?\.\w+")
 """How files of a split are called there: train-00000-of-00002.parquet."""
+WORDS: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What files call the splits that they hold."""
+NUMBERED = re.compile(r"(\W|_)\d+([-_]of[-_]\d+.*)?$")
+"""The end of a file's name where it is one of several."""
 CARD = "README.md"
 DECLARED = re.compile(r"^(configs|dataset_info):", re.MULTILINE)
 """What a data set's card says of its parts, in the YAML that it begins with."""
+
+
+def named_splits(path: Path) -> dict[str, list[Path]]:
+    """The files of each split directly in a directory, where their names say so: train.jsonl and test.jsonl.
+
+    Names may have more words, as in qa_train.csv and qa_dev.csv; a word alone, without a file of another split that is
+    called the same otherwise, says nothing. Empty where none do, and for data sets that say themselves what they hold.
+    """
+    if not path.is_dir() or is_saved(path) or _is_declared(path):
+        return {}
+    found: dict[str, list[Path]] = defaultdict(list)
+    alike: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for file in sorted(each for each in path.iterdir() if each.is_file() and is_data(each)):
+        words = re.split(r"[\W_]+", NUMBERED.sub("", without_ending(file)).lower())
+        said = [word for word in words if word in WORDS]
+        if len(said) == 1 and said[0] in (words[0], words[-1]):
+            split = WORDS[said[0]]
+            found[split].append(file)
+            alike[tuple(word for word in words if word not in WORDS)].add(split)
+    return dict(found) if any(len(splits) > 1 for splits in alike.values()) else {}
+
+
+def choose_named(path: Path, splits: Mapping[str, list[Path]], split: str | None) -> list[Path]:
+    """The files of one of the `named_splits`. Raises DataError with those there are where another is asked for."""
+    asked = None if split is None else WORDS.get(split.lower(), split)
+    return splits[choose_split(str(path), [*splits], asked)]
 
 
 def is_laid_out(path: Path, subset: str | None = None, split: str | None = None) -> bool:

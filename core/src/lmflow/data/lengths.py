@@ -24,8 +24,6 @@ RULES = {
 }
 """What may become of a sequence, in the words the user is shown."""
 WIDEST = max(map(len, RULES.values()))
-IN_TABLE = ("cut_off", "nothing_to_train")
-"""Kinds of findings that the table of a report tells."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class LengthReport:
         )
 
     def describe(self) -> str:
-        """What the user is told: a line of totals, the `table`, and warnings of what is not in it."""
-        warnings = list(self.findings.lines("warning", but=IN_TABLE))
+        """What the user is told: a line of totals, the `table`, and the warnings."""
+        warnings = list(self.findings.lines("warning"))
         return "\n".join(["\n  ".join([self.totals(), *self.table()]), *warnings])
 
     def totals(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
+KEPT = "special_tokens_in_contents"
+"""What is "keep" in the tokenizer's configuration, and saved with it, where special tokens in contents are kept."""
 
 
 class PerTokenizer(Generic[T]):
@@ -18,7 +20,8 @@ class PerTokenizer(Generic[T]):
 
     def __call__(self, tokenizer: Any) -> T:
         """What is known of the tokenizer as it is now."""
-        key = (tokenizer.chat_template, len(tokenizer), *tokenizer.all_special_tokens)
+        settings = (tokenizer.split_special_tokens, tokenizer.init_kwargs.get(KEPT))
+        key = (tokenizer.chat_template, len(tokenizer), settings, *tokenizer.all_special_tokens)
         known = self._known.get(tokenizer)
         if known is None or known[0] != key:
             known = self._known[tokenizer] = (key, self._make(tokenizer))

@@ -36,8 +36,10 @@ def describe(value: Any) -> str:
     return kind if value is None else f"{kind} {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
-def record_of(value: Any, place: str, declared: str | None = None) -> Record | DataError:
-    """A value as a record, or why it is none."""
+def record_of(value: Any, place: str, declared: str | None = None, repeated: str | None = None) -> Record | DataError:
+    """A value as a record, or why it is none; `repeated` is a key that stands twice in an object of it."""
+    if repeated is not None:
+        return DataError(f"{place}: {repeated}: stands twice in one object, with different values; keep one of them")
     if not isinstance(value, dict):
         return DataError(f"{place}: expected an object with named fields, found {describe(value)}")
     return Record(value, place, declared)

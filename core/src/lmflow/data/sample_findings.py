@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from operator import attrgetter
 
 import numpy as np
@@ -21,6 +22,7 @@ MANY_DUPLICATES = 0.1
 """Where more than this share of the samples occurs before, duplicates are worth a warning."""
 ALL_OF_TURN = attrgetter(*(each.name for each in fields(Message)))
 """All fields of a turn: as a tuple they are written in a fraction of the time that a dataclass takes."""
+THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 Keys = npt.NDArray[np.uint64]
 
 
@@ -81,8 +83,31 @@ def turn_findings(sample: Sample) -> Iterator[tuple[str, str]]:
         yield from (("empty_turn", f"rejected turn {place}") for place in empty_turns(sample.rejected))
         if sample.rejected == sample.messages:
             yield "same_answers", "chosen and rejected are the same"
+        yield from (("other_prompt", detail) for detail in other_prompts(sample))
+    yield from (("inner_thought", detail) for turns in (sample.messages, sample.rejected) for detail in inner(turns))
     if sample.templated:
         yield from role_findings([turn.role for turn in sample.messages])
+
+
+def other_prompts(sample: Sample) -> Iterator[str]:
+    """Where the two dialogues of a preference differ before the assistant has spoken: in what it is asked."""
+    if sample.label is not None:
+        return
+    for number, (chosen, rejected) in enumerate(zip_longest(sample.messages, sample.rejected), 1):
+        if chosen != rejected:
+            asks = [turn for turn in (chosen, rejected) if turn is not None and turn.role != "assistant"]
+            if asks:
+                yield f"the dialogues differ first in turn {number}, which is the {asks[0].role}'s"
+            return
+
+
+def inner(turns: Sequence[Message]) -> Iterator[str]:
+    """Number of each answer in which a whole thought stands behind other text, or behind another thought."""
+    for number, turn in enumerate(turns, 1):
+        if turn.role == "assistant" and (found := THOUGHT.search(turn.content)):
+            second = THOUGHT.search(turn.content, found.end())
+            if turn.content[: found.start()].strip() or turn.thinking or second:
+                yield f"turn {number} (assistant): put it first, or beside the answer as reasoning_content"
 
 
 def role_findings(roles: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from lmflow.components import DataFormat
 from lmflow.data.cache.record_index import RecordIndex, SamplesOnDisk
-from lmflow.data.columns import renamed, without
+from lmflow.data.columns import FieldWatch, renamed, unmet, without
 from lmflow.data.containers import iterate_records
 from lmflow.data.files import files_of, fingerprint, has_splits, on_hub, size_of
+from lmflow.data.formats.by_columns import advice_on_columns
 from lmflow.data.formats.labels import is_labelled, read_record
 from lmflow.data.formats.recognising import LOOKED_AT, Formats
 from lmflow.data.formats.unread import fields_read, listed
@@ -48,6 +49,8 @@ class Source:
     """Fields of them that say something and that it does not read."""
     shown: int | None = SHOWN
     """How many problems are kept; None for all."""
+    watch: FieldWatch | None = None
+    """Which fields that options name there are."""
 
 
 def _skipped(count: int, problem: str) -> str:
@@ -128,12 +131,15 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
     if data.path is None:
         return _embedded(data, formats)[0]
     part = (data.path, data.subset, data.split)
-    found = renamed(without(placed(iterate_records(*part), folder), data.ignore), data.columns)
+    watch = FieldWatch(names_given(data))
+    found = renamed(without(watch.over(placed(iterate_records(*part), folder)), data.ignore), data.columns)
     found = found if data.limit is None else islice(found, data.limit)
     first, records = peek(found)
     if not first:
         problems = [str(each) for each in records if isinstance(each, DataError)]
         return _unusable(part, formats.chosen, problems, shown)
+    if len(first) == 1 and (advice := advice_on_columns(first[0], formats, data.path)):
+        raise DataError(advice)
     chosen = formats.resolve(first)
     alike = format_matcher(chosen, formats.installed) if formats.chosen is None else None
     if not on_hub(data.path):
@@ -141,7 +147,7 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
         chosen = chosen.in_folder(place if place.is_dir() else place.parent)
     large = data.streaming if data.streaming is not None else size_of(*part) >= LARGE
     fields, unread = fields_read(chosen, first)
-    source = Source(chosen, [], fingerprint(*part), 0, fields=fields, unread=unread, shown=shown)
+    source = Source(chosen, [], fingerprint(*part), 0, fields=fields, unread=unread, shown=shown, watch=watch)
     kept = RecordIndex() if large else None
     samples: list[Sample] = []
     for sample, record in interpreted(records, chosen, source, alike):
@@ -151,6 +157,32 @@ def scan_source(data: Reading, formats: Formats, folder: str = "", shown: int | 
             kept.append(record)
     source.samples = samples if kept is None else SamplesOnDisk(kept, chosen)
     return source
+
+
+def names_given(data: Reading) -> dict[str, list[str]]:
+    """Fields that the options name and that records may lack, by option."""
+    inside = [theirs for mine, theirs in data.columns.items() if "." in mine and "." in theirs]
+    return {"data.ignore": data.ignore, "data.columns": inside}
+
+
+def unmet_names(sources: Iterable[Source | None], data: Reading) -> list[str]:
+    """That no record has a field that the options name; these may be misspelt, so that what is ignored is not.
+
+    Raises DataError with them where all records were read; the first few may lack what others have.
+    """
+    watches = [source.watch for source in sources if source is not None and source.watch is not None]
+    told = unmet(watches, "no record" if data.limit is None else "none of the records read")
+    if told and data.limit is None:
+        raise DataError("\n".join([*told, "Correct the name, or leave it out."]))
+    return told
+
+
+def count_records(data: Reading) -> int | None:
+    """How many records there are at the data's places, good or bad; None where counting them takes long."""
+    parts = [(str(place.path), place.subset, place.split) for place, _ in places(data) if place.path is not None]
+    if not parts or any(on_hub(path) for path, _, _ in parts) or sum(size_of(*part) for part in parts) >= LARGE:
+        return None
+    return sum(1 for part in parts for _ in iterate_records(*part))
 
 
 def peek(found: Iterator[Record | DataError]) -> tuple[list[Record], Iterator[Record | DataError]]:

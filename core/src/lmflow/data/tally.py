@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from lmflow.data.control_tokens import special_tokens_are_kept
 from lmflow.data.findings import Findings
 from lmflow.data.lengths import LengthFitter, LengthReport, length_limit, policy_of
 from lmflow.data.prefetch import prefetch
@@ -48,6 +49,8 @@ class Tally:
         self.samples = 0
         self.fitter = LengthFitter(length_limit(model.context_length, options.max_length), options.too_long)
         self._checker = TokenChecker(model, options.train_on)
+        if special_tokens_are_kept(model.tokenizer):
+            self.findings.changed["control_token"] = "note"
         for fault in template_faults(model.tokenizer):
             self.findings.add("template", "the chat template", fault)
 

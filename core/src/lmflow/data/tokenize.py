@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from lmflow.data.control_tokens import ControlTokens, control_tokens_of
+from lmflow.data.chat_templates import use_template
+from lmflow.data.control_tokens import ControlTokens, control_tokens_of, use_special_tokens
 from lmflow.data.rendering import RenderedAnswer, Rendering, Span, render, renderings
 from lmflow.data.sample import Message, Sample, TokenSequence
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import DataOptions
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -27,6 +29,12 @@ PLAIN_TEMPLATE = (
 
 TOGETHER = 256
 """Samples tokenised in one call, while the next ones are rendered."""
+
+
+def prepare_tokenizer(tokenizer: Any, options: DataOptions) -> None:
+    """Set the tokenizer to the template that the options name, and to what they make of special tokens in contents."""
+    use_template(tokenizer, options.template, options.template_arguments)
+    use_special_tokens(tokenizer, options.special_tokens)
 
 
 def ensure_chat_template(tokenizer: Any) -> bool:
@@ -248,7 +256,7 @@ def _targets(
     tokenizer: Any, rendering: Rendering, tokens: _Tokens, train_on: str, end_ids: Sequence[int]
 ) -> TokenSequence:
     """The tokens that are trained, and an end behind the last answer if nothing ends it."""
-    answers = rendering.answers[-1:] if train_on == "last" else rendering.answers
+    answers = [each for each in rendering.answers if train_on != "last" or is_last(rendering.sample, each.turn)]
     loss_mask = [False] * len(tokens.ids)
     for answer in answers:
         for start, end in answer.spans:
@@ -276,18 +284,25 @@ def _with_end(
     return [*ids[:last], end_ids[0] if known is None else known], [*loss_mask[:last], True]
 
 
+def is_last(sample: Sample, turn: int) -> bool:
+    """Whether no answer of the sample comes after that turn, one that is not to be learnt included."""
+    return all(each.role != "assistant" for each in sample.messages[turn + 1 :])
+
+
 def _encode_plain(tokenizer: Any, sample: Sample, train_on: str, end_ids: Sequence[int]) -> TokenSequence:
-    """Contents one after the other; the last one's end is marked if it is the assistant's."""
+    """Contents one after the other; the last one's end is marked if it is the assistant's, and learnt like it."""
     ids: list[int] = []
     loss_mask: list[bool] = []
-    final = len(sample.messages) - 1
+    learnt = False
     for index, turn in enumerate(sample.messages):
         piece = _plain_ids(tokenizer, turn, index)
+        is_answer = turn.role == "assistant" and (train_on != "last" or is_last(sample, index))
+        learnt = turn.is_target and (is_answer or train_on == "all")
         ids += piece
-        loss_mask += [turn.role == "assistant" and (train_on != "last" or index == final)] * len(piece)
+        loss_mask += [learnt] * len(piece)
     if sample.messages[-1].role == "assistant":
         ids.append(end_ids[0])
-        loss_mask.append(True)
+        loss_mask.append(learnt)
     return TokenSequence(ids, loss_mask, sample.source)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from lmflow.data.control_tokens import special_tokens_are_kept
 from lmflow.data.sample import Prompt, Sample, TokenSequence
 from lmflow.data.template_traits import turn_end_ids
 from lmflow.data.tokenize import encode_prompt, encode_samples
@@ -121,7 +122,8 @@ class LanguageModel:
         if backend is None:
             return None
         special = sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens
-        return f"{backend.to_str()}{(tokenizer.chat_template, special, self.end_ids)!r}"
+        kept = special_tokens_are_kept(tokenizer)
+        return f"{backend.to_str()}{(tokenizer.chat_template, special, kept, self.end_ids)!r}"
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, up to where the answer begins."""

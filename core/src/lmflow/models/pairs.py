@@ -93,12 +93,19 @@ def _dialogues(sample: Sample) -> tuple[Sample, Sample]:
 
 
 def _fitted(fitter: LengthFitter, pair: Pair, findings: Findings) -> Pair | None:
-    """The pair within the limit; None for one that is left out, or too long, which is an error among the findings."""
+    """The pair within the limit; None for one that is left out, or too long. What that costs is among the findings."""
+    limit, source = fitter.limit, pair[0].source
+    lengths = [len(each) for each in pair if limit is not None and len(each) > limit]
     try:
-        return fitter.fit_pair(pair)
+        fitted = fitter.fit_pair(pair)
     except DataError as error:
-        findings.add("over_length", pair[0].source, str(error).removeprefix(f"{pair[0].source}: "))
+        findings.add("over_length", source, str(error).removeprefix(f"{source}: "))
         return None
+    if lengths:
+        findings.add("cut_off", source, f"{max(lengths):,} tokens, more than {limit:,}")
+    if fitted is None and not (lengths and fitter.policy == "skip"):
+        findings.add("nothing_to_train", source, "its answers have no trained token in which they differ")
+    return fitted
 
 
 def _compared(chosen: TokenSequence, rejected: TokenSequence, sample: Sample) -> Pair:

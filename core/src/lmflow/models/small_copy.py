@@ -19,6 +19,13 @@ EXPERTS = {
     "n_group": 1,
     "topk_group": 1,
 }
+LINEAR = {
+    "linear_num_key_heads": HEADS,
+    "linear_num_value_heads": HEADS,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+"""Heads of linear attention, which takes seconds at their full size where no kernel for it is installed."""
 LAYERS = 8
 """Most layers; there is at least one of each kind that the architecture has."""
 DEVIATION = 0.1
@@ -65,6 +72,7 @@ def shrunken(config: Any) -> Any:
         "bos_token_id": 1,
         "eos_token_id": 2,
         **EXPERTS,
+        **LINEAR,
     }
     for name, size in sizes.items():
         if getattr(config, name, None) is not None:

@@ -175,12 +175,12 @@ def load_skeleton(recipe: Recipe, plugins: Plugins) -> LanguageModel:
     """The recipe's model before it is tuned, with weights that may have no values."""
     import torch
 
-    from lmflow.data.chat_templates import use_template
+    from lmflow.data.tokenize import prepare_tokenizer
     from lmflow.models.device import DTYPES
 
     request = LoadRequest(context=recipe.context, attention=recipe.attention, plugins=plugins)
     model = recipe.model.skeleton(request)
-    use_template(model.tokenizer, recipe.data.template, recipe.data.template_arguments)
+    prepare_tokenizer(model.tokenizer, recipe.data)
     model.module.to(getattr(torch, DTYPES[computing(recipe)[1]]))
     return model
 

@@ -49,7 +49,7 @@ def read_data(work: Work) -> Dataset:
         formats = formats_of(recipe, work.plugins)
         data, summary = log.processes.once_per_node(lambda: load_dataset(recipe.data, formats, recipe.training.seed))
     work.record.values["data"] = asdict(summary)
-    if summary.recognised or summary.skipped or summary.unread or summary.unread_fields:
+    if summary.recognised or summary.skipped or summary.unread or summary.unread_fields or summary.unread_files:
         log.note(summary.describe())
     if log.processes.is_rank0:
         check_samples(work, data)
@@ -130,7 +130,7 @@ def choose_packing(work: Work, model: LanguageModel, data: Dataset, plan: Plan |
 
 def load_model(work: Work) -> LanguageModel:
     """The model on its device, in the dtype of the run's precision, with the recipe's chat template."""
-    from lmflow.data.chat_templates import use_template
+    from lmflow.data.tokenize import prepare_tokenizer
     from lmflow.models.device import choose_device, choose_precision
 
     recipe = work.recipe
@@ -139,7 +139,7 @@ def load_model(work: Work) -> LanguageModel:
     request = replace(load_request(work), context=recipe.context, attention=recipe.attention)
     with work.log.phase(f"loading model {recipe.model.name}"):
         model = recipe.model.load(request)
-    use_template(model.tokenizer, recipe.data.template, recipe.data.template_arguments)
+    prepare_tokenizer(model.tokenizer, recipe.data)
     return model
 
 

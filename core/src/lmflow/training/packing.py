@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -114,14 +115,26 @@ def packing_hindrance(model: LanguageModel, device: str = "cpu") -> str:
     if getattr(config, "num_attention_heads", None) is None:
         return f"{kind}, without attention, takes what it has read on to the next sample"
     try:
-        small = model.with_module(small_copy(model.module, device))
-        check_packing(small, probes())
+        with on_one_thread():
+            small = model.with_module(small_copy(model.module, device))
+            check_packing(small, probes())
     except TrainingError:
         return f"{kind} lets packed samples see each other"
     except Exception as error:  # the model's own code, with sizes that it was not written for
         what = str(error).partition("\n")[0] if isinstance(error, LmflowError) else type(error).__name__
         return f"whether {kind} keeps packed samples apart is not known without its weights ({what})"
     return ""
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Within the context torch computes on one thread: products as small as these take longest to be shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def proven(packing: Packing, model: LanguageModel) -> Packing:

@@ -29,7 +29,7 @@ from lmflow.data.formats.dialogues import (
     prompt_of,
     without_system,
 )
-from lmflow.data.sample import Message, Sample
+from lmflow.data.sample import Answer, Message, Sample
 from lmflow.errors import DataError
 from lmflow.recipe.sections.data import DataOptions
 
@@ -372,3 +372,31 @@ def test_a_labelled_instruction_comes_back(label: bool):
     found = Alpaca().sample(record, "f:1")
     assert (found.label, found.messages, found.rejected) == (label, (Q, A) if label else (Q,), () if label else (Q, A))
     assert written(Alpaca(), found) == record
+
+
+def test_of_several_answers_the_first_is_the_one():
+    sample = Prompts().sample({"prompt": "q", "answer": ["four", 4]}, "f:1")
+    assert sample.messages[-1] == Message("assistant", "four")
+    assert sample.answers == (Answer("four"), Answer("4"))
+    again = Prompts().sample(Prompts().record(sample), "f:1")
+    assert (again.messages, again.answers) == (sample.messages, sample.answers)
+    assert Prompts().sample({"prompt": "q", "answer": ["four"]}, "f:1").answers == ()
+
+
+def test_a_refusal_is_what_the_assistant_says():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "refusal": "I cannot."}]
+    assert Messages().sample({"messages": turns}, "f:1").messages[-1] == Message("assistant", "I cannot.")
+    turns[1]["content"] = [{"type": "refusal", "refusal": "No."}]
+    turns[1]["refusal"] = None
+    assert Messages().sample({"messages": turns}, "f:1").messages[-1] == Message("assistant", "No.")
+    turns[1] |= {"content": "Yes.", "refusal": "I cannot."}
+    with pytest.raises(
+        DataError, match=r"messages\[1\]\.refusal: stands beside content, .*--data\.ignore messages\.refusal"
+    ):
+        Messages().sample({"messages": turns}, "f:1")
+
+
+def test_a_tool_of_another_type_is_not_read_as_a_function():
+    record = {"messages": [{"role": "user", "content": "q"}], "tools": [{"type": "custom", "function": {"name": "f"}}]}
+    with pytest.raises(DataError, match=r"tools\[0\]\.type: expected function, found text \"custom\""):
+        Messages().sample(record, "f:1")

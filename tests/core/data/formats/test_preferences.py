@@ -34,6 +34,13 @@ SYSTEM = {"role": "system", "content": "s"}
 ADD = {"type": "function", "function": {"name": "add"}}
 
 
+OPENAI = {
+    "input": {"messages": [SYSTEM, ASKED], "tools": [ADD]},
+    "preferred_output": [SAID],
+    "non_preferred_output": [OTHER],
+}
+
+
 def pair(*turns: Message, rejected: tuple[Message, ...] = (), **more: Any) -> Sample:
     return Sample(turns, source="f:1", rejected=rejected, **more)
 
@@ -309,3 +316,22 @@ def test_every_pair_of_answers_comes_back(kind: DataFormat, question: str, good:
     prompt = Message("user", question)
     given = pair(prompt, Message("assistant", good), rejected=(prompt, Message("assistant", bad)))
     assert sides(kind, written(kind, given)) == (given.messages, given.rejected)
+
+
+def test_preferences_of_openai():
+    assert Preference.recognises(OPENAI)
+    sample = Preference().sample(OPENAI, "f:1")
+    assert (sample.messages, sample.rejected, sample.tools) == ((S, Q, A), (S, Q, B), (ADD,))
+    with pytest.raises(DataError, match=r"f:1: input: messages: expected a list of at least one turn, found nothing"):
+        Preference().sample({**OPENAI, "input": {"messages": None}}, "f:1")
+
+
+def test_a_record_without_its_label_is_bad_among_those_that_have_one(write: Write):
+    judged, open_ = {"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b"}
+    for rows in ([judged, {**open_, "label": None}], [open_, judged]):
+        with pytest.raises(DataError, match=r"label: expected true or false, .*--data\.ignore label"):
+            read_samples(DataOptions(path=write("a.jsonl", rows)), Formats(FORMATS))
+        options = DataOptions(path=write("a.jsonl", rows), on_bad_record="skip")
+        assert [sample.label for sample in read_samples(options, Formats(FORMATS))] == [True]
+    unlabelled = read_samples(DataOptions(path=write("a.jsonl", [{**open_, "label": None}])), Formats(FORMATS))
+    assert [sample.messages[-1].content for sample in unlabelled] == ["b"], "a column of nulls is none"

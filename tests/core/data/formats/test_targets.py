@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from lmflow.components import DataFormat
-from lmflow.data.formats import FORMATS
+from lmflow.data.dataset import read_samples
+from lmflow.data.formats import FORMATS, Formats
 from lmflow.data.formats.targets import LEARNT, MASKED, REASONING, WEIGHTS, is_target, not_learnt, thinking_of
 from lmflow.errors import DataError
+from lmflow.recipe.sections.data import Reading
+
+Write = Callable[[str, Iterable[Any]], str]
 
 BY_NAME: dict[str, type[DataFormat]] = {each.name: each for each in FORMATS}
 YES: list[Any] = [True, 1, 1.0, "true", " TRUE ", "yes", "1"]
@@ -102,3 +108,42 @@ def test_every_dialogue_reads_them(name: str, record: dict[str, Any]):
 def test_whole_records_that_are_not_to_be_learnt():
     assert not_learnt({"loss": False, "weight": 0.0, "masked": True, "mask": 1}) == ["loss", "weight", "masked", "mask"]
     assert not_learnt({"loss": True, "weight": 0.5, "masked": False, "train": None, "mask": "true", "learn": []}) == []
+    assert not_learnt({"mask": 0}) == not_learnt({"mask": True}) == ["mask"], "it means one thing here, another there"
+
+
+def dialogue(*masks: Any) -> dict[str, Any]:
+    roles = ("user", "assistant", "user", "assistant")
+    turns = [{"role": role, "content": "x"} for role in roles]
+    return {"messages": [t if mask is None else {**t, "mask": mask} for t, mask in zip(turns, masks, strict=True)]}
+
+
+@pytest.mark.parametrize(
+    ("masks", "learnt"),
+    [
+        ((None, None, None, None), [True, True]),
+        ((True, False, True, False), [True, True]),
+        ((1, 1, 1, 0), [False, True]),
+        ((True, None, True, True), [True, False]),
+    ],
+)
+def test_a_mask_over_what_is_never_learnt_keeps_from_learning(masks: Any, learnt: list[bool]):
+    turns = BY_NAME["messages"]().sample(dialogue(*masks), "f:1").messages
+    assert [turn.is_target for turn in turns if turn.role == "assistant"] == learnt
+
+
+@pytest.mark.parametrize(
+    "masks", [(0, 1, 0, 1), (None, True, None, None), (False, False, False, False), (True, 0, None, 0)]
+)
+def test_a_mask_that_may_mean_either_is_refused_with_both_ways_to_read_it(masks: Any, write: Write):
+    path = write("d.jsonl", [dialogue(*masks)])
+    with pytest.raises(DataError, match=r"d\.jsonl:1: messages\[\d\]\.mask: means in some sets") as caught:
+        read_samples(Reading(path=path), Formats(FORMATS))
+    found = []
+    for way in ("messages.masked=messages.mask", "messages.train=messages.mask"):
+        assert f"{way} where true is" in str(caught.value)
+        given = Reading(path=path, columns=dict([way.split("=")]))
+        with suppress(DataError):  # that a turn of the user is to be learnt
+            [sample] = read_samples(given, Formats(FORMATS))
+            found.append([turn.is_target for turn in sample.messages if turn.role == "assistant"])
+    assert found, "one of the two reads it"
+    assert len(read_samples(Reading(path=path, ignore=["messages.mask"]), Formats(FORMATS))) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from lmflow.components import DataFormat
 from lmflow.data.formats import FORMATS
-from lmflow.data.formats.unread import fields_read, listed, said_fields
+from lmflow.data.formats.unread import fields_read, listed, said_fields, told_unread
 from lmflow.data.record import Record
 from lmflow.data.sample import Message, Sample
 
@@ -26,9 +26,25 @@ def test_fields_are_read_where_the_sample_is_another_without_them():
     record = {"prompt": "q", "completion": "a", "system": "s", "id": 7, "topic": "x", "note": None}
     assert read("prompt", record) == (("prompt", "completion", "system"), ("id", "topic"))
     assert read("messages", {"messages": [{"role": "user", "content": "q"}], "prompt": "q", "prompt_id": "1"}) == (
-        ("messages",),
-        ("prompt", "prompt_id"),
-    )
+        ("messages", "prompt"),
+        ("prompt_id",),
+    ), "a prompt that the dialogue says too is not lost"
+
+
+def test_what_is_looked_at_and_makes_no_difference_is_read():
+    """A weight of 1, the type of a tool, why a completion ended: they would matter if they said something else."""
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 1, "mood": "gay"}]
+    record = {"messages": turns, "tools": tools, "parallel_tool_calls": True}
+    assert read("messages", record) == (("messages", "tools"), ("parallel_tool_calls", "messages.mood"))
+    sampled = {"prompt": "q", "completions": [{"text": "a", "finish_reason": "stop", "tokens": 3}]}
+    assert read("completions", sampled) == (("prompt", "completions"), ("completions.tokens",))
+
+
+def test_fields_of_an_object_are_looked_at_too():
+    asked = {"messages": [{"role": "user", "content": "q"}], "parallel_tool_calls": True}
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("preferred_output", "non_preferred_output")}
+    assert read("preference", {"input": asked, **sides}) == (("input", *sides), ("input.parallel_tool_calls",))
 
 
 def test_a_field_that_one_record_reads_is_read():
@@ -72,3 +88,10 @@ def test_fields_of_turns_are_looked_at_too():
     record = Record({"messages": [*turns, {"role": "user", "content": "r", "mood": None}]}, "a.jsonl:1")
     [messages] = [each for each in FORMATS if each.name == "messages"]
     assert fields_read(messages(), [record])[1] == ("messages.mood", "messages.audio")
+
+
+def test_what_there_is_for_a_weight_is_told():
+    assert told_unread(["id"]) == "not read: id"
+    told = told_unread(["id", "weight"])
+    assert told.startswith("not read: id, weight (records count alike")
+    assert "--data.mix FILE=WEIGHT" in told

@@ -80,6 +80,8 @@ def _answer(value: Any, place: str, source: str) -> tuple[Answer, bool]:
     if field and (isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)):
         raise bad(source, f"{place}.{field}", "a finite number", score)
     text = text_of({f"{place}.text": value.get("text")}, f"{place}.text", source)
+    if not isinstance(value.get("finish_reason"), str | None):
+        raise bad(source, f"{place}.finish_reason", "text", value["finish_reason"])
     return Answer(text, None if score is None else float(score)), value.get("finish_reason") == CUT
 
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from lmflow.components import DataFormat
 from lmflow.data.formats.fields import ANSWERS, bad, call_in, text_of, tools_of, turns_of, with_system
 from lmflow.data.formats.labels import is_judged, label_of, labelled, labelled_dialogue
-from lmflow.data.sample import Message, Sample
+from lmflow.data.sample import Answer, Message, Sample
 from lmflow.errors import DataError
 
-SIDES = (("chosen", "rejected"), ("positive", "negative"), ("response_j", "response_k"))
-"""Fields of the better and the worse of two answers; the last are those of LMFlow's first DPO."""
+OPENAI_SIDES = ("preferred_output", "non_preferred_output")
+SIDES = (("chosen", "rejected"), ("positive", "negative"), ("response_j", "response_k"), OPENAI_SIDES)
+"""Fields of the better and the worse of two answers; the third are those of LMFlow's first DPO."""
 
 
 class Conversation(DataFormat):
@@ -208,29 +209,42 @@ class Prompts(DataFormat):
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """A user's turn (or the messages given), then the answer if there is one; calls of the tools that are offered
-        may be JSON."""
+        may be JSON. Of a list of texts the first is the answer, and all are the sample's `answers`."""
         turns, tools = with_system(record, prompt_of(record, source), source), tools_of(record, source)
         answer = answer_field(record)
-        if answer and turns[-1].role != "assistant":
-            calls = calls_of_tools(record[answer], tools)
-            called = (Message("assistant", "", tool_calls=calls),)
-            turns = (*turns, *(called if calls else completion_of(as_text(record, answer), answer, source)))
-        return Sample(turns, True, record, source, tools)
+        if answer is None or turns[-1].role == "assistant":
+            return Sample(turns, True, record, source, tools)
+        if calls := calls_of_tools(record[answer], tools):
+            return Sample((*turns, Message("assistant", "", tool_calls=calls)), True, record, source, tools)
+        several = texts_in(record[answer])
+        said = {answer: several[0]} if several else as_text(record, answer)
+        answers = tuple(map(Answer, several)) if len(several) > 1 else ()
+        return Sample((*turns, *completion_of(said, answer, source)), True, record, source, tools, answers=answers)
 
     def record(self, sample: Sample) -> Mapping[str, Any]:
         """The prompt as text where it is one user's turn, else as messages; the answer as `completion`."""
         prompt, answer = sample.prompt().messages, sample.messages[len(sample.prompt().messages) :]
         made: dict[str, Any] = {"prompt": prompt_as_field(prompt)}
         if answer:
-            made["completion"] = completion_as_field(answer)
+            made["completion"] = [each.text for each in sample.answers] or completion_as_field(answer)
         return made | ({"tools": list(sample.tools)} if sample.tools else {})
 
 
 def as_text(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     """The record with a number in `field` as text: answers to check against are often that."""
-    value = record[field]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {**record, field: str(value)} if is_number else record
+    return {**record, field: str(record[field])} if is_number(record[field]) else record
+
+
+def texts_in(value: Any) -> list[str]:
+    """The texts and numbers of a list of such, as texts; none for any other value."""
+    if not isinstance(value, list) or not all(isinstance(each, str) or is_number(each) for each in value):
+        return []
+    return list(map(str, value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def answer_field(record: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from lmflow.data.formats.targets import is_target, thinking_of
+from lmflow.data.formats.targets import check_masks, is_target, thinking_of
 from lmflow.data.record import describe
 from lmflow.data.sample import Message
 from lmflow.errors import DataError
@@ -24,9 +24,11 @@ ROLES = {
     "ipython": "tool",
     "function": "assistant",  # LMFlow: the call an assistant makes
     "function_call": "assistant",
+    "tool_call": "assistant",  # ms-swift
     "observation": "tool",
+    "tool_response": "tool",
 }
-CALLING = ("function", "function_call")
+CALLING = ("function", "function_call", "tool_call")
 """Roles whose text is the call of a tool."""
 STYLES = (("role", "content"), ("from", "value"))
 """Names that dialogues give to who speaks and what is said."""
@@ -70,6 +72,7 @@ def turns_of(record: Mapping[str, Any], field: str, source: str, *, role: str, c
         value = _parsed(value, value)
     if not isinstance(value, list) or not value:
         raise bad(source, field, "a list of at least one turn", value, missing=field not in record)
+    check_masks(value, [_is_answer(turn) for turn in value], source, field)
     return in_order_of_calls([_turn(turn, source, f"{field}[{i}]", role, content) for i, turn in enumerate(value)])
 
 
@@ -102,13 +105,19 @@ def _turn(turn: Any, source: str, place: str, role: str, content: str) -> Messag
     known = _role(turn, role, source, place)
     learnt, thoughts = is_target(turn, known, source, place), thinking_of(turn, known, source, place)
     calls = _calls_of(turn, source, place)
-    text = "" if calls and turn.get(content) is None else _content(turn.get(content), source, f"{place}.{content}")
+    value = _said(turn, content, known, source, place)
+    text = "" if calls and value is None else _content(value, source, f"{place}.{content}")
     if known == "assistant" and turn[role].strip().lower() in CALLING and (called := call_in(text)):
         calls, text = called, ""
     if known != "tool":
         return Message(known, text, tool_calls=calls, thinking=thoughts, is_target=learnt)
     name, answered = (_named(turn, field, source, place) for field in ("name", "tool_call_id"))
     return Message(known, text, tool_calls=calls, name=name, tool_call_id=answered)
+
+
+def _is_answer(turn: Any) -> bool:
+    said = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    return isinstance(said, str) and ROLES.get(said.strip().lower()) == "assistant"
 
 
 def _role(turn: Mapping[str, Any], field: str, source: str, place: str) -> str:
@@ -123,6 +132,18 @@ def _role(turn: Mapping[str, Any], field: str, source: str, place: str) -> str:
     return known
 
 
+def _said(turn: Mapping[str, Any], field: str, role: str, source: str, place: str) -> Any:
+    """The content of a turn; of an answer that has none, OpenAI's `refusal`, which is what is said in its stead."""
+    if role != "assistant" or turn.get("refusal") in (None, ""):
+        return turn.get(field)
+    if turn.get(field) not in (None, ""):
+        raise DataError(
+            f"{source}: {place}.refusal: stands beside {field}, and an answer says one of them; leave it out with "
+            f"--data.ignore {place.partition('[')[0]}.refusal"
+        )
+    return text_of({f"{place}.refusal": turn["refusal"]}, f"{place}.refusal", source)
+
+
 def _content(value: Any, source: str, place: str) -> str:
     if isinstance(value, str):
         return checked(value, source, place)
@@ -133,9 +154,10 @@ def _content(value: Any, source: str, place: str) -> str:
 
 def _parts(parts: Sequence[Any], source: str, place: str) -> Iterable[str]:
     for index, part in enumerate(parts):
-        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
             raise bad(source, f"{place}[{index}]", 'a text part {"type": "text", "text": …}', part)
-        yield checked(part["text"], source, f"{place}[{index}]")
+        yield checked(part[kind], source, f"{place}[{index}]")
 
 
 def _named(turn: Mapping[str, Any], field: str, source: str, place: str) -> str | None:
@@ -223,6 +245,8 @@ def _tool(value: Any, source: str, place: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise bad(source, place, 'a tool {"type": "function", "function": {"name", …}}', value)
     function = found.get("function", found)
+    if "function" in found and found.get("type") not in (None, "function"):
+        raise bad(source, f"{place}.type", "function", found["type"])
     if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
         raise bad(source, f"{place}.function.name", "text", function)
     return {"type": "function", "function": _as_json(function, source, place)}

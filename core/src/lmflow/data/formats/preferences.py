@@ -28,7 +28,7 @@ class Preference(DataFormat):
     """Two answers to a prompt: {"prompt"?, "chosen", "rejected"}, each text or messages; without prompt, dialogues.
 
     The prompt may be called `question` or be `messages`; the answers `positive` and `negative`, or as in LMFlow's first
-    DPO `response_j` and `response_k`.
+    DPO `response_j` and `response_k`. OpenAI's are `preferred_output` and `non_preferred_output`, to an `input`.
     """
 
     name = "preference"
@@ -39,14 +39,20 @@ class Preference(DataFormat):
         sides = sides_of(record)
         if sides is None or "conversations" in record or PairedConversation.recognises(record):
             return False
-        return bool({"prompt", "question", "messages"} & record.keys()) or isinstance(record[sides[0]], list)
+        asked = {"prompt", "question", "messages"} & record.keys() or isinstance(record.get("input"), dict)
+        return bool(asked) or isinstance(record[sides[0]], list)
 
     def sample(self, record: Mapping[str, Any], source: str) -> Sample:
         """The prompt with the chosen answer; with the rejected one in `rejected`."""
         sides = sides_of(record) or SIDES[0]
-        prompt = self._prompt(record, sides, source)
+        asked, place = record, source
+        if isinstance(record.get("input"), dict):
+            asked, place = {**record["input"], **{side: record.get(side) for side in sides}}, f"{source}: input"
+        prompt = self._prompt(asked, sides, place)
+        if asked is not record and not prompt:
+            raise bad(place, "messages", "a list of at least one turn", asked.get("messages"))
         chosen, rejected = (self._dialogue(prompt, record, field, source) for field in sides)
-        return Sample(chosen, True, record, source, tools_of(record, source), rejected)
+        return Sample(chosen, True, record, source, tools_of(asked, place), rejected)
 
     def _prompt(self, record: Mapping[str, Any], sides: tuple[str, str], source: str) -> tuple[Message, ...]:
         """What both answers are to; messages beside two whole dialogues are one of these."""
@@ -142,6 +148,7 @@ class Kto(DataFormat):
     """
 
     name = "kto"
+    includes = ("prompt", "messages", "conversation", "sharegpt")  # whose records lack a label, which is told of each
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
@@ -152,7 +159,11 @@ class Kto(DataFormat):
         """A wanted answer with its prompt; of an unwanted one the prompt alone, the dialogue being the rejected one."""
         label = label_of(record, source)
         if label is None:
-            raise bad(source, "label", "true or false", record.get("label"), missing="label" not in record)
+            error = bad(source, "label", "true or false", record.get("label"), missing="label" not in record)
+            raise DataError(
+                f"{error}, so nothing says whether the answer is wanted; give it one, or train all answers of the file "
+                "with --data.ignore label"
+            )
         turns = self._turns(record, source)
         _check_no_class(record, turns[-1], source)
         whole = Sample(with_system(record, turns, source), True, record, source, tools_of(record, source))

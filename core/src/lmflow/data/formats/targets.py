@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmflow.data.record import describe
@@ -12,7 +12,9 @@ LEARNT = ("loss", "train", "trainable", "training", "learn", "compute_loss")
 """Fields of a turn that are true where it is learnt."""
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """The same as a number, 0 or 1: a single answer cannot be weighted."""
-MASKED = ("masked", "mask", "no_loss")
+MASK = "mask"
+"""A field of a turn that is true in some sets where it is not learnt, and 1 in others where it is."""
+MASKED = ("masked", MASK, "no_loss")
 """Fields of a turn that are true where it is not learnt."""
 PARTLY = ("train_detail", "training_detail")
 """Fields that tell which characters of an answer are learnt."""
@@ -40,11 +42,29 @@ def is_target(turn: Mapping[str, Any], role: str, source: str, place: str) -> bo
     return all(said.values()) or role != "assistant"
 
 
+def check_masks(turns: Sequence[Any], are_answers: Sequence[bool], source: str, field: str) -> None:
+    """Raise DataError where turns have a `mask` and nothing tells what it means.
+
+    Where all turns are masked that are never learnt, those of the user and others, it is what `masked` is.
+    """
+    said = [turn for turn in turns if isinstance(turn, Mapping) and turn.get(MASK) is not None]
+    others = [turn for turn, is_answer in zip(turns, are_answers, strict=True) if not is_answer]
+    if said and not (others and all(turn in said and turn[MASK] in (True, 1) for turn in others)):
+        place = f"{field}.{MASK}"
+        raise DataError(
+            f"{source}: {field}[{turns.index(said[0])}].{MASK}: means in some sets that a turn is not learnt, and in "
+            f"others that it is. Say which: --data.columns {field}.masked={place} where true is not learnt, "
+            f"{field}.train={place} where true is learnt; or leave it out with --data.ignore {place}"
+        )
+
+
 def not_learnt(record: Mapping[str, Any]) -> list[str]:
-    """Fields of a whole record that say that it is not to be learnt, in so many words: false, 0, or masked."""
+    """Fields of a whole record that say that it is not to be learnt: false, 0, or masked; any `mask`, which may."""
     said = {field: record.get(field) for field in (*LEARNT, *WEIGHTS, *MASKED)}
     return [
-        field for field, value in said.items() if isinstance(value, bool | int | float) and value == (field in MASKED)
+        field
+        for field, value in said.items()
+        if isinstance(value, bool | int | float) and (value == (field in MASKED) or (field == MASK and value == 0))
     ]
 
 

@@ -9,12 +9,12 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lmflow.data.dataset import Concatenated, brought, divided, mixed, names_of
+from lmflow.data.dataset import Concatenated, brought, divided, left_in, mixed, names_of
 from lmflow.data.findings import KINDS, SOURCE, Finding, Findings
 from lmflow.data.lengths import LengthReport
 from lmflow.data.sample import Sample
 from lmflow.data.sample_findings import find_in_samples
-from lmflow.data.source import Source, places, scan_source, validation_source
+from lmflow.data.source import Source, places, scan_source, unmet_names, validation_source
 from lmflow.data.tally import Tally, encode_all
 from lmflow.data.token_findings import TextModel
 
@@ -38,6 +38,10 @@ class CheckReport:
     """How many of them are held out."""
     unread: tuple[str, ...] = ()
     """Fields that say something and that the format does not read."""
+    unread_files: tuple[str, ...] = ()
+    """Files of the directory that are of other splits, and what reads them."""
+    unmet: tuple[str, ...] = ()
+    """That none of the first records has a field which the options name, where no others were read."""
     findings: Findings = field(default_factory=lambda: Findings(kept=None))
     turns: Counter[str] = field(default_factory=Counter)
     lengths: LengthReport | None = None
@@ -76,6 +80,8 @@ class CheckReport:
             "path": self.path,
             "format": self.format,
             "unread": list(self.unread),
+            "unread_files": list(self.unread_files),
+            "unmet": list(self.unmet),
             "records": self.records,
             "samples": self.samples,
             "validation": self.validation,
@@ -102,8 +108,10 @@ def check_data(data: DataOptions, formats: Formats, model: TextModel | None) -> 
     read = partial(scan_source, shown=None)
     sources = [read(place, formats, folder) for place, folder in places(data)]
     held = None if data.path is None and not data.mix else validation_source(data, formats, read)
+    unmet = unmet_names([*sources, held], data)
     report = CheckReport(path=data.path or ", ".join(data.mix) or None, format=names_of(sources))
     report.records = sum(source.records for source in sources)
+    report.unmet, report.unread_files = tuple(unmet), left_in(data)
     report.unread = tuple(dict.fromkeys(name for source in sources for name in source.unread))
     _note_problems(report.findings, [*sources, *([held] if held else [])], data)
     parts = brought(data, formats) if data.path is None and not data.mix else divided(sources, held, data, 0)

@@ -59,6 +59,11 @@ class DataOptions(Reading):
     template_arguments: dict[str, bool | int | float | str] = Field(
         {}, description="What the chat template is called with, and keeps: enable_thinking=false,NAME=VALUE."
     )
+    special_tokens: Literal["text", "keep"] | None = Field(
+        None,
+        description="Special tokens that stand in contents: encoded as text, or kept as what they are, also where the "
+        "result is asked; if unset as the model was trained, else text.",
+    )
     train_on: str = Field(
         "assistant", pattern="^(assistant|last|all)$", description="Tokens with a loss: answers, the last one, or all."
     )
