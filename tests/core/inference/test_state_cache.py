@@ -47,4 +47,5 @@ def test_a_growing_layer_keeps_its_room():
     cache.layers = [layer]
     select_rows(cache, torch.tensor([0, 0]), 1)
     assert layer.keys.shape == (2, 1, 2, 1)
-    assert layer._key_store is not None and layer._key_store.shape[2] > 2
+    assert layer._key_store is not None
+    assert layer._key_store.shape[2] > 2

@@ -14,6 +14,17 @@ from torch import Tensor, nn
 
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
+from lmflow.inference.comparing import (
+    EQUAL_FLOOR,
+    EQUAL_NOISE,
+    FLOOR,
+    NOISE,
+    distance,
+    judgeable,
+    looks_ahead,
+    not_causal,
+    type_of,
+)
 from lmflow.inference.decoder import Decoder, RowDecoder, beneath_adapter, check_decodable, eval_mode
 from lmflow.inference.unpadded import GroupedDecoder, UncachedDecoder
 from lmflow.models.quantization import computes_in_float32
@@ -23,12 +34,6 @@ if TYPE_CHECKING:
 
 SHORT, LONG, STEPS = 3, 9, 4
 """Tokens of the probe's prompts, and how many follow."""
-NOISE = 8.0
-"""How many times the rounding that plain passes of other shapes show is still called rounding."""
-FLOOR = {True: 1e-4, False: 0.05}
-"""Differences, in standard deviations of the logits, that are never called wrong: in float32, and in fewer bits."""
-EQUAL_NOISE, EQUAL_FLOOR = 4.0, 1e-5
-"""The same where shapes are equal, so that only a model of experts rounds differently in other company."""
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
 """What a model may raise that cannot be decoded in some way."""
 
@@ -102,7 +107,7 @@ def probing(module: nn.Module) -> Iterator[None]:
 def describe_way(model: LanguageModel) -> str:
     """A sentence on how the model is decoded where that is unusual; empty where it is usual."""
     note = find_way(model).note
-    kind = getattr(getattr(model.module, "config", None), "model_type", "this type")
+    kind = type_of(model.module)
     return f"A model of type {kind} is decoded in its own way, as the usual one would be wrong: {note}." if note else ""
 
 
@@ -177,7 +182,8 @@ def _truth(model: LanguageModel, ids: Sequence[int]) -> Truth | None:
         _summary(distance(one, other[: len(one)]).tolist(), exact) for one, other in zip(alone, together, strict=True)
     )
     equal_limit = EQUAL_NOISE * float(distance(beside[0], together[0]).max()) + EQUAL_FLOOR
-    check_causal(model, alone[0][: len(long)], alone[1][: len(long)], equal_limit)
+    if looks_ahead(alone[0][: len(long)], alone[1][: len(long)], equal_limit):
+        raise LmflowError(not_causal(model.module))
     ends = [logits[-STEPS - 1 :] for logits in alone]
     return Truth(
         (Prompt(long), Prompt(short)),
@@ -188,21 +194,6 @@ def _truth(model: LanguageModel, ids: Sequence[int]) -> Truth | None:
         exact,
         rest[0],
     )
-
-
-def check_causal(model: LanguageModel, one: Tensor, other: Tensor, limit: float) -> None:
-    """Raise LmflowError where the same tokens have other logits, (T, V), because another text follows them.
-
-    The median counts: a model that looks ahead does so everywhere, and where rounding has chosen another expert for
-    some token, that is one token.
-    """
-    if (off := float(distance(other, one).median())) > limit:
-        kind = getattr(getattr(model.module, "config", None), "model_type", "this type")
-        raise LmflowError(
-            f"A model of type {kind} is no causal language model: later tokens change what it says of earlier ones (by "
-            f"{off:.2g} standard deviations of its logits), so it does not predict the next token. Choose another with "
-            "--model."
-        )
 
 
 def holds(way: Way, module: nn.Module, truth: Truth) -> bool:
@@ -266,23 +257,3 @@ def _differences(way: Way, module: nn.Module, truth: Truth) -> list[list[float]]
         keep([1])
         read(read_rows, [2])
     return [each for each in found if each]
-
-
-def judgeable(logits: Tensor) -> bool:
-    """Whether logits (T, V) can be compared: none is NaN or +inf, and some in each row are not -inf."""
-    return bool((logits < torch.inf).all() and logits.isfinite().any(-1).all())
-
-
-def distance(found: Tensor, right: Tensor) -> Tensor:
-    """Root mean square of the difference of logits (…, V), in standard deviations of the right ones: (…).
-
-    What is not finite in `found` is infinitely far; what is -inf in `right`, such as padded rows of a head, does not
-    count.
-    """
-    counts = right.isfinite()
-    kept = right.masked_fill(~counts, 0.0)
-    number = counts.sum(-1)
-    centered = (kept - kept.sum(-1, keepdim=True) / number.unsqueeze(-1)).masked_fill(~counts, 0.0)
-    spread = (centered.pow(2).sum(-1) / number).sqrt().clamp_min(1e-12)
-    off = (found - kept).masked_fill(~counts, 0.0).nan_to_num(torch.inf, torch.inf, torch.inf)
-    return (off.pow(2).sum(-1) / number).sqrt() / spread
