@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.settings import DATA, Origin, Scope, Setting
+from lmflow.run_files import to_json
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Sample
@@ -110,7 +110,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         if as_json:
             about = {"path": summary.path, "format": summary.format}
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
-            say(json.dumps({**about, **found}, ensure_ascii=False))
+            say(to_json({**about, **found}))
             return
         say(f"{summary.describe()}\n{''.join(handed_over(model, samples))}")
         for sequence, answers in shown:
@@ -141,7 +141,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
         model = skeleton(parts, plugins) if named else None
         report = check_data(parts["data"], formats_in(parts, plugins), model)
         if as_json:
-            text = json.dumps(report.as_dict(), ensure_ascii=False)
+            text = to_json(report.as_dict())
             sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
         else:
             say("\n".join(report_lines(report, model)))

@@ -33,9 +33,9 @@ def command(
     with waiting("Trying what is installed; this takes a few seconds."):
         findings = examine(plugins, output, os.environ, Path.cwd(), COMMANDS)
     if as_json:
-        import json
+        from lmflow.run_files import to_json
 
-        sys.stdout.write(json.dumps(as_dict(findings, dict(plugins.versions())), indent=2) + "\n")
+        sys.stdout.write(to_json(as_dict(findings, dict(plugins.versions())), indent=2) + "\n")
     else:
         width = min(shutil.get_terminal_size().columns, WIDEST)
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

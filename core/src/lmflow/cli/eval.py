@@ -27,7 +27,7 @@ from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
-from lmflow.report.evaluation import to_json
+from lmflow.run_files import to_json
 
 FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": False}
 SCOPE = Scope(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -43,6 +42,7 @@ from lmflow.inference.prompts import (
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
+from lmflow.run_files import to_json
 
 if TYPE_CHECKING:
     from lmflow.components import Inferencer
@@ -213,7 +213,7 @@ def print_records(records: Iterable[dict[str, Any]], log: RunLog) -> None:
     """Records as JSON lines on standard output, in the order of the prompts."""
     seen = []
     for record in in_order(records):
-        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        sys.stdout.write(to_json(record) + "\n")
         sys.stdout.flush()
         seen.append({key: record[key] for key in record.keys() & {"error"}})
         log.advance_or_stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from lmflow.recipe.settings import STAGES
 from lmflow.recipe.stages import StagedRecipe
 from lmflow.run.display import Silent
 from lmflow.run.terminal import Lines
+from lmflow.run_files import to_json
 
 if TYPE_CHECKING:
     from lmflow.data.dataset import DataSummary
@@ -74,7 +74,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
                 plans = {"": estimate(resolved.recipe, plugins)}
         if as_json:
             described = {name: found.as_dict() for name, (found, _) in plans.items()}
-            sys.stdout.write(json.dumps(described.get("", {STAGES: described})) + "\n")
+            sys.stdout.write(to_json(described.get("", {STAGES: described})) + "\n")
         else:
             sys.stdout.write("\n".join(all_lines(plans)) + "\n")
         if not all(found.fits for found, _ in plans.values()):

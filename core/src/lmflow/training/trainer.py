@@ -142,6 +142,7 @@ class Trainer:
                 losses.append(self._train_step(groups, batches, objective or self.setup.objective, checkpoints))
                 self._after_step(checkpoints)
         eval_mode(self._strategy, self.model.weights)
+        self._refuse_non_finite_weights()
         self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -243,6 +244,18 @@ class Trainer:
             "or use --training.precision fp32."
         )
 
+    def _refuse_non_finite_weights(self) -> None:
+        """Raise TrainingError where an update made weights that are no finite numbers: the next loss would be the first
+        to show it, and there may be none."""
+        damaged = next((name for name, each in self._strategy.trainable.items() if not is_finite(each)), None)
+        if not self._processes.max(int(damaged is not None)):
+            return
+        where = f" (in {damaged})" if damaged else ""
+        raise TrainingError(
+            f"The weights are not finite numbers after step {self.step}{where}: its update was too large. They are not "
+            "saved; the last checkpoint is kept. Lower --training.learning_rate, or lengthen --schedule.warmup."
+        )
+
     # Evaluation
 
     def _evaluate_if_due(self) -> bool:
@@ -304,7 +317,11 @@ class Trainer:
         self._aligner_state = dict(state)
 
     def checkpoint(self) -> None:
-        """Save what is needed to continue, the aligner's last state among it."""
+        """Save what is needed to continue, the aligner's last state among it.
+
+        Raises TrainingError for weights that are not finite, with which nothing can go on.
+        """
+        self._refuse_non_finite_weights()
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -338,6 +355,12 @@ class Trainer:
     def full_model(self) -> LanguageModel:
         """The model with all of its weights in this process, to be saved; every process has to ask for it."""
         return self.model.with_module(self._strategy.full_module())
+
+
+def is_finite(weights: torch.Tensor) -> bool:
+    """Whether this process's part of weights holds finite numbers alone."""
+    part: Any = weights.detach()
+    return bool((part.to_local() if hasattr(part, "to_local") else part).isfinite().all())
 
 
 def train_mode(strategy: DDP, weights: WeightCounter) -> None:
