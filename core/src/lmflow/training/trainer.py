@@ -36,6 +36,7 @@ from lmflow.training.precision import replaced_weights
 from lmflow.training.rotation import Rotation
 from lmflow.training.setup import Setup, check_budget, check_setup
 from lmflow.training.validate import validate
+from lmflow.training.weights import check_weights
 
 
 class Trainer:
@@ -142,7 +143,7 @@ class Trainer:
                 losses.append(self._train_step(groups, batches, objective or self.setup.objective, checkpoints))
                 self._after_step(checkpoints)
         eval_mode(self._strategy, self.model.weights)
-        self._refuse_non_finite_weights()
+        check_weights(self._strategy.trainable, self.step, self._processes)
         self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -244,18 +245,6 @@ class Trainer:
             "or use --training.precision fp32."
         )
 
-    def _refuse_non_finite_weights(self) -> None:
-        """Raise TrainingError where an update made weights that are no finite numbers: the next loss would be the first
-        to show it, and there may be none."""
-        damaged = next((name for name, each in self._strategy.trainable.items() if not is_finite(each)), None)
-        if not self._processes.max(int(damaged is not None)):
-            return
-        where = f" (in {damaged})" if damaged else ""
-        raise TrainingError(
-            f"The weights are not finite numbers after step {self.step}{where}: its update was too large. They are not "
-            "saved; the last checkpoint is kept. Lower --training.learning_rate, or lengthen --schedule.warmup."
-        )
-
     # Evaluation
 
     def _evaluate_if_due(self) -> bool:
@@ -321,7 +310,7 @@ class Trainer:
 
         Raises TrainingError for weights that are not finite, with which nothing can go on.
         """
-        self._refuse_non_finite_weights()
+        check_weights(self._strategy.trainable, self.step, self._processes)
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -355,12 +344,6 @@ class Trainer:
     def full_model(self) -> LanguageModel:
         """The model with all of its weights in this process, to be saved; every process has to ask for it."""
         return self.model.with_module(self._strategy.full_module())
-
-
-def is_finite(weights: torch.Tensor) -> bool:
-    """Whether this process's part of weights holds finite numbers alone."""
-    part: Any = weights.detach()
-    return bool((part.to_local() if hasattr(part, "to_local") else part).isfinite().all())
 
 
 def train_mode(strategy: DDP, weights: WeightCounter) -> None:
