@@ -212,8 +212,7 @@ class Trainer:
     def _after_step(self, checkpoints: bool) -> None:
         self.log.advance()
         self.log.advance_plan()
-        options = self.options
-        every = options.evaluate_every if self.heldout else None
+        options, every = self.options, self.options.evaluate_every if self.heldout else None
         self._evaluation_due = bool(every) and self.step % (every or 1) == 0
         try:
             improved = self._evaluate_if_due()
@@ -306,11 +305,7 @@ class Trainer:
         self._aligner_state = dict(state)
 
     def checkpoint(self) -> None:
-        """Save what is needed to continue, the aligner's last state among it.
-
-        Raises TrainingError for weights that are not finite, with which nothing can go on.
-        """
-        check_weights(self._strategy.trainable, self.step, self._processes)
+        """Save what is needed to continue, the aligner's last state among it."""
         state = {
             "step": self.step,
             "tokens": self.tokens,
