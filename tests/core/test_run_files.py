@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
-from lmflow.run_files import holds_run, whole_run
+from lmflow.run_files import holds_run, to_json, whole_run, write_lines
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "run.json"])
@@ -24,3 +26,10 @@ def test_a_stage_is_a_part_of_the_run_above_it(tmp_path: Path, monkeypatch: pyte
     assert whole_run(tmp_path) == tmp_path
     monkeypatch.chdir(tmp_path)
     assert whole_run(Path("stages/sft")) == Path()
+
+
+def test_json_holds_no_number_that_json_does_not_have(tmp_path: Path):
+    value = {"a": [math.nan, 1.5, (math.inf, "é")], "b": {"c": -math.inf}, "d": Path("x")}
+    assert to_json(value) == '{"a": [null, 1.5, [null, "é"]], "b": {"c": null}, "d": "x"}'
+    write_lines(tmp_path / "rows.jsonl", [value])
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["a"][0] is None

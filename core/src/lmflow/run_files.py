@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -56,6 +57,21 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are not finite, which JSON does not have, are null."""
+    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, atomically."""
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(path, "".join(to_json(row) + "\n" for row in rows))

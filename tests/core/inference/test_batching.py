@@ -17,6 +17,7 @@ from lmflow.inference.hf import HuggingFace
 from lmflow.inference.scheduler import Demand
 from lmflow.inference.text_stream import TextStream
 from lmflow.inference.types import Completion, Sampling
+from lmflow.inference.ways import find_way
 
 
 def alone(model: Any, prompt: Prompt, sampling: Sampling) -> list[Completion]:
@@ -35,6 +36,7 @@ def test_rows_of_different_sampling_share_every_pass(model: Any, prompts: list[P
         Sampling(temperature=t, max_new_tokens=9, min_new_tokens=9, n=n) for t, n in zip((0, 0.5, 1, 2), (3, 1, 2, 1))
     ]
     passes: list[int] = []
+    find_way(model)
     handle = model.module.register_forward_pre_hook(
         lambda _, __, inputs: passes.append(len(inputs["input_ids"])), with_kwargs=True
     )

@@ -16,6 +16,7 @@ from lmflow.data.sample import Prompt
 from lmflow.errors import DataError, LmflowError
 from lmflow.inference.hf import HuggingFace
 from lmflow.inference.types import Completion, Sampling
+from lmflow.inference.ways import find_way
 
 hf = HuggingFace()
 
@@ -141,6 +142,7 @@ def test_greedy_samples_are_equal_and_drawn_once(model: Any, prompts: list[Promp
 
 def test_each_prompt_is_read_once_and_finished_rows_leave(model: Any, prompts: list[Prompt]):
     favour_end(model, 0.08)
+    find_way(model)
     with forward_shapes(model.module) as shapes:
         drawn = hf.generate(GenerateRequest(model, prompts, Sampling(n=16, max_new_tokens=60)))
     counts = Counter(c.finish_reason for row in drawn for c in row)
@@ -156,6 +158,7 @@ def test_each_prompt_is_read_once_and_finished_rows_leave(model: Any, prompts: l
 
 def test_waiting_prompts_take_the_place_of_finished_rows(model: Any, prompts: list[Prompt]):
     favour_end(model, 0.08)
+    find_way(model)
     sampling = Sampling(n=4, max_new_tokens=40)
     many = [Prompt([*prompt.ids, number]) for number in range(20, 26) for prompt in prompts]
     with forward_shapes(model.module) as shapes:
@@ -308,6 +311,7 @@ def test_prompt_learning_is_refused_by_name(model: Any):
 def test_model_inputs_are_given_once_in_row_order(model: Any):
     """Pixel values go to the prefill, in the order of the rows, and to no later pass."""
     given: list[Any] = []
+    find_way(model)
     module = model.module
     plain = module.forward
 

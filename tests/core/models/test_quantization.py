@@ -32,7 +32,7 @@ from lmflow.models.quantization import (
     with_quantized_shapes,
 )
 from lmflow.testing.tiny import tiny_module
-from lmflow.training.selftest import is_low_precision
+from lmflow.training.batching_checks import is_low_precision
 
 KINDS = ("nf4", "fp4", "int8")
 NF4 = torch.tensor(

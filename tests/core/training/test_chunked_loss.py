@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2C
 
 from lmflow.data.collate import Batch, collate
 from lmflow.data.sample import TokenSequence
+from lmflow.training.batching_checks import all_logprobs
 from lmflow.training.chunked_loss import (
     IDENTITY,
     LogitTransform,
@@ -20,7 +21,6 @@ from lmflow.training.chunked_loss import (
 )
 from lmflow.training.loss import negative_log_likelihood, target_logprobs
 from lmflow.training.output_head import output_head
-from lmflow.training.selftest import all_logprobs
 
 TRANSFORMS = [IDENTITY, LogitTransform(scale=0.25), LogitTransform(cap=2.0), LogitTransform(scale=3.0, cap=1.5)]
 ROWS, VOCABULARY, WIDTH = 23, 57, 11

@@ -14,8 +14,8 @@ from lmflow.data.collate import collate, collate_packed
 from lmflow.data.sample import TokenSequence
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
+from lmflow.training.batching_checks import check_batching, check_isolation
 from lmflow.training.loss import forward_inputs, negative_log_likelihood
-from lmflow.training.selftest import check_batching, check_isolation
 
 VOCABULARY = 420
 COMMON = {

@@ -17,17 +17,16 @@ from lmflow.data.sample import Item, TokenSequence
 from lmflow.errors import TrainingError
 from lmflow.models.language_model import LanguageModel
 from lmflow.testing.tiny import tiny_tokenizer
+from lmflow.training.batching_checks import all_logprobs, reversed_of
 from lmflow.training.loss import forward_inputs
 from lmflow.training.objective import FunctionObjective, Loss, NextToken, Objective
 from lmflow.training.selftest import (
-    all_logprobs,
     check_gradients,
     check_model,
     check_movement,
     check_scores,
     choose_probes,
     moved,
-    reversed_of,
     scores,
 )
 

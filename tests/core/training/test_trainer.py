@@ -354,6 +354,23 @@ def test_a_non_finite_loss_stops_and_keeps_the_step_before(make: Make, sequences
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000003"]
 
 
+@pytest.mark.parametrize("last", [3, 5])
+def test_weights_that_an_update_made_infinite_are_never_saved(last: int, make: Make, sequences, tmp_path: Path):
+    """After the last update no loss would show it; before it, the checkpoint of the step before is kept."""
+    trainer = make(checkpoint_every=1)
+    trainer.plan(5)
+
+    def damage(*_: Any) -> None:
+        if trainer.step == last - 1:
+            next(iter(trainer._strategy.trainable.values())).data.view(-1)[0] = math.inf
+
+    trainer._strategy.optimizer.register_step_post_hook(damage)
+    with pytest.raises(TrainingError, match=rf"weights are not finite numbers after step {last} \(in .*learning_rate"):
+        trainer.fit(sequences, steps=5, start=0)
+    newest = max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert newest == f"step-{last - 1:06}"
+
+
 def test_start_weights_are_those_training_started_from(make: Make, sequences, tiny_model):
     start = {name: p.clone() for name, p in tiny_model.module.named_parameters()}
     trainer = make(keep_start_weights=True)

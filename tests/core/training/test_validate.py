@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lmflow.data.collate import Batch
 from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.processes import Processes
-from lmflow.errors import Interrupted
+from lmflow.errors import Interrupted, TrainingError
 from lmflow.run.log import RunLog
 from lmflow.testing.contexts import quiet_log
 from lmflow.training import batches
@@ -233,3 +233,10 @@ def test_another_objective_may_be_asked(make_trainer: Callable[..., Any], few_se
     trainer = make_trainer(objective=FunctionObjective(margins, "item"))
     expected = plain_loop(trainer.model.module, few_sequences)
     assert trainer.evaluate(few_sequences, NextToken()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_is_refused(tiny_model: Any):
+    items: list[Item] = [TokenSequence([5, 6, 7], [False, True, True], "held:1")]
+    broken = FunctionObjective(lambda *given: NextToken()(*given).total * math.nan)
+    with pytest.raises(TrainingError, match=r"held-out samples is not finite \(nan\), such as of held:1"):
+        found(tiny_model, items, broken)

@@ -24,6 +24,7 @@ from lmflow.components import (
 )
 from lmflow.data.formats import FORMATS
 from lmflow.evaluators.accuracy import Accuracy, ExactMatch
+from lmflow.evaluators.choices import Choices
 from lmflow.evaluators.perplexity import Nll, Perplexity
 from lmflow.hookspecs import hookimpl
 from lmflow.inference.hf import HuggingFace
@@ -69,7 +70,7 @@ def lmflow_rewards() -> list[type[Reward]]:
 @hookimpl
 def lmflow_evaluators() -> list[type[Evaluator]]:
     """Evaluators perplexity, nll, accuracy and exact_match."""
-    return [Perplexity, Nll, Accuracy, ExactMatch]
+    return [Perplexity, Nll, Accuracy, ExactMatch, Choices]
 
 
 @hookimpl

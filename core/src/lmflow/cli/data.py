@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
 from lmflow.recipe.sections.data import DataOptions
 from lmflow.recipe.settings import DATA, Origin, Scope, Setting
+from lmflow.run_files import to_json
 from lmflow.terminal import printable, write_error, write_out, write_styled
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def make_show(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...,
         if as_json:
             about = {"path": summary.path, "format": summary.format}
             found = shown_as_data(model.tokenizer, shown, rows[0] if rows else None)
-            write_out(json.dumps({**about, **found}, ensure_ascii=False) + "\n", exact=True)
+            write_out(to_json({**about, **found}) + "\n", exact=True)
             return
         summary = replace(summary, of=count_records(data))
         say(f"{summary.describe()}\n{''.join(handed_over(model, samples))}")
@@ -145,7 +145,7 @@ def make_check(plugins: Plugins, scanned: Scanned, scope: Scope) -> Callable[...
         model = skeleton(parts, plugins) if named else None
         report = check_data(parts["data"], formats_in(parts, plugins), model)
         if as_json:
-            write_out(json.dumps(report.as_dict(), ensure_ascii=False) + "\n", exact=True)
+            write_out(to_json(report.as_dict()) + "\n", exact=True)
         else:
             say("\n".join(report_lines(report, model)))
         if report.errors:

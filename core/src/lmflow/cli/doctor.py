@@ -34,9 +34,9 @@ def command(
     with waiting("Trying what is installed; this takes a few seconds."):
         findings = examine(plugins, output, os.environ, Path.cwd(), COMMANDS)
     if as_json:
-        import json
+        from lmflow.run_files import to_json
 
-        write_out(json.dumps(as_dict(findings, dict(plugins.versions())), indent=2) + "\n")
+        write_out(to_json(as_dict(findings, dict(plugins.versions())), indent=2) + "\n")
     else:
         width = min(shutil.get_terminal_size().columns, WIDEST)
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -26,7 +26,7 @@ from lmflow.models.load import Compute
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import chosen_components
 from lmflow.recipe.settings import Scope
-from lmflow.report.evaluation import to_json
+from lmflow.run_files import to_json
 from lmflow.terminal import write_out, write_styled
 
 FIXED = {"--output": True, "--overwrite": False, "--json": False, "--quiet": False}

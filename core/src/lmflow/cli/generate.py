@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -43,6 +42,7 @@ from lmflow.inference.prompts import (
 from lmflow.plugins import Plugins
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
+from lmflow.run_files import to_json
 from lmflow.terminal import write_out, write_styled
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def print_records(records: Iterable[dict[str, Any]], log: RunLog) -> None:
     """Records as JSON lines on standard output, in the order of the prompts."""
     seen = []
     for record in in_order(records):
-        write_out(json.dumps(record, ensure_ascii=False) + "\n", exact=True, flush=True)
+        write_out(to_json(record) + "\n", exact=True, flush=True)
         seen.append({key: record[key] for key in record.keys() & {"error"}})
         log.advance_or_stop()
     report_refused(seen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from lmflow.recipe.settings import STAGES
 from lmflow.recipe.stages import StagedRecipe
 from lmflow.run.display import Silent
 from lmflow.run.terminal import Lines
+from lmflow.run_files import to_json
 from lmflow.terminal import write_out, write_styled
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
                 plans = {"": estimate(resolved.recipe, plugins)}
         if as_json:
             described = {name: found.as_dict() for name, (found, _) in plans.items()}
-            write_out(json.dumps(described.get("", {STAGES: described})) + "\n")
+            write_out(to_json(described.get("", {STAGES: described})) + "\n")
         else:
             write_out("\n".join(all_lines(plans)) + "\n")
         if not all(found.fits for found, _ in plans.values()):

@@ -36,9 +36,9 @@ def list_plugins(context: typer.Context, as_json: AsJson = False) -> None:
         return
     plugins = load_plugins()
     if as_json:
-        import json
+        from lmflow.run_files import to_json
 
-        write_out(json.dumps(as_dict(plugins), indent=2, default=str) + "\n")
+        write_out(to_json(as_dict(plugins), indent=2) + "\n")
         return
     write_out("".join(f"{line}\n" for line in listing(plugins)))
 
@@ -81,10 +81,10 @@ def uninstall_plugin(
 def show_installed(found: Installed, *, as_json: bool) -> None:
     """Print what an installation came to, and exit as it did."""
     if as_json:
-        import json
+        from lmflow.run_files import to_json
 
         said = {"command": found.command, "exit_code": found.code, "plugins": found.plugins, "problems": found.problems}
-        write_out(json.dumps(said, indent=2) + "\n")
+        write_out(to_json(said, indent=2) + "\n")
     else:
         write_out("".join(f"{line}\n" for line in installed_lines(found.plugins)))
         for problem in found.problems:

@@ -44,9 +44,9 @@ def make_group(plugins: Plugins, arguments: Sequence[str]) -> tuple[typer.Typer,
 
     @group.command("schema", help="Print the JSON schema of recipe files, for editors.")
     def print_schema() -> None:
-        import json
+        from lmflow.run_files import to_json
 
-        _write(json.dumps(schema(plugins), indent=2) + "\n")
+        _write(to_json(schema(plugins), indent=2) + "\n")
 
     return group, [*arguments[:1], *scanned.rest]
 

@@ -136,9 +136,9 @@ def start_workers(recipe: Recipe, output: Path | None, flags: Sequence[str]) -> 
 def show_result(result: RunResult, *, quiet: bool, as_json: bool) -> None:
     """What the run left, on standard output."""
     if as_json:
-        import json
+        from lmflow.run_files import to_json
 
-        write_out(json.dumps({"directory": str(result.directory), **result.record}, ensure_ascii=False) + "\n")
+        write_out(to_json({"directory": str(result.directory), **result.record}) + "\n")
     elif not quiet:
         from lmflow.cli.display import show_summary
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from lmflow.distributed.worker import Report
 from lmflow.report import write_report
-from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, resume_command, write_atomically
+from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, resume_command, to_json, write_atomically
 
 SHOWN = 5
 """Lines of a crashed process that are shown."""
@@ -116,7 +115,7 @@ def _complete_record(ended: Sequence[ExitStatus], output: Path, status: str, err
     if (record.get("status"), record.get("error")) != (status, error):
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         record |= {"status": status, "error": error, "finished": finished}
-        write_atomically(output / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(output / RECORD, to_json(record, indent=2) + "\n")
         write_report(output)
     return True
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError, RunDirectoryError
+from lmflow.run_files import to_json
 
 
 def fingerprint(options: Mapping[str, Any]) -> str:
@@ -119,4 +120,4 @@ class CompletionFile:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return to_json(record) + "\n"

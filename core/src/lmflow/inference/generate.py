@@ -13,9 +13,10 @@ from lmflow.components.engine import completion_budget
 from lmflow.data.sample import Prompt
 from lmflow.errors import LmflowError
 from lmflow.inference.batching import Owner, PassEngine
-from lmflow.inference.decoder import Decoder
+from lmflow.inference.decoder import RowDecoder
 from lmflow.inference.sampling import Filters, sample_scored, stream_key, uniforms
 from lmflow.inference.scheduler import Demand
+from lmflow.inference.ways import make_decoder
 
 if TYPE_CHECKING:
     from lmflow.models.language_model import LanguageModel
@@ -27,7 +28,7 @@ class DecodingEngine(PassEngine["DecodingBatch"]):
     def _begin(
         self, prompts: Sequence[Prompt], repeats: Sequence[int], owners: list[Owner]
     ) -> tuple[DecodingBatch, int]:
-        decoder = Decoder(self.model.module)
+        decoder = make_decoder(self.model)
         logits = decoder.prefill(prompts, repeats)
         batch = DecodingBatch(self.model, decoder, Rows.begin(owners, self.model.device), owners)
         return batch, batch.sample(logits)
@@ -113,7 +114,7 @@ class Rows:
 class DecodingBatch:
     """Rows, their cache, whose they are, and how each is sampled."""
 
-    def __init__(self, model: LanguageModel, decoder: Decoder, rows: Rows, owners: list[Owner]) -> None:
+    def __init__(self, model: LanguageModel, decoder: RowDecoder, rows: Rows, owners: list[Owner]) -> None:
         self.rows = rows
         self.owners = owners
         self._model = model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lmflow.components import Engine
+from lmflow.components import Engine, RunContext
 from lmflow.inference.engine import PassInferencer
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ class HuggingFace(PassInferencer):
         description="Most tokens in the key-value cache, prompts and completions of all rows; a prompt's samples stay "
         "together even if they take more.",
     )
+
+    def open(self, context: RunContext) -> None:
+        """Find the way to decode that is right for the model, and say so where it is unusual."""
+        from lmflow.inference.ways import describe_way
+
+        if note := describe_way(context.model):
+            context.log.note(note)
 
     def engine(self, model: LanguageModel) -> Engine:
         """See `DecodingEngine`."""

@@ -56,9 +56,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # Transformers is not f
         self._value_store, self.values = _join(self.values, other.values)
 
 
-def growing_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model of this configuration, whose plain layers are `GrowingLayer`s."""
+def growing_cache(config: Any) -> DynamicCache | None:
+    """An empty cache for a model of this configuration, whose plain layers are `GrowingLayer`s.
+
+    None for a model with other layers than attention: it brings its own cache.
+    """
     cache = DynamicCache(config=config)
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
@@ -68,10 +73,9 @@ def whole_cache(config: Any) -> DynamicCache | None:
 
     The model's mask still hides what a sliding window has left behind.
     """
-    cache = DynamicCache(config=config)
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return None
-    cache.layers = [GrowingLayer() for _ in cache.layers]
+    cache = growing_cache(config)
+    if cache is not None:
+        cache.layers = [GrowingLayer() for _ in cache.layers]
     return cache
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +11,7 @@ from lmflow.components import Evaluation, Evaluator
 from lmflow.errors import RunDirectoryError
 from lmflow.report.page import wrap_page
 from lmflow.report.sections import section, shown, table
-from lmflow.run_files import REPORT, write_atomically
+from lmflow.run_files import REPORT, to_json, write_atomically
 
 RESULTS = "results.json"
 ROWS = "rows.jsonl"
@@ -67,18 +65,3 @@ def write_evaluation(
     report = directory / REPORT
     write_atomically(report, render_evaluation(record, plots))
     return [results, rows, report, *plots]
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: numbers that are not finite are null."""
-    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value

@@ -26,6 +26,7 @@ from lmflow.run_files import (
     TRACKERS,
     holds_run,
     read_record,
+    to_json,
     write_atomically,
     write_lines,
 )
@@ -96,16 +97,17 @@ class RunDirectory:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        write_atomically(self.path / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.path / RECORD, to_json(record, indent=2) + "\n")
 
     def read_record(self) -> dict[str, Any]:
         """What run.json holds, empty if there is none."""
         return read_record(self.path)
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """Add a line to metrics.jsonl; what is no finite number on that step is left out."""
+        known = {name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(to_json(known) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the lines of steps that a resumed run will take again, and a line that a killed run left torn."""

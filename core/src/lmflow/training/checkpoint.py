@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -127,7 +128,7 @@ def best_checkpoint(directory: Path) -> Path | None:
             score = read_state(path).get(SCORE)
         except (OSError, ValueError):  # damaged: whoever loads it will say so
             continue
-        if score is not None:
+        if score is not None and math.isfinite(score):
             scored.append((float(score), path))
     return min(scored)[1] if scored else None
 

@@ -23,6 +23,7 @@ from lmflow.training.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from lmflow.training.weights import check_weights
 
 
 class Checkpoints:
@@ -35,7 +36,11 @@ class Checkpoints:
         self._log = log
 
     def save(self, strategy: DDP, state: Mapping[str, Any]) -> None:
-        """Save weights and optimizer state, and `state` (plain values), whose `step` names the checkpoint."""
+        """Save weights and optimizer state, and `state` (plain values), whose `step` names the checkpoint.
+
+        Raises TrainingError for weights that are not finite, with which nothing can go on.
+        """
+        check_weights(strategy.trainable, state["step"], self._processes)
         saved = Checkpoint(strategy.weights(), strategy.optimizer_state(), state)
         keep, best = self._options.keep_checkpoints, self._options.result == "best"
         path = self._processes.on_rank0(

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lmflow.data.collate import Batch, collate, collate_packed
+from lmflow.data.collate import Batch, collate
 from lmflow.data.sample import Item, TokenSequence
 from lmflow.distributed.strategies.base import trainable_parameters
 from lmflow.errors import TrainingError
-from lmflow.formatting import counted
 from lmflow.models.heads import heads_of, is_head, listed
 from lmflow.models.language_model import LanguageModel
-from lmflow.models.quantization import computes_in_float32
 from lmflow.training.batches import flat, sequences_of
-from lmflow.training.loss import (
-    forward_inputs,
-    head_restricted_to,
-    target_logprobs,
-    target_mask,
-)
+from lmflow.training.batching_checks import check_batching, check_causal, exactly, is_low_precision
+from lmflow.training.loss import forward_inputs, head_restricted_to, target_mask
 from lmflow.training.precision import replaced_weights
 from lmflow.training.trainer import Trainer
 
@@ -50,9 +43,9 @@ def check_model(trainer: Trainer, items: Sequence[Item]) -> None:
             if model.kind == "scorer":
                 check_scores(model, probes, packing=packing)
             else:
-                check_batching(model, probes, packing=packing)
-                if packing:
-                    check_isolation(model, probes)
+                with exactly(model):
+                    check_causal(model, probes)
+                    check_batching(model, probes, packing=packing)
             check_gradients(trainer, min(items, key=lambda item: sum(map(len, sequences_of(item)))))
             if any(not is_head(name) for name in trainable_parameters(model.module)):
                 check_movement(model, collate(probes[:1], model.pad_id).to(model.device))
@@ -99,7 +92,8 @@ def check_scores(model: LanguageModel, probes: Sequence[TokenSequence], *, packi
     except ValueError as error:  # Transformers' scorers refuse a batch where they know no padding
         raise TrainingError(f"Self-test: the model gives a batch of sequences no score ({error}) {advice}") from error
     off = (together - alone).abs().max()
-    if off > (0.05 if is_low_precision(model) else 5e-4) * alone.abs().max().clamp(min=1.0):
+    limit = (0.05 if is_low_precision(model) else 5e-4) * alone.abs().max().clamp(min=1.0)
+    if not off <= limit:
         raise TrainingError(
             f"Self-test: a sequence's score depends on the batch (largest difference {off:.2g}). {advice}"
         )
@@ -109,80 +103,6 @@ def scores(module: nn.Module, batch: Batch) -> Tensor:
     """What a scorer gives for each row, (B, labels) float32."""
     logits: Tensor = module(**forward_inputs(batch)).logits
     return logits.float()
-
-
-def is_low_precision(model: LanguageModel) -> bool:
-    """Whether anything is computed in fewer bits than float32."""
-    return not computes_in_float32(model.module) or torch.is_autocast_enabled(model.device.type)
-
-
-@torch.no_grad()
-def check_batching(model: LanguageModel, probes: Sequence[TokenSequence], *, packing: bool) -> None:
-    """Each target's log-probability in a batch is what it is for its sample alone, computed with every logit.
-
-    Tokens are compared rather than the summed loss, which an untrained model hardly changes when samples leak.
-    """
-    alone = torch.cat([all_logprobs(model.module, collate([p], model.pad_id).to(model.device)) for p in probes])
-    batch = collate_packed([list(probes)], model.pad_id) if packing else collate(list(probes), model.pad_id)
-    together = target_logprobs(model.module, model.module, batch.to(model.device))[0]
-    off = (together - alone).abs()
-    wrong = off.mean() > 0.05 if is_low_precision(model) else off.max() > 5e-4
-    if wrong:
-        how = "packed into one row" if packing else "padded into one batch"
-        kind = getattr(getattr(model.module, "config", None), "model_type", "this type")
-        advice = (
-            f"A model of type {kind} lets packed samples see each other. Set --data.packing false."
-            if packing
-            else f"A model of type {kind} may not support padded batches."
-        )
-        raise TrainingError(
-            f"Self-test: the loss depends on the batch: {-alone.sum():.5f} nats for {counted(len(probes), 'sample')} "
-            f"alone, {-together.sum():.5f} {how} (largest difference of a token {off.max():.2g}). {advice}"
-        )
-
-
-@torch.no_grad()
-def check_isolation(model: LanguageModel, probes: Sequence[TokenSequence]) -> None:
-    """What stands before a sample in its row does not change it, by more than it does in rows of their own.
-
-    In low precision, comparison with each sample alone is too coarse to see a leak into a sample's first tokens (BLOOM,
-    Mamba and LFM2 passed); here shapes are equal, so that models without one differ by nothing, and those of experts
-    by as much as without packing.
-    """
-    last = probes[-1]
-    if last.model_inputs:  # inputs that belong to places among the tokens, of which no other order can be asked
-        return
-    pairs = [[first, last] for first in (last, reversed_of(last))]
-    packed, apart = (
-        [
-            target_logprobs(model.module, model.module, batch.to(model.device))[0][-last.num_targets :]
-            for batch in batches
-        ]
-        for batches in (
-            [collate_packed([pair], model.pad_id) for pair in pairs],
-            [collate(pair, model.pad_id) for pair in pairs],
-        )
-    )
-    leak, noise = ((one - other).abs().max() for one, other in (packed, apart))
-    if leak > 4 * noise + 1e-6:
-        kind = getattr(getattr(model.module, "config", None), "model_type", "this type")
-        raise TrainingError(
-            f"Self-test: a sample changes with what is packed into one row before it (a token by {leak:.2g} nats). "
-            f"A model of type {kind} lets packed samples see each other. Set --data.packing false."
-        )
-
-
-def reversed_of(sequence: TokenSequence) -> TokenSequence:
-    """The same tokens from the last to the first: as long, and another text."""
-    return replace(sequence, ids=list(reversed(sequence.ids)))
-
-
-def all_logprobs(module: nn.Module, batch: Batch) -> Tensor:
-    """Log-probabilities of the targets, (N,), from the logits of every position: the plain reference."""
-    logits: Tensor = module(**forward_inputs(batch)).logits.float()
-    mask = target_mask(batch.loss_mask)
-    targets = torch.roll(batch.input_ids, -1, dims=1)
-    return -nn.functional.cross_entropy(logits[mask], targets[mask], reduction="none")
 
 
 def check_gradients(trainer: Trainer, item: Item) -> None:

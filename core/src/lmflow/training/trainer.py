@@ -36,6 +36,7 @@ from lmflow.training.precision import replaced_weights
 from lmflow.training.rotation import Rotation
 from lmflow.training.setup import Setup, check_budget, check_setup
 from lmflow.training.validate import validate
+from lmflow.training.weights import check_weights
 
 
 class Trainer:
@@ -142,6 +143,7 @@ class Trainer:
                 losses.append(self._train_step(groups, batches, objective or self.setup.objective, checkpoints))
                 self._after_step(checkpoints)
         eval_mode(self._strategy, self.model.weights)
+        check_weights(self._strategy.trainable, self.step, self._processes)
         self._rotation.end()
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -210,8 +212,7 @@ class Trainer:
     def _after_step(self, checkpoints: bool) -> None:
         self.log.advance()
         self.log.advance_plan()
-        options = self.options
-        every = options.evaluate_every if self.heldout else None
+        options, every = self.options, self.options.evaluate_every if self.heldout else None
         self._evaluation_due = bool(every) and self.step % (every or 1) == 0
         try:
             improved = self._evaluate_if_due()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from torch import nn
 from lmflow.components import Log
 from lmflow.data.collate import Batch
 from lmflow.data.sample import Item
-from lmflow.training.batches import bounded_batches
+from lmflow.errors import TrainingError
+from lmflow.training.batches import bounded_batches, sequences_of
 
 if TYPE_CHECKING:
     from lmflow.training.objective import Objective
@@ -52,7 +54,20 @@ def validate(
     count = sum(units(batch, chosen, objective) for chosen, batch in batches)
     names = sorted({name for each in processes.gather(sorted(sums)) for name in each})
     shared = {name: sums.get(name, 0.0) if together else processes.sum(sums.get(name, 0.0)) for name in names}
-    return {name: value / count for name, value in shared.items()}
+    means = {name: value / count for name, value in shared.items()}
+    if not math.isfinite(means["loss"]):
+        raise TrainingError(
+            f"The loss on held-out samples is not finite ({means['loss']}), such as of {sources_of(items)}: the "
+            "weights are damaged, or numbers became too large. Lower --training.learning_rate, or use "
+            "--training.precision fp32."
+        )
+    return means
+
+
+def sources_of(items: Sequence[Item]) -> str:
+    """Where the first few items came from."""
+    named = [each.source for item in items[:3] for each in sequences_of(item)[:1] if each.source]
+    return ", ".join(named) or "the text that every run is judged on"
 
 
 def units(batch: Batch, items: Sequence[int], objective: Objective) -> int:

@@ -31,7 +31,8 @@ class BlockDecoder:
     def __init__(self, module: nn.Module, passes: Passes) -> None:
         check_decodable(module)
         config: Any = module.config
-        cache = whole_cache(config)
+        parameters = inspect.signature(beneath_adapter(module).forward).parameters
+        cache = whole_cache(config) if "past_key_values" in parameters else None
         if cache is None:
             raise LmflowError(
                 f"Inferencer speculative cannot take back tokens from a model of type {config.model_type}: it "
@@ -40,7 +41,6 @@ class BlockDecoder:
         self._module = module
         self._cache = cache
         self._device = next(module.parameters()).device
-        parameters = inspect.signature(beneath_adapter(module).forward).parameters
         self._positioned = "position_ids" in parameters
         self._keeps = "logits_to_keep" in parameters
         self._passes = passes

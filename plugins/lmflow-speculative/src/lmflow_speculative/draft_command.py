@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from lmflow.recipe.sections.data import DataOptions, Reading
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.recipe.settings import Scope
 from lmflow.run.log import RunLog
+from lmflow.run_files import to_json
 from lmflow.terminal import write_out, write_styled
 from lmflow_speculative.options import DraftOptions
 from lmflow_speculative.speculative import Speculative
@@ -116,7 +116,7 @@ def carry_out(plugins: Plugins, scanned: Scanned, request: DraftRequest) -> None
     finally:
         display.close()
     if request.as_json:
-        write_out(json.dumps({"directory": str(request.output), **record}) + "\n")
+        write_out(to_json({"directory": str(request.output), **record}) + "\n")
     elif not request.quiet:
         write_out(
             f"{request.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts "
@@ -258,7 +258,7 @@ def write(draft: LanguageModel, output: Path, record: dict[str, Any]) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         draft.save(partial)
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (partial / RECORD).write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
         partial.chmod(0o755)
         if output.exists():
             shutil.rmtree(output)

@@ -62,6 +62,18 @@ def check_positions(target: LanguageModel) -> None:
         )
 
 
+def check_decoding(model: LanguageModel) -> None:
+    """Raise LmflowError for a model whose blocks, padded and with tokens taken back, are not what plain passes give."""
+    from lmflow.inference.ways import USUAL, find_way
+
+    if find_way(model) is not USUAL:
+        config: Any = model.module.config
+        raise LmflowError(
+            f"Inferencer speculative cannot take back tokens from a model of type {config.model_type}: "
+            "rows in one padded batch with a cache of keys and values come out wrong. Use --inferencer hf."
+        )
+
+
 def check_prompt(draft: LanguageModel, prompt: Prompt, which: str) -> None:
     """Raise DataError for a prompt the draft cannot read: one with images, or longer than its context."""
     reach = draft.context_length

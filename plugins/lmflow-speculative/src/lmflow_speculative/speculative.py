@@ -94,7 +94,7 @@ class Speculative(PassInferencer):
 
     def _plan(self, model: LanguageModel) -> Plan:
         """How to propose tokens of this model."""
-        from lmflow_speculative.drafting import check_positions, check_vocabularies, relative_cost
+        from lmflow_speculative.drafting import check_decoding, check_positions, check_vocabularies, relative_cost
         from lmflow_speculative.lengths import AdaptedLength, FixedLength
         from lmflow_speculative.speculation import Plan
 
@@ -103,6 +103,9 @@ class Speculative(PassInferencer):
         if draft is not None and model.tokenizer not in self._agreeing:
             check_vocabularies(draft, model)
             self._agreeing.add(model.tokenizer)
+        for each in (model, draft):
+            if each is not None:
+                check_decoding(each)
         cost = relative_cost(model, draft)
         return Plan(draft, self.lookup, self.draft_length, (lambda: AdaptedLength(cost)) if self.adapt else FixedLength)
 
