@@ -64,6 +64,10 @@ class VisionLanguageModel(LanguageModel):
         network.projector.requires_grad_(self.train_projector)
         return self
 
+    def tuner_notes(self, tuner: Tuner) -> Sequence[str]:
+        """What `tuner` has to say of the language model."""
+        return tuner.notes(self.network.language_model)
+
     def learning_rate(self, parameter: str) -> float | None:
         """The projector's own learning rate, if there is one."""
         return self.projector_learning_rate if parameter.startswith("projector.") else None

@@ -12,7 +12,8 @@ from lmflow.components import LoadRequest
 from lmflow.data.containers import iterate_hub
 from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
 from lmflow.errors import DataError, RecipeError
-from lmflow.models.pretrained import Pretrained, check_path
+from lmflow.models.pretrained import Pretrained
+from lmflow.models.source import ModelSource, check_path
 
 Network = Callable[[bool], list[str]]
 
@@ -98,4 +99,4 @@ def test_what_was_fetched_before_is_used(network: Network, monkeypatch: pytest.M
     check_path("owner/model", "abc")
     with pytest.raises(RecipeError, match="out of reach"):
         check_path("owner/model", "another")
-    assert Pretrained(path="owner/model")._settings["local_files_only"]
+    assert ModelSource("owner/model").settings["local_files_only"]

@@ -63,6 +63,8 @@ class LanguageModel:
     """What aligners added to it (`Aligner.heads`), by name: (…, hidden size) to (…, outputs), in float32.
 
     As loaded they lie beside `module`; in a run that trains them they are a part of it, too."""
+    fingerprint: str | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """Which weights were loaded (see `lmflow.models.identity`), for what is trained on them; None where nobody says."""
     weights: WeightCounter = field(default_factory=lambda: WeightCounter(), kw_only=True, repr=False, compare=False)
     """Counts changes of the weights; wrapped modules share it."""
 
@@ -91,6 +93,10 @@ class LanguageModel:
     def prepare(self, tuner: Tuner) -> LanguageModel:
         """The model as `tuner` made it trainable; a model of several parts overrides this to say which one is tuned."""
         return self.with_module(tuner.prepare(self.module))
+
+    def tuner_notes(self, tuner: Tuner) -> Sequence[str]:
+        """What `tuner` has to say of the model it made trainable."""
+        return tuner.notes(self.module)
 
     def save_tuned(self, tuner: Tuner, directory: Path) -> Path:
         """Write what `tuner` trained below the run's `directory`; return where. See `Tuner.save`."""
@@ -175,8 +181,10 @@ class LanguageModel:
 
         The generation configuration names all of `end_ids`, so that whatever serves the model stops where it learnt to.
         """
+        # Of an adapter, PEFT would look for its base on the hub, to find out whether the embeddings changed.
+        options = {"save_embedding_layers": False} if hasattr(self.module, "peft_config") else {}
         with heads_apart(self.module):
-            self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
+            self.module.save_pretrained(directory, **options)  # type: ignore[operator]  # every PreTrainedModel has it
         self.tokenizer.save_pretrained(directory)
         write_heads(self.heads, directory)
         if getattr(self.module, "generation_config", None) is not None:
