@@ -109,6 +109,7 @@ class VisionLanguageModel(LanguageModel):
 
     def _with_images(self, sequence: TokenSequence, sample: Sample) -> TokenSequence:
         """The sequence with every image token repeated for the features of its image."""
+        self.check_ids(sequence.ids, sample, (self.network.image_id,))
         count = list(sequence.ids).count(self.network.image_id)
         images = sample.images[:count]  # a template may give a conversation in parts, each up to one of its answers
         if count != len(images):

@@ -117,7 +117,36 @@ class LanguageModel:
         """
         for sample in samples:
             refuse_images(sample)
-        return encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+        encoded = encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+        for sample, sequences in zip(samples, encoded, strict=True):
+            for sequence in sequences:
+                self.check_ids(sequence.ids, sample)
+        return encoded
+
+    @cached_property
+    def vocabulary_size(self) -> int | None:
+        """Rows of the table of embeddings: how many tokens the weights know; None for a model without such a table."""
+        embeddings = getattr(self.module, "get_input_embeddings", None)
+        return None if embeddings is None else int(embeddings().weight.shape[0])
+
+    @cached_property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """Rows of the embeddings that stand for no token of the tokenizer: many tables are larger, and padded."""
+        return tuple(sorted({*range(self.vocabulary_size or 0)}.difference(self.tokenizer.get_vocab().values())))
+
+    def check_ids(self, ids: Sequence[int], sample: Sample, others: Sequence[int] = ()) -> None:
+        """Raise DataError for a token that the weights do not know, but for `others`, which are never looked up."""
+        rows = self.vocabulary_size
+        if rows is None or max(ids, default=-1) < rows:
+            return
+        beyond = next((int(each) for each in ids if each >= rows and each not in others), None)
+        if beyond is not None:
+            name = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise DataError(
+                f"{sample.source or 'the prompt'}: token {beyond} ({name!r}) is beyond the model's {rows:,} embeddings: "
+                f"{self.source} has a larger tokenizer than weights. Use the tokenizer it was saved with; lmflow "
+                "vocabulary adds tokens to both."
+            )
 
     @property
     def token_key(self) -> str | None:
@@ -127,12 +156,14 @@ class LanguageModel:
         if backend is None:
             return None
         special = sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens
-        return f"{backend.to_str()}{(tokenizer.chat_template, special, self.end_ids)!r}"
+        return f"{backend.to_str()}{(tokenizer.chat_template, special, self.end_ids, self.vocabulary_size)!r}"
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, up to where the answer begins."""
         refuse_images(sample)
-        return Prompt(encode_prompt(self.tokenizer, sample))
+        ids = encode_prompt(self.tokenizer, sample)
+        self.check_ids(ids, sample)
+        return Prompt(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -163,7 +194,8 @@ class LanguageModel:
     def pad_id(self) -> int:
         """Token that fills rows up; masks, never comparisons with it, tell padding from text."""
         pad = self.tokenizer.pad_token_id
-        return self.end_ids[0] if pad is None else pad
+        rows = self.vocabulary_size
+        return self.end_ids[0] if pad is None or (rows is not None and pad >= rows) else pad
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
