@@ -122,7 +122,8 @@ def carry_out(plugins: Plugins, scanned: Scanned, request: DraftRequest) -> None
         sys.stdout.write(
             f"{request.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts "
             f"it was not trained on {record['acceptance_rate']:.0%} of its {record['proposals']:,} proposals are "
-            f"accepted (95% interval {low:.0%} to {high:.0%}), {record['tokens_per_target_pass']:.2f} tokens per target pass\n"
+            f"accepted (95% interval {low:.0%} to {high:.0%}), "
+            f"{record['tokens_per_target_pass']:.2f} tokens per target pass\n"
             f"Use it with --inferencer speculative --inferencer.draft {request.output}\n"
         )
 
