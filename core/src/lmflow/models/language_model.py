@@ -143,8 +143,9 @@ class LanguageModel:
         if beyond is not None:
             name = self.tokenizer.convert_ids_to_tokens(beyond)
             raise DataError(
-                f"{sample.source or 'the prompt'}: token {beyond} ({name!r}) is beyond the model's {rows:,} "
-                f"embeddings: {self.source} has a larger tokenizer than weights. Use the tokenizer it was saved with; lmflow "
+                f"{sample.source or 'the prompt'}: "
+                f"token {beyond} ({name!r}) is beyond the model's {rows:,} embeddings: "
+                f"{self.source} has a larger tokenizer than weights. Use the tokenizer it was saved with; lmflow "
                 "vocabulary adds tokens to both."
             )
 
