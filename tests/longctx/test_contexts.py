@@ -319,3 +319,28 @@ def test_a_loaded_model_is_extended(model_directory: Path):
     assert model.context_length == 1024
     assert model.module.config.rope_parameters["rope_type"] == "yarn"
     assert json.loads((model_directory / "config.json").read_text())["rope_parameters"]["rope_type"] == "default"
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 1e9])
+def test_a_factor_that_no_model_has_is_refused(factor: float):
+    with pytest.raises(ValueError, match="factor"):
+        Linear(factor=factor)
+
+
+def test_two_turned_dimensions_are_one_rule():
+    from lmflow.testing.tiny import tiny_module
+
+    for method in (Ntk(factor=2), Dynamic(factor=2)):
+        config = tiny_module(hidden_size=8, num_attention_heads=4, num_key_value_heads=4).config
+        with pytest.raises(LmflowError, match=rf"--context {method.name}: this model turns 2 dimensions"):
+            method.configure(config)
+
+
+def test_one_window_for_all_layers_needs_no_context():
+    from lmflow.testing.tiny import tiny_module
+
+    config = tiny_module("mistral", sliding_window=64).config
+    with pytest.raises(LmflowError, match="every layer of this mistral model looks back over 64 tokens at most"):
+        Linear(factor=2).configure(config)
+    assert config.max_position_embeddings == 256
+    Linear(factor=2).configure(tiny_module("mistral", sliding_window=512).config)

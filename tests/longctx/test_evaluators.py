@@ -19,6 +19,7 @@ from lmflow.inference.types import Completion
 from lmflow.models.language_model import LanguageModel
 from lmflow.run.log import RunLog
 from lmflow.testing.contexts import evaluate_context
+from lmflow.testing.tiny import tiny_model as make_tiny_model
 from lmflow_longctx import plots
 from lmflow_longctx.contexts import Dynamic
 from lmflow_longctx.passkey import Passkey
@@ -195,17 +196,19 @@ class TestPasskey:
         assert make_tests(tiny_model, 256, [0.5], 3, 5, seed=2) != first
         assert len({test.key for test in first}) == 3
 
-    def test_a_reader_of_everything_finds_every_number(self, tiny_model, log):
+    def test_a_reader_of_everything_finds_every_number(self, log):
+        model = make_tiny_model(max_position_embeddings=512)
         evaluator = Passkey(lengths=[256, 512], trials=2)
-        found = evaluator.evaluate(evaluate_context(tiny_model, [], Searcher(tiny_model.tokenizer, 512), log))
+        found = evaluator.evaluate(evaluate_context(model, [], Searcher(model.tokenizer, 512), log))
         assert found.metrics["passkey_accuracy"] == 1.0
         assert found.metrics["passkey_chance"] == pytest.approx(1e-5)
         assert len(found.rows) == 2 * 5
         assert all(row["trials"] == 2 for row in found.rows)
 
-    def test_a_reader_of_the_end_finds_only_what_is_there(self, tiny_model, log):
+    def test_a_reader_of_the_end_finds_only_what_is_there(self, log):
+        model = make_tiny_model(max_position_embeddings=1024)
         evaluator = Passkey(lengths=[1024], trials=2, depths=[0.0, 1.0])
-        found = evaluator.evaluate(evaluate_context(tiny_model, [], Searcher(tiny_model.tokenizer, 200), log))
+        found = evaluator.evaluate(evaluate_context(model, [], Searcher(model.tokenizer, 200), log))
         assert {row["depth"]: row["accuracy"] for row in found.rows} == {0.0: 0.0, 1.0: 1.0}
         assert found.metrics["passkey_accuracy_1024"] == 0.5
 
@@ -308,3 +311,11 @@ def test_a_pass_over_one_token_makes_dynamic_positions_forget(make_llama):
         assert not torch.equal(module(ids).logits, before), "Transformers no longer needs this"
         begin_anew(model)
         assert torch.equal(module(ids).logits, before)
+
+
+def test_an_answer_beyond_the_context_is_refused_before_anything_is_promised(tiny_model):
+    from lmflow_longctx.lengths import check_within
+
+    check_within(tiny_model, [64, 256], option="lengths")
+    with pytest.raises(DataError, match=r"--evaluator\.lengths 257: the model reads 256 tokens, and writes no answer"):
+        check_within(tiny_model, [64, 257], option="lengths")

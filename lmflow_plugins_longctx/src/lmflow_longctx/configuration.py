@@ -128,12 +128,25 @@ def rope_parameters(text: Any) -> dict[str, Any]:
 
 def layers_to_scale(text: Any, rope: Mapping[str, Any], original: int) -> list[str | None]:
     """The keys of `rope` whose parameters are to be scaled; [None] where one set is for all layers."""
+    refuse_windowed(text, original)
     nested = [key for key in text.nested_rope_parameter_keys(rope) if rope[key] is not None]
     if not nested:
         return [None]
     window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
     bounded = window is not None and window <= original
     return [key for key in nested if not (bounded and key in WINDOWED)] or list(nested)
+
+
+def refuse_windowed(text: Any, original: int) -> None:
+    """Raise LmflowError where every layer looks back over a window only, which it was trained on whole."""
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+    types = getattr(text, "layer_types", None)
+    everywhere = all(each in WINDOWED for each in types) if types else getattr(text, "sliding_window", None) is not None
+    if window is not None and window <= original and everywhere:
+        raise LmflowError(
+            f"--context: every layer of this {text.model_type} model looks back over {window:,} tokens at most, and it "
+            f"was trained on {original:,}, so no distance is new to it however long the text: leave --context out."
+        )
 
 
 def single(rope: Mapping[str, Any], layer_type: str | None) -> dict[str, Any]:

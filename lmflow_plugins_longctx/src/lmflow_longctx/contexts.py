@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lmflow_longctx.configuration import Rotation
 
 
+FARTHEST = 10_000
+"""Times longer that a context may be asked to be: the methods were tried up to a few dozen."""
+
+
 class RopeScaling(Context):
     """Stretch rotary positions through the model's configuration, so that plain Transformers loads the result."""
 
@@ -24,7 +28,9 @@ class RopeScaling(Context):
     grows_at_run_time: ClassVar[bool] = False
     """Whether `max_position_embeddings` stays: it is where Transformers begins to scale."""
 
-    factor: float | None = Field(None, ge=1, description="How many times longer; this or length.")
+    factor: float | None = Field(
+        None, ge=1, le=FARTHEST, allow_inf_nan=False, description="How many times longer; this or length."
+    )
     length: int | None = Field(None, gt=1, description="The new length in tokens; this or factor.")
     original_length: int | None = Field(
         None, gt=1, description="Tokens the model was trained with; its max_position_embeddings if unset."
@@ -78,15 +84,11 @@ class Ntk(RopeScaling):
     def parameters(self, rotation: Rotation) -> dict[str, Any]:
         """The default type with a larger rope_theta: Transformers has no type for it and needs none.
 
-        Raises LmflowError where two dimensions are turned: of a single frequency none is the lowest.
+        Raises LmflowError where two dimensions are turned.
         """
         from lmflow_longctx.frequencies import enlarge_base
 
-        if rotation.dimension <= 2:
-            raise LmflowError(
-                f"--context ntk: this model turns {rotation.dimension} dimensions of a head, which is one frequency, "
-                "and no other base changes it. Take --context linear."
-            )
+        check_frequency_count(self.name, rotation)
         return {"rope_type": "default", "rope_theta": enlarge_base(rotation.base, rotation.dimension, rotation.factor)}
 
     def scale(self, frequencies: Tensor, rotation: Rotation) -> tuple[Tensor, float]:
@@ -103,7 +105,8 @@ class Dynamic(RopeScaling):
     grows_at_run_time = True
 
     def parameters(self, rotation: Rotation) -> dict[str, Any]:
-        """Transformers' type dynamic."""
+        """Transformers' type dynamic. Raises LmflowError where two dimensions are turned."""
+        check_frequency_count(self.name, rotation)
         return {"rope_type": "dynamic", "factor": rotation.factor}
 
     def scale(self, frequencies: Tensor, rotation: Rotation) -> tuple[Tensor, float]:
@@ -112,6 +115,15 @@ class Dynamic(RopeScaling):
 
         length = rotation.original_length
         return dynamic_ntk(frequencies, rotation.factor, length, length), 1.0
+
+
+def check_frequency_count(name: str, rotation: Rotation) -> None:
+    """Raise LmflowError where two dimensions are turned: of a single frequency none is the lowest."""
+    if rotation.dimension <= 2:
+        raise LmflowError(
+            f"--context {name}: this model turns {rotation.dimension} dimensions of a head, which is one frequency, "
+            "and no other base changes it. Take --context linear."
+        )
 
 
 class Yarn(RopeScaling):

@@ -33,6 +33,16 @@ def chosen_lengths(model: LanguageModel, asked: Sequence[int] | None, *, option:
     return lengths
 
 
+def check_within(model: LanguageModel, lengths: Sequence[int], *, option: str) -> None:
+    """Raise DataError for lengths, ascending, within which the model cannot write an answer."""
+    reach = model.context_length
+    if reach is not None and lengths[-1] > reach:
+        raise DataError(
+            f"--evaluator.{option} {lengths[-1]}: the model reads {reach:,} tokens, and writes no answer beyond them. "
+            "Name shorter lengths, extend it with --context, or compare numbers with --evaluator.scoring choice."
+        )
+
+
 def announce(model: LanguageModel, lengths: Sequence[int], log: Log) -> None:
     """Tell the user what is unusual: lengths beyond the model's, and that no PNG can be drawn."""
     reach = model.context_length

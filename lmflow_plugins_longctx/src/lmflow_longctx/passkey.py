@@ -43,10 +43,12 @@ class Passkey(Evaluator):
         row has `length`, `depth`, `accuracy` and `trials`. Raises DataError for lengths that do not hold the prompt.
         """
         model, inferencer, log = context.model, context.inferencer, context.log
-        from lmflow_longctx.lengths import announce, chosen_lengths
+        from lmflow_longctx.lengths import announce, check_within, chosen_lengths
         from lmflow_longctx.passkey_prompts import answer_rows, choose_rows, make_tests
 
         lengths = chosen_lengths(model, self.lengths, option="lengths")
+        if self.scoring == "greedy":
+            check_within(model, lengths, option="lengths")
         announce(model, lengths, log)
         rows = []
         with log.phase("searching for the number", len(lengths) * len(self.depths) * self.trials):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lmflow.components import LoadRequest, Model, Requirement
+from lmflow.components import LoadRequest, Model, OptionalPathOrName, Requirement
 from lmflow.errors import LmflowError, RecipeError
 
 if TYPE_CHECKING:
@@ -27,16 +27,18 @@ class VisionLanguage(Model):
     requires = (Requirement("open_clip", "'lmflow-multimodal[clip]'"),)
     shorthand = "path"
 
-    path: str | None = Field(None, description="Directory of a saved vision-language model; replaces the next seven.")
-    language_model: str | None = Field(
+    path: OptionalPathOrName = Field(
+        None, description="Directory of a saved vision-language model; replaces the next seven."
+    )
+    language_model: OptionalPathOrName = Field(
         None, description="The language model: a component (demo), a model or adapter directory, a run, a hub name."
     )
-    tower: str | None = Field(
+    tower: OptionalPathOrName = Field(
         None,
         description="The vision tower: an open_clip architecture (ViT-B-32), a .json file that describes one, or a "
         "directory with open_clip_config.json and weights.",
     )
-    checkpoint: str | None = Field(
+    checkpoint: OptionalPathOrName = Field(
         None, description="The tower's weights: a file, a pretrained tag of open_clip, or random."
     )
     projector: Literal["linear", "mlp"] = Field("mlp", description="One linear layer, or two with GELU between them.")
@@ -84,6 +86,7 @@ class VisionLanguage(Model):
 
     def _load_saved(self, directory: Path, request: LoadRequest) -> LanguageModel:
         from lmflow.models.heads import read_heads
+        from lmflow.models.identity import combined, fingerprint_of
         from lmflow_multimodal.model import LANGUAGE, PROJECTOR, TOWER
         from lmflow_multimodal.projector import make_projector
         from lmflow_multimodal.saved import load_weights, read_config
@@ -98,7 +101,9 @@ class VisionLanguage(Model):
         projector = make_projector(config["projector"], tower.width, hidden_size(language))
         load_weights(projector, directory / PROJECTOR)
         heads = {name: each.to(request.device) for name, each in read_heads(directory).items()}
-        return replace(self._assemble(language, tower, projector, config["projector"], str(directory)), heads=heads)
+        model = self._assemble(language, tower, projector, config["projector"], str(directory))
+        parts = combined(model.fingerprint, fingerprint_of([directory / PROJECTOR]))
+        return replace(model, heads=heads, fingerprint=parts)
 
     def _check_nothing_changed(self, directory: Path) -> None:
         """Raise RecipeError naming each option that the saved model already decides and that is given otherwise."""
@@ -110,6 +115,7 @@ class VisionLanguage(Model):
             raise RecipeError([f"model.{name}: comes with the saved model at {directory}" for name in changed])
 
     def _assemble(self, language: LanguageModel, tower: Tower, projector: Any, kind: str, source: str) -> LanguageModel:
+        from lmflow.models.identity import combined
         from lmflow_multimodal.features import FeatureStore
         from lmflow_multimodal.model import VisionLanguageModel
         from lmflow_multimodal.module import VisionLanguageNetwork
@@ -126,6 +132,7 @@ class VisionLanguage(Model):
             store=FeatureStore(tower, cache),
             language=language,
             attention=language.attention,
+            fingerprint=combined(language.fingerprint, tower.fingerprint()),
             projector_kind=kind,
             projector_learning_rate=self.projector_learning_rate,
             train_projector=self.train_projector,

@@ -64,6 +64,10 @@ class VisionLanguageModel(LanguageModel):
         network.projector.requires_grad_(self.train_projector)
         return self
 
+    def tuner_notes(self, tuner: Tuner) -> Sequence[str]:
+        """What `tuner` has to say of the language model."""
+        return tuner.notes(self.network.language_model)
+
     def learning_rate(self, parameter: str) -> float | None:
         """The projector's own learning rate, if there is one."""
         return self.projector_learning_rate if parameter.startswith("projector.") else None
@@ -105,6 +109,7 @@ class VisionLanguageModel(LanguageModel):
 
     def _with_images(self, sequence: TokenSequence, sample: Sample) -> TokenSequence:
         """The sequence with every image token repeated for the features of its image."""
+        self.check_ids(sequence.ids, sample, (self.network.image_id,))
         count = list(sequence.ids).count(self.network.image_id)
         images = sample.images[:count]  # a template may give a conversation in parts, each up to one of its answers
         if count != len(images):

@@ -139,5 +139,5 @@ def test_classifier_with_labels(make_classifier: Any):
 
 
 def test_not_a_classifier(tmp_path: Path):
-    with pytest.raises(LmflowError, match=rf"--reward\.path {tmp_path}: it cannot be loaded: "):
+    with pytest.raises(LmflowError, match=rf"--reward\.path: {tmp_path} is a directory without config\.json"):
         Classifier(path=str(tmp_path)).score(SAMPLES, ["a", "b"])

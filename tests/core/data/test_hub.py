@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -12,7 +14,8 @@ from lmflow.components import LoadRequest
 from lmflow.data.containers import iterate_hub
 from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
 from lmflow.errors import DataError, RecipeError
-from lmflow.models.pretrained import Pretrained, check_path
+from lmflow.models.pretrained import Pretrained
+from lmflow.models.source import ModelSource, check_path
 
 Network = Callable[[bool], list[str]]
 
@@ -26,18 +29,33 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     def make(works: bool) -> list[str]:
         asked: list[str] = []
 
-        def find(host: str, *_: object) -> list[object]:
-            asked.append(host)
+        def find(host: str, *_: object, **__: object) -> list[object]:
+            asked.append(str(host))
             if not works:
                 raise socket.gaierror(-2, "Name or service not known")
-            return []
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.server_port))]
 
         monkeypatch.setattr(socket, "getaddrinfo", find)
         hub_is_out_of_reach.cache_clear()
         return asked
 
-    yield make
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://hub.example:{server.server_port}/models")
+        yield make
+        server.shutdown()
     hub_is_out_of_reach.cache_clear()
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """A hub that answers, though not with a model."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -45,23 +63,39 @@ def test_the_network_is_asked_once(works: bool, network: Network) -> None:
     asked = network(works)
     assert hub_is_out_of_reach() is not works
     assert hub_is_out_of_reach() is not works
-    assert asked == ["huggingface.co"]
-
-
-def test_the_hub_may_be_elsewhere(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8443/models")
-    asked = network(True)
-    assert not hub_is_out_of_reach()
     assert asked == ["hub.example"]
 
 
-@pytest.mark.parametrize(("name", "value", "away"), [("HF_HUB_OFFLINE", "1", True), ("HTTPS_PROXY", "http://p", False)])
-def test_what_the_environment_says_is_enough(
-    name: str, value: str, away: bool, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    asked = network(False)
-    assert hub_is_out_of_reach() is away
+def test_a_hub_that_accepts_and_says_nothing_is_out_of_reach(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmflow.data.hub.TIMEOUT", 0.2)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        hub_is_out_of_reach.cache_clear()
+        assert hub_is_out_of_reach()
+
+
+def test_a_name_that_is_looked_up_forever_has_a_deadline(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    network(True)
+    over = Event()
+    monkeypatch.setattr("lmflow.data.hub.DEADLINE", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait() and [])
+    assert hub_is_out_of_reach()
+    over.set()
+
+
+def test_a_proxy_that_refuses_is_no_answer(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    network(False)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+    assert hub_is_out_of_reach()
+
+
+def test_what_the_environment_says_is_enough(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = network(True)
+    assert hub_is_out_of_reach()
     assert not asked
 
 
@@ -98,4 +132,4 @@ def test_what_was_fetched_before_is_used(network: Network, monkeypatch: pytest.M
     check_path("owner/model", "abc")
     with pytest.raises(RecipeError, match="out of reach"):
         check_path("owner/model", "another")
-    assert Pretrained(path="owner/model")._settings["local_files_only"]
+    assert ModelSource("owner/model").settings["local_files_only"]

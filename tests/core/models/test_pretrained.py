@@ -18,14 +18,13 @@ from lmflow.components import Attention, Context, LoadRequest, Quantization
 from lmflow.errors import LmflowError, RecipeError
 from lmflow.models.pretrained import (
     Pretrained,
-    asks_hub,
     assemble,
     check_attention,
-    check_path,
     explained_attention,
     place,
 )
 from lmflow.models.reading import explained_failure
+from lmflow.models.source import asks_hub, check_path
 from lmflow.testing.tiny import tiny_module
 
 

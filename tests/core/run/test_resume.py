@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ from typing import Any
 import pytest
 
 from lmflow.errors import RunDirectoryError
+from lmflow.plugins import load_plugins
 from lmflow.recipe.recipe import dump
 from lmflow.run.directory import RunDirectory
-from lmflow.run.resume import check_same_recipe, how_to_resume, without_launch
+from lmflow.run.resume import check_same_data, check_same_recipe, check_same_weights, how_to_resume, without_launch
+from lmflow.run.run import run
 from lmflow.run_files import resume_command
+from lmflow.testing.runs import write_records
+from lmflow.testing.tiny import tiny_model
 
 
 @pytest.fixture
@@ -112,3 +118,58 @@ def test_of_other_stages_the_names_are_told_and_no_line(begun: RunDirectory, sma
     with pytest.raises(RunDirectoryError) as caught:
         check_same_recipe(begun, small_recipe().recipe, resume=True)
     assert str(caught.value).splitlines()[1:-1] == ["  stages sft, more in the run, no stages now"]
+
+
+# The same data and the same weights
+
+
+def interrupted(small_recipe: Callable[..., Any], place: Path, model_directory: Path) -> tuple[Any, Path, Path]:
+    """A run that ended after its first step, and the model and the records of its own that it began with."""
+    model = shutil.copytree(model_directory, place / "model")
+    records = write_records(place / "train.jsonl", [{"prompt": f"Say {i}", "answer": f"{i} {i}"} for i in range(9)])
+    heldout = write_records(place / "heldout.jsonl", [{"prompt": "Say 9", "answer": "9 9"}])
+    resolved = small_recipe(
+        model__path=str(model), data__path=str(records), data__validation=str(heldout), training__max_steps=2
+    )
+    run(resolved, load_plugins(), output=place / "run", estimate=False)
+    return resolved, model, records
+
+
+def test_a_run_goes_on_only_with_the_data_and_the_weights_it_began_with(
+    small_recipe: Callable[..., Any], tmp_path: Path, model_directory: Path
+):
+    resolved, model, records = interrupted(small_recipe, tmp_path, model_directory)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["weights"]["model"]["path"] == str(model)
+
+    def resumed() -> str:
+        with pytest.raises(RunDirectoryError) as caught:
+            run(resolved, load_plugins(), output=tmp_path / "run", resume=True, estimate=False)
+        return str(caught.value)
+
+    lines = records.read_text().splitlines(keepends=True)
+    for changed in (lines[:-1], [*lines, lines[0]], [lines[0].replace("Say 0", "Say 7"), *lines[1:]]):
+        records.write_text("".join(changed))
+        message = resumed()
+        assert f"{tmp_path / 'run'} was started with other data: {records} (9 records, SHA-256 " in message
+        assert f"then, {records} ({len(changed)} records, SHA-256 " in message
+    records.write_text("".join(lines))
+    heldout = tmp_path / "heldout.jsonl"
+    kept = heldout.read_text()
+    heldout.write_text(kept.replace("9 9", "8 8"))
+    assert f"other held-out data: {heldout} (SHA-256 " in resumed()
+    heldout.write_text(kept)
+    tiny_model(seed=5).save(model)
+    message = resumed()
+    assert f"was started with other weights: {model} (fingerprint " in message
+    assert f"then, {model} (fingerprint " in message
+    shutil.rmtree(model)
+    shutil.copytree(model_directory, model)
+    assert run(resolved, load_plugins(), output=tmp_path / "run", resume=True, estimate=False).status == "completed"
+
+
+def test_data_that_cannot_be_told_from_other_data_is_not_compared():
+    known, unknown = {"path": "a", "sha256": "1" * 64}, {"path": "a", "sha256": "unknown-5"}
+    for before, now in ((None, known), (unknown, known), (known, unknown), (known, known)):
+        check_same_data(Path("run"), before, now)
+    check_same_weights(Path("run"), "model", {"path": "a", "fingerprint": None}, {"path": "a", "fingerprint": "1"})

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
-from lmflow.components import Reward
+from lmflow.components import PathOrName, Reward
 from lmflow.data.sample import Sample
 from lmflow.data.template_limits import limited_time
 from lmflow.errors import RecipeError
@@ -55,7 +55,7 @@ class Classifier(Reward):
     name = "classifier"
     shorthand = "path"
 
-    path: str = Field(description="Directory (or hub name) of a sequence-classification model.")
+    path: PathOrName = Field(description="Directory (or hub name) of a sequence-classification model.")
     label: str | None = Field(None, description="Label whose log-probability is the reward, for several outputs.")
     batch_size: int = Field(16, gt=0, description="Texts per forward pass.")
     max_length: int = Field(1024, gt=1, description="Longest text in tokens; the beginning of longer ones is cut.")
@@ -96,16 +96,16 @@ class Classifier(Reward):
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             import torch
-            from transformers import AutoConfig, AutoModelForSequenceClassification
+            from transformers import AutoModelForSequenceClassification
 
-            from lmflow.models.reading import explained_failure, read_tokenizer, reading
+            from lmflow.models.source import ModelSource
 
-            option = "--reward.path"
-            with explained_failure(self.path, option):
-                with reading(self.path, "configuration", option):
-                    config = AutoConfig.from_pretrained(self.path)
-                model = AutoModelForSequenceClassification.from_pretrained(self.path, config=config)
-                tokenizer = read_tokenizer(self.path, option, truncation_side="left")
+            source = ModelSource(self.path, "--reward.path")
+            source.check()
+            config = source.configuration()
+            with source.explained():
+                model = source.weights(AutoModelForSequenceClassification, config, unread=r"^lm_head\.")
+            tokenizer = source.tokenizer(truncation_side="left")
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             model.config.pad_token_id = tokenizer.pad_token_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,7 +13,7 @@ import typer
 from lmflow.cli.help import recipe_help
 from lmflow.cli.options import Scanned, scan
 from lmflow.cli.output import stdout_for_results
-from lmflow.components import Exporter
+from lmflow.components import Exporter, Model
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
 from lmflow.recipe.resolve import resolve_parts
@@ -24,6 +25,7 @@ from lmflow.terminal import write_out, write_styled
 FIXED = {"--output": True}
 HELP = (
     ("--output DIR", "Directory to write; it must not exist yet, or be empty."),
+    ("--model.OPTION VALUE", "An option of the model that RUN is loaded as, such as --model.base for an adapter."),
     ("--debug", "Show tracebacks."),
 )
 ABOUT = "Write what a run trained for another tool. `lmflow export NAME --help` shows the options of an exporter."
@@ -48,9 +50,9 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
         run: Annotated[Path, typer.Argument(metavar="RUN")], *, output: Annotated[Path, typer.Option("--output")]
     ) -> None:
         """Write what a run trained for another tool."""
-        exporter = resolve(plugins, scanned, scope)
+        exporter, model = resolve(plugins, scanned, scope, str(run))
         with stdout_for_results(), closing(make_progress(quiet=False)) as display:
-            written = export_model(exporter, plugins, str(run), output, display)
+            written = export_model(exporter, plugins, str(run), output, display, model)
         write_out(f"{written}\n")
 
     return export, scanned.rest
@@ -61,11 +63,12 @@ def installed(plugins: Plugins) -> str:
     return ", ".join(sorted(plugins.offers("exporter")))
 
 
-def resolve(plugins: Plugins, scanned: Scanned, scope: Scope) -> Exporter:
-    """The exporter named, with its options; raises RecipeError with everything that is wrong."""
-    parts = resolve_parts(plugins, scope, scanned.settings)
+def resolve(plugins: Plugins, scanned: Scanned, scope: Scope, run: str) -> tuple[Exporter, Model]:
+    """The exporter named and the model at RUN, each with its options; raises RecipeError with everything wrong."""
+    if not any(setting.path == "exporter" for setting in scanned.settings):
+        raise RecipeError(f"lmflow export: name what to write, one of {installed(plugins)}")
+    source = Setting("model", run, Origin("option", "RUN"))
+    parts = resolve_parts(plugins, replace(scope, slots=("exporter", "model")), [source, *scanned.settings])
     if scanned.problems:
         raise RecipeError(scanned.problems)
-    if parts["exporter"] is None:
-        raise RecipeError(f"lmflow export: name what to write, one of {installed(plugins)}")
-    return cast(Exporter, parts["exporter"])
+    return cast(Exporter, parts["exporter"]), cast(Model, parts["model"])

@@ -35,7 +35,7 @@ def command(
         raise RunDirectoryError(f"{output} exists; choose another directory with --output")
     from lmflow.data.dataset import read_samples
     from lmflow.data.formats import Formats
-    from lmflow.models.vocabulary import add_tokens, learn_pieces
+    from lmflow.models.vocabulary import add_tokens, learn_pieces, save_extended
     from lmflow.recipe.resolve import model_from_reference
     from lmflow.recipe.sections.data import Reading
 
@@ -47,9 +47,9 @@ def command(
     loaded = model_from_reference(plugins, model).load(LoadRequest(plugins=plugins))
     before = sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts)
     made = add_tokens(loaded, add, special=special) if add else learn_pieces(loaded, texts, pieces)
-    made.model.save(output)
+    save_extended(made, output)
     write_out(f"{output}\n")
-    ids = made.model.tokenizer.convert_tokens_to_ids(list(made.added)[:8])
+    ids = list(made.ids.values())[:8]
     shown = ", ".join(repr(made.model.tokenizer.decode([each])) for each in ids)
     tokens = "1 token" if len(made.added) == 1 else f"{len(made.added):,} tokens"
     write_error(f"{tokens} added: {shown}{', …' if len(made.added) > 8 else ''}\n")

@@ -24,6 +24,7 @@ from lmflow.components.exporter import ExportContext, Exporter
 from lmflow.components.inferencer import Inferencer
 from lmflow.components.log import Log
 from lmflow.components.model import Attention, Context, Model
+from lmflow.components.paths import OptionalPathOrName, PathOrName
 from lmflow.components.reward import Reward
 from lmflow.components.tracker import Tracker
 from lmflow.components.tuner import Optimizer, ParameterGroup, Schedule, Tuner
@@ -51,7 +52,9 @@ __all__ = [
     "Model",
     "Need",
     "Optimizer",
+    "OptionalPathOrName",
     "ParameterGroup",
+    "PathOrName",
     "PlanContext",
     "Quantization",
     "Requirement",

@@ -55,6 +55,10 @@ class Tuner(Component):
         """
         return None
 
+    def notes(self, model: nn.Module) -> Sequence[str]:
+        """What the user is told, a sentence each, of the model that `prepare` returned; nothing by default."""
+        return ()
+
     def parameter_groups(self, names: Sequence[str]) -> Sequence[ParameterGroup]:
         """Groups of trainable parameters with a rate or a decay of their own; those in none follow the options."""
         return ()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lmflow.data.cache.key import key_of
 from lmflow.data.cache.record_index import SamplesOnDisk
-from lmflow.data.files import unread_files, unread_folders
+from lmflow.data.files import is_known, unread_files, unread_folders
 from lmflow.data.formats.recognising import Formats
 from lmflow.data.formats.unread import listed, told_unread
 from lmflow.data.sample import Dataset, Message, Sample
@@ -64,6 +64,9 @@ class DataSummary:
     """How many records there are, where that was counted and only the first were read."""
     unmet: tuple[str, ...] = ()
     """That none of the first records has a field which the options name, where no others were read."""
+    validation: str | None = None
+    """The file, or the split, that is held out; None for a share."""
+    validation_sha256: str | None = None
 
     def describe(self) -> str:
         """What the user is told: what was read as what, and what was left out."""
@@ -117,7 +120,9 @@ def _load_mix(data: DataOptions, formats: Formats, seed: int) -> tuple[Dataset, 
     validation = validation_source(data, formats)
     parts = divided(sources, validation, data, seed)
     whole, heldout = mixed(parts, seed), parts.heldout
-    digest = hashlib.sha256(json.dumps([source.digest for source in sources]).encode()).hexdigest()
+    digests = [source.digest for source in sources]
+    unknown = next((digest for digest in digests if not is_known(digest)), None)
+    digest = unknown or hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     summary = replace(
         _summary(data, formats, sources, validation, whole, heldout), path=", ".join(data.mix), sha256=digest
     )
@@ -190,6 +195,8 @@ def _summary(
         train=len(train),
         heldout=len(heldout),
         sha256=sources[0].digest,
+        validation=str(data.validation) if validation else None,
+        validation_sha256=validation.digest if validation else None,
         skipped=sum(source.skipped for source in everything),
         problems=tuple(problem for source in everything for problem in source.problems)[:SHOWN],
         fields=sources[0].fields,

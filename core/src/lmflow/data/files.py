@@ -14,6 +14,8 @@ from lmflow.data.layout import choose_named, is_laid_out, is_saved, layout_files
 from lmflow.data.library import choose_split
 from lmflow.errors import DataError
 
+UNKNOWN = "unknown-"
+"""How the fingerprint begins of data that cannot be told from other data."""
 PACKED = (".bz2", ".xz", ".lz4", ".zip", ".7z")
 """Compressions that are not read."""
 
@@ -73,10 +75,16 @@ def _files_in(path: Path) -> list[Path]:
 
 
 def fingerprint(path: str | Path, subset: str | None = None, split: str | None = None) -> str:
-    """SHA-256 of the file at `path`, in hexadecimal; of several, of names and sums; of a hub's, of its revision."""
+    """SHA-256 of the file at `path`, in hexadecimal; of several, of names and sums; of a hub's, of its revision.
+
+    Of a data set on the hub whose revision cannot be told, what no other call returns; see `is_known`.
+    """
     if on_hub(path):
+        revision = hub_revision(str(path))
+        if revision is None:
+            return f"{UNKNOWN}{uuid.uuid4().hex}"
         part = "".join(f" {each}" for each in (subset, split) if each is not None)
-        return hashlib.sha256(f"{path} {hub_revision(str(path))}{part}".encode()).hexdigest()
+        return hashlib.sha256(f"{path} {revision}{part}".encode()).hexdigest()
     files = data_files(Path(path), subset, split)
     sums = [_sum(file) for file in files]
     if len(sums) == 1:
@@ -89,14 +97,19 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hub_revision(name: str) -> str:
-    """The commit that a data set on the hub is at; where that cannot be told, what no other call returns."""
+def is_known(fingerprint: str | None) -> bool:
+    """Whether a fingerprint tells the data from other data."""
+    return fingerprint is not None and not fingerprint.startswith(UNKNOWN)
+
+
+def hub_revision(name: str) -> str | None:
+    """The commit that a data set on the hub is at; None where that cannot be told."""
     try:
         from huggingface_hub import dataset_info
 
         return str(dataset_info(name).sha)
     except Exception:  # whatever keeps the hub from answering: the records then count as not seen before
-        return uuid.uuid4().hex
+        return None
 
 
 def size_of(path: str | Path, subset: str | None = None, split: str | None = None) -> int:

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import os
-import socket
 from functools import cache
-from urllib.parse import urlsplit
+from threading import Thread
 
 HUB = "https://huggingface.co"
+TIMEOUT = 4.0
+"""Seconds that the hub has to accept a connection, and then to answer."""
+DEADLINE = 8.0
+"""Seconds for all of it, looking up its name included."""
 
 
 @cache
 def hub_is_out_of_reach() -> bool:
-    """Whether this machine is told not to use the hub, or does not find it.
+    """Whether this machine is told not to use the hub, or the hub does not answer within a few seconds.
 
-    Behind a proxy it is the proxy that finds it, so there it is taken to be in reach.
+    Its libraries would try for minutes, once for each file. Whatever answer comes from there, or through a proxy, is
+    one; that a proxy refuses is none.
     """
-    from urllib.request import getproxies  # brings http and ssl, which every start would load
-
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "TRUE", "YES"}:
         return True
-    if "https" in getproxies():
-        return False
-    host = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname
+    answered: list[bool] = []
+    # In a thread, as nothing bounds how long a name is looked up.
+    asking = Thread(target=lambda: answered.append(_answers(os.environ.get("HF_ENDPOINT", HUB))), daemon=True)
+    asking.start()
+    asking.join(DEADLINE)
+    return answered != [True]
+
+
+def _answers(address: str) -> bool:
+    from ssl import SSLError
+    from urllib.error import HTTPError, URLError  # bring http and ssl, which every start would load
+    from urllib.request import Request, urlopen
+
     try:
-        socket.getaddrinfo(host, None)
-    except OSError:
+        urlopen(Request(address, method="HEAD"), timeout=TIMEOUT).close()
+    except HTTPError:
         return True
-    return False
+    except URLError as error:
+        return isinstance(error.reason, SSLError)  # it is there; what the libraries trust is their affair
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_kept_from_hub(name: str, file: str, revision: str | None = None) -> bool:

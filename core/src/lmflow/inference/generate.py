@@ -196,15 +196,18 @@ class SamplingRules:
 
     def __init__(self, model: LanguageModel) -> None:
         self._end_ids = torch.tensor(model.end_ids, dtype=torch.long, device=model.device)
-        self._never = model.suppressed_ids
+        self._never = torch.tensor(
+            sorted({*model.suppressed_ids, *model.unknown_ids}), dtype=torch.long, device=model.device
+        )
 
     def allowed(self, logits: Tensor, counts: Tensor, min_new_tokens: int | Tensor = 0) -> Tensor:
-        """Logits (R, V) with -inf for padding, and for the end while a row has too few tokens, `counts` (R,).
+        """Logits (R, V) with -inf for what no answer has, and for the end while a row has too few tokens.
 
+        Never in an answer are padding and rows that stand for no token; `counts` (R,) are the tokens of the rows.
         `min_new_tokens` is one number or (R,). The logits are changed in place.
         """
         vocabulary = logits.shape[-1]
-        logits[:, [token for token in self._never if token < vocabulary]] = -torch.inf
+        logits[:, self._never[self._never < vocabulary]] = -torch.inf
         if len(self._end_ids) and (isinstance(min_new_tokens, Tensor) or min_new_tokens):
             early = (counts < min_new_tokens).nonzero()
             logits[early, self._end_ids[self._end_ids < vocabulary]] = -torch.inf

@@ -64,6 +64,8 @@ class LanguageModel:
     """What aligners added to it (`Aligner.heads`), by name: (…, hidden size) to (…, outputs), in float32.
 
     As loaded they lie beside `module`; in a run that trains them they are a part of it, too."""
+    fingerprint: str | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """Which weights were loaded (see `lmflow.models.identity`), for what is trained on them; None where nobody says."""
     weights: WeightCounter = field(default_factory=lambda: WeightCounter(), kw_only=True, repr=False, compare=False)
     """Counts changes of the weights; wrapped modules share it."""
 
@@ -93,6 +95,10 @@ class LanguageModel:
         """The model as `tuner` made it trainable; a model of several parts overrides this to say which one is tuned."""
         return self.with_module(tuner.prepare(self.module))
 
+    def tuner_notes(self, tuner: Tuner) -> Sequence[str]:
+        """What `tuner` has to say of the model it made trainable."""
+        return tuner.notes(self.module)
+
     def save_tuned(self, tuner: Tuner, directory: Path) -> Path:
         """Write what `tuner` trained below the run's `directory`; return where. See `Tuner.save`."""
         return tuner.save(self, directory)
@@ -112,7 +118,37 @@ class LanguageModel:
         """
         for sample in samples:
             refuse_images(sample)
-        return encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+        encoded = encode_samples(self.tokenizer, samples, train_on=train_on, end_ids=self.end_ids)
+        for sample, sequences in zip(samples, encoded, strict=True):
+            for sequence in sequences:
+                self.check_ids(sequence.ids, sample)
+        return encoded
+
+    @cached_property
+    def vocabulary_size(self) -> int | None:
+        """Rows of the table of embeddings: how many tokens the weights know; None for a model without such a table."""
+        embeddings = getattr(self.module, "get_input_embeddings", None)
+        return None if embeddings is None else int(embeddings().weight.shape[0])
+
+    @cached_property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """Rows of the embeddings that stand for no token of the tokenizer: many tables are larger, and padded."""
+        return tuple(sorted({*range(self.vocabulary_size or 0)}.difference(self.tokenizer.get_vocab().values())))
+
+    def check_ids(self, ids: Sequence[int], sample: Sample, others: Sequence[int] = ()) -> None:
+        """Raise DataError for a token that the weights do not know, but for `others`, which are never looked up."""
+        rows = self.vocabulary_size
+        if rows is None or max(ids, default=-1) < rows:
+            return
+        beyond = next((int(each) for each in ids if each >= rows and each not in others), None)
+        if beyond is not None:
+            name = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise DataError(
+                f"{sample.source or 'the prompt'}: "
+                f"token {beyond} ({name!r}) is beyond the model's {rows:,} embeddings: "
+                f"{self.source} has a larger tokenizer than weights. Use the tokenizer it was saved with; lmflow "
+                "vocabulary adds tokens to both."
+            )
 
     @property
     def token_key(self) -> str | None:
@@ -123,12 +159,14 @@ class LanguageModel:
             return None
         special = sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens
         kept = special_tokens_are_kept(tokenizer)
-        return f"{backend.to_str()}{(tokenizer.chat_template, special, kept, self.end_ids)!r}"
+        return f"{backend.to_str()}{(tokenizer.chat_template, special, kept, self.end_ids, self.vocabulary_size)!r}"
 
     def encode_prompt(self, sample: Sample) -> Prompt:
         """Tokenise what precedes a sample's last answer, up to where the answer begins."""
         refuse_images(sample)
-        return Prompt(encode_prompt(self.tokenizer, sample))
+        ids = encode_prompt(self.tokenizer, sample)
+        self.check_ids(ids, sample)
+        return Prompt(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -159,7 +197,8 @@ class LanguageModel:
     def pad_id(self) -> int:
         """Token that fills rows up; masks, never comparisons with it, tell padding from text."""
         pad = self.tokenizer.pad_token_id
-        return self.end_ids[0] if pad is None else pad
+        rows = self.vocabulary_size
+        return self.end_ids[0] if pad is None or (rows is not None and pad >= rows) else pad
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
@@ -177,8 +216,10 @@ class LanguageModel:
 
         The generation configuration names all of `end_ids`, so that whatever serves the model stops where it learnt to.
         """
+        # Of an adapter, PEFT would look for its base on the hub, to find out whether the embeddings changed.
+        options = {"save_embedding_layers": False} if hasattr(self.module, "peft_config") else {}
         with heads_apart(self.module):
-            self.module.save_pretrained(directory)  # type: ignore[operator]  # every PreTrainedModel has it
+            self.module.save_pretrained(directory, **options)  # type: ignore[operator]  # every PreTrainedModel has it
         self.tokenizer.save_pretrained(directory)
         write_heads(self.heads, directory)
         if getattr(self.module, "generation_config", None) is not None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lmflow.components import Model
-from lmflow.data.hub import hub_is_out_of_reach, is_kept_from_hub
-from lmflow.errors import LmflowError, RecipeError
-from lmflow.models.reading import explained_failure, first_lines, read_tokenizer, reading
+from lmflow.components import Model, PathOrName
+from lmflow.errors import LmflowError
+from lmflow.models.identity import fingerprint
+from lmflow.models.reading import first_lines
+from lmflow.models.source import ModelSource
 
 if TYPE_CHECKING:
     from lmflow.components import LoadRequest
     from lmflow.models.language_model import LanguageModel
+
+PERMUTED = ("xlnet",)
+"""Types of models that Transformers counts among the causal ones, and that are none."""
 
 
 class Pretrained(Model):
@@ -29,7 +32,7 @@ class Pretrained(Model):
     supports_quantization = True
     supports_device_map = True
 
-    path: str = Field(description="Model directory, or a name on the model hub.")
+    path: PathOrName = Field(description="Model directory, or a name on the model hub.")
     revision: str | None = Field(
         None, description="Revision on the hub, for weights, configuration and tokenizer alike."
     )
@@ -41,66 +44,70 @@ class Pretrained(Model):
         return (Path(reference) / "config.json").is_file()
 
     @property
-    def _settings(self) -> dict[str, Any]:
-        """What weights, configuration and tokenizer are all loaded with."""
-        revision = {"revision": self.revision} if self.revision else {}
-        kept_only = {"local_files_only": True} if asks_hub(self.path) and hub_is_out_of_reach() else {}
-        return {"trust_remote_code": self.trust_remote_code, **revision, **kept_only}
+    def _source(self) -> ModelSource:
+        return ModelSource(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def skeleton(self, request: LoadRequest) -> LanguageModel:
         """Configuration and tokenizer, around weights that take no memory."""
-        request = self.completed(request)
-        check_path(self.path, self.revision)
-        from transformers import GenerationConfig
-
-        with explained_failure(self.path):
-            config = configuration(self.path, request, **self._settings)
-            tokenizer = read_tokenizer(self.path, **self._settings)
+        request, source = self.completed(request), self._source
+        source.check()
+        config = configuration(source, request)
+        tokenizer = source.tokenizer()
+        with source.explained():
             module = skeleton(config, request, trust_remote_code=self.trust_remote_code)
-            with suppress(OSError):  # not every model has one
-                module.generation_config = GenerationConfig.from_pretrained(self.path, **self._settings)
+        if (generation := source.generation_config()) is not None:
+            module.generation_config = generation
         return assemble(module, tokenizer, self.path, request)
 
     def load(self, request: LoadRequest) -> LanguageModel:
         """Load configuration, weights and tokenizer with the same revision and trust."""
-        request = self.completed(request)
-        check_path(self.path, self.revision)
-        settings = self._settings
-        with explained_failure(self.path):
-            config = configuration(self.path, request, **settings)
-            tokenizer = read_tokenizer(self.path, **settings)
-            module = place(load_weights(self.path, config, request, **settings), request)
-        return assemble(module, tokenizer, self.path, request)
+        request, source = self.completed(request), self._source
+        source.check()
+        config = configuration(source, request)
+        tokenizer = source.tokenizer()
+        module = place(load_weights(source, config, request), request)
+        return replace(assemble(module, tokenizer, self.path, request), fingerprint=fingerprint(source))
 
 
-def configuration(source: str | Path, request: LoadRequest, **settings: Any) -> Any:
-    """The configuration of the model at `source`, changed by the request's context if there is one."""
-    from transformers import AutoConfig
+def configuration(source: ModelSource, request: LoadRequest) -> Any:
+    """The configuration of the model at `source`, changed by the request's context if there is one.
 
-    with reading(source, "configuration"):
-        config = AutoConfig.from_pretrained(source, **settings)
+    Raises LmflowError for a model that does not read a text from its beginning to its end.
+    """
+    config = source.configuration()
+    check_causal(source, config)
     if request.context is not None:
         request.context.configure(config)
     return config
 
 
-def load_weights(source: str | Path, config: Any, request: LoadRequest, **settings: Any) -> Any:
+def check_causal(source: ModelSource, config: Any) -> None:
+    """Raise LmflowError for a kind of model that has a part for reading beside the one that writes."""
+    kind = getattr(config, "model_type", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise LmflowError(f"{source.option} {source.path} ({kind}): encoder-decoder models are not supported.")
+    if kind in PERMUTED:
+        raise LmflowError(
+            f"{source.option} {source.path} ({kind}): models that predict a text in another order than from left to "
+            "right are not supported."
+        )
+
+
+def load_weights(source: ModelSource, config: Any, request: LoadRequest) -> Any:
     """The causal language model at `source`, with the request's attention, quantization and placement.
 
     Without the last two it is in main memory, and `place` brings it where it is to be. Raises LmflowError naming the
-    model type where it has no such attention, and what Transformers raises where weights cannot be read.
+    model type where it has no such attention, and the tensors that are not those of the configuration.
     """
     from transformers import AutoModelForCausalLM
 
     from lmflow.models.quantization import keep_as_stored, placement_settings
 
-    trust = settings.get("trust_remote_code", False)
     plain = replace(request, quantization=None)
+    trust = source.trust_remote_code
     placement = placement_settings(config, request, lambda: skeleton(config, plain, trust_remote_code=trust))
-    with explained_attention(config, request) as attention:
-        module = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=request.dtype, **settings, **attention, **placement
-        )
+    with source.explained(), explained_attention(config, request) as attention:
+        module = source.weights(AutoModelForCausalLM, config, dtype=request.dtype, **attention, **placement)
     check_attention(module, attention, request)
     if request.quantization is not None:
         keep_as_stored(module)
@@ -176,36 +183,12 @@ def assemble(module: Any, tokenizer: Any, source: str, request: LoadRequest) -> 
     from lmflow.data.tokenize import ensure_chat_template
     from lmflow.models.heads import read_heads
     from lmflow.models.language_model import LanguageModel
+    from lmflow.models.vocabulary import mark_new_tokens
 
     ensure_chat_template(tokenizer)
+    mark_new_tokens(module, source)
     heads = {name: each.to(request.device) for name, each in read_heads(source).items()}
     model = LanguageModel(module.eval(), tokenizer, source, attention=request.attention, heads=heads)
     if not model.end_ids:
         raise LmflowError(f"{source}: neither tokenizer nor generation configuration names an end-of-text token.")
     return model
-
-
-def asks_hub(path: str) -> bool:
-    """Whether `path` is a name on the hub, OWNER/NAME, rather than a place on this machine."""
-    there = Path(path).expanduser().exists()
-    return not there and not path.startswith((".", "/", "~")) and path.count("/") == 1
-
-
-def check_path(path: str, revision: str | None = None) -> None:
-    """Raise RecipeError when `path` looks like a place on this machine and nothing is there.
-
-    A name on the hub is refused where the hub is out of reach and the model was not fetched before.
-    """
-    place = Path(path).expanduser()
-    if place.exists():
-        if place.is_dir() and not (place / "config.json").is_file():
-            raise RecipeError([f"model.path: {path} is a directory without config.json, so it holds no model"])
-        return
-    if asks_hub(path):
-        if hub_is_out_of_reach() and not is_kept_from_hub(path, "config.json", revision):
-            raise RecipeError([f"model.path: {path} does not exist here, and the model hub is out of reach"])
-        return
-    siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-    near = difflib.get_close_matches(place.name, siblings, n=1)
-    hint = f"; did you mean {place.parent / near[0]}?" if near else ""
-    raise RecipeError([f"model.path: {path} does not exist{hint}"])

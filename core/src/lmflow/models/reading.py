@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lmflow.errors import LmflowError
 
@@ -41,14 +40,6 @@ def reading(path: str | Path, part: str, option: str = "model.path") -> Iterator
             f"{option} {path}: its {part} cannot be read: {type(error).__name__}: {error}. A file of it is damaged, or "
             "was written by a newer version of the library; copy it again, or install that version."
         ) from error
-
-
-def read_tokenizer(source: str | Path, option: str = "model.path", **settings: Any) -> Any:
-    """The tokenizer at `source`, by Transformers with these settings."""
-    from transformers import AutoTokenizer
-
-    with reading(source, "tokenizer", option):
-        return AutoTokenizer.from_pretrained(source, **settings)
 
 
 def damaged_weights(path: str | Path) -> str:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 import re
+import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 
 from lmflow.errors import LmflowError
 from lmflow.models.language_model import LanguageModel
@@ -28,6 +31,8 @@ from lmflow.models.language_model import LanguageModel
 TOKENIZER = "tokenizer.json"
 UNCUT = ("NoneType", "Metaspace")
 """Kinds of pre-tokenizer that leave words together, as SentencePiece's tokenizers have them."""
+NEW_TOKENS = "new_tokens.json"
+"""Beside a model with a larger vocabulary: the tokens whose rows nothing has trained yet."""
 SPACE = "▁"
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 """Pieces for the bytes of characters that are not in the vocabulary."""
@@ -40,6 +45,8 @@ class Extension:
 
     model: LanguageModel
     added: Mapping[str, tuple[int, ...]]
+    ids: Mapping[str, int]
+    """The id of each."""
 
 
 def add_tokens(model: LanguageModel, tokens: Sequence[str], *, special: bool = False) -> Extension:
@@ -47,13 +54,37 @@ def add_tokens(model: LanguageModel, tokens: Sequence[str], *, special: bool = F
 
     The model is changed. Raises LmflowError where there is nothing to add.
     """
-    known = model.tokenizer.get_vocab()
-    new = [token for token in dict.fromkeys(tokens) if token and token not in known]
+    new = [token for token in dict.fromkeys(tokens) if token and not is_token(model.tokenizer, token)]
     if not new:
         raise LmflowError("There is nothing to add: the tokenizer has all of these tokens.")
     pieces = {token: tuple(model.tokenizer(token, add_special_tokens=False)["input_ids"]) for token in new}
-    model.tokenizer.add_tokens(new, special_tokens=special)
-    return _resized(model, model.tokenizer, pieces)
+    # A text that is the encoding of another, as é is that of a byte, would be taken for that one: it becomes a piece.
+    taken = [] if special else [token for token in new if token in model.tokenizer.get_vocab()]
+    tokenizer = model.tokenizer
+    if taken:
+        _byte_pairs(model)
+        merges = [pair for token in taken for pair in _merges_of(tokenizer.convert_ids_to_tokens(pieces[token]))]
+        tokenizer, _ = _with_pieces(model, (), list(dict.fromkeys(merges)))
+    # Not normalised, so that they are found within words too, where a normaliser would put a space before them.
+    marks = [AddedToken(token, special=special, normalized=False) for token in new if token not in taken]
+    tokenizer.add_tokens(marks, special_tokens=special)
+    found = {token: tokenizer(token, add_special_tokens=False)["input_ids"] for token in new}
+    if lost := next((token for token, ids in found.items() if len(ids) != 1 or ids[0] in pieces[token]), None):
+        raise LmflowError(
+            f"{lost!r} cannot be made a token of {model.source}: its tokenizer changes texts before it looks for tokens"
+        )
+    return _resized(model, tokenizer, pieces, {token: ids[0] for token, ids in found.items()})
+
+
+def _merges_of(pieces: Sequence[str]) -> list[Pair]:
+    """The merges that make one piece of several, from the left."""
+    return [("".join(pieces[:end]), pieces[end]) for end in range(1, len(pieces))]
+
+
+def is_token(tokenizer: Any, text: str) -> bool:
+    """Whether a text is one token already; texts are compared, as vocabularies hold pieces in an encoding of theirs."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id and tokenizer.decode(ids) == text
 
 
 def learn_pieces(model: LanguageModel, texts: Iterable[str], count: int) -> Extension:
@@ -62,31 +93,45 @@ def learn_pieces(model: LanguageModel, texts: Iterable[str], count: int) -> Exte
     The weights are changed, the tokenizer is another one. Raises LmflowError for a tokenizer that is no byte-pair
     encoding, and where no pair occurs twice.
     """
+    vocabulary = _byte_pairs(model)["vocab"]
+    words = words_of(model.tokenizer, texts)
+    characters = unknown_characters(words, vocabulary, count)
+    known = {*vocabulary, *characters}
+    merges = learn_merges(parts_of(words, known), count - len(characters), known)
+    if not characters and not merges:
+        raise LmflowError("The corpus has no pair of pieces that occurs twice, so there is nothing to learn.")
+    tokenizer, pieces = _with_pieces(model, characters, merges)
+    return _resized(model, tokenizer, pieces, {piece: tokenizer.convert_tokens_to_ids(piece) for piece in pieces})
+
+
+def _byte_pairs(model: LanguageModel) -> dict[str, Any]:
+    """The vocabulary and merges of the model's tokenizer. Raises LmflowError for one that is no byte-pair encoding."""
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    stored = json.loads(backend.to_str())["model"] if backend is not None else {}
+    if stored.get("type") != "BPE":
+        raise LmflowError(
+            f"Pieces are learnt for byte-pair encodings, and the tokenizer of {model.source} is "
+            f"{stored.get('type', 'no fast tokenizer')}. Name tokens to add instead."
+        )
+    return dict(stored)
+
+
+def _with_pieces(
+    model: LanguageModel, characters: Sequence[str], merges: Sequence[Pair]
+) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The model's tokenizer with these characters and merges after its own, and the old tokens of each new piece."""
     with TemporaryDirectory() as folder:
         model.tokenizer.save_pretrained(folder)
         file = Path(folder) / TOKENIZER
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"model": {}}
-        if stored["model"].get("type") != "BPE":
-            kind = stored["model"].get("type", "no fast tokenizer")
-            raise LmflowError(
-                f"Pieces are learnt for byte-pair encodings, and the tokenizer of {model.source} is {kind}. Name "
-                "tokens to add instead."
-            )
+        stored = json.loads(file.read_text(encoding="utf-8"))
         vocabulary = stored["model"]["vocab"]
-        words = words_of(model.tokenizer, texts)
-        characters = unknown_characters(words, vocabulary, count)
-        known = {*vocabulary, *characters}
-        merges = learn_merges(parts_of(words, known), count - len(characters), known)
-        if not characters and not merges:
-            raise LmflowError("The corpus has no pair of pieces that occurs twice, so there is nothing to learn.")
         pieces = _old_pieces(characters, merges, vocabulary)
         for number, piece in enumerate(pieces, len(model.tokenizer)):
             vocabulary[piece] = number
         as_lists = not stored["model"]["merges"] or isinstance(stored["model"]["merges"][0], list)
         stored["model"]["merges"] += [list(pair) if as_lists else " ".join(pair) for pair in merges]
         file.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
-        tokenizer = type(model.tokenizer).from_pretrained(folder)
-    return _resized(model, tokenizer, pieces)
+        return type(model.tokenizer).from_pretrained(folder), pieces
 
 
 def words_of(tokenizer: Any, texts: Iterable[str]) -> Counter[tuple[str, ...]]:
@@ -225,7 +270,9 @@ def _old_pieces(
 
 
 @torch.no_grad()
-def _resized(model: LanguageModel, tokenizer: Any, pieces: Mapping[str, tuple[int, ...]]) -> Extension:
+def _resized(
+    model: LanguageModel, tokenizer: Any, pieces: Mapping[str, tuple[int, ...]], ids: Mapping[str, int]
+) -> Extension:
     """The model with a row for every token of `tokenizer`, new ones the mean of the rows of their old pieces."""
     module: Any = model.module
     rows = module.get_input_embeddings().weight.shape[0]
@@ -233,9 +280,41 @@ def _resized(model: LanguageModel, tokenizer: Any, pieces: Mapping[str, tuple[in
         module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tables = {id(part.weight): part for part in (module.get_input_embeddings(), module.get_output_embeddings())}
     for token, old in pieces.items():
-        new = tokenizer.convert_tokens_to_ids(token)
         for table in tables.values():  # one, where the head is tied to the embeddings
-            table.weight[new] = table.weight[list(old)].float().mean(0).to(table.weight)
+            table.weight[ids[token]] = table.weight[list(old)].float().mean(0).to(table.weight)
             if getattr(table, "bias", None) is not None:
-                table.bias[new] = table.bias[list(old)].mean()
-    return Extension(LanguageModel(module, tokenizer, model.source), pieces)
+                table.bias[ids[token]] = table.bias[list(old)].mean()
+    return Extension(replace(model, module=module, tokenizer=tokenizer), pieces, ids)
+
+
+# New tokens are trained
+
+
+def save_extended(extension: Extension, directory: Path) -> None:
+    """Write the model, and which of its tokens are new, so that their rows are trained: complete, or not at all."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        extension.model.save(partial)
+        ids = sorted(extension.ids.values())
+        (partial / NEW_TOKENS).write_text(json.dumps({"ids": ids}) + "\n", encoding="utf-8")
+        os.replace(partial, directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def mark_new_tokens(module: Any, source: str) -> None:
+    """Let the model loaded from `source` know which of its tokens are new there. Raises LmflowError."""
+    file = Path(source).expanduser() / NEW_TOKENS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["ids"] if file.is_file() else []
+        module.new_token_ids = tuple(int(each) for each in found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LmflowError(f"{file} is damaged: {error}; write the model anew with lmflow vocabulary.") from error
+
+
+def new_tokens(module: Any) -> tuple[int, ...]:
+    """The tokens of a loaded model whose rows nothing has trained yet."""
+    found: tuple[int, ...] = getattr(module, "new_token_ids", ())
+    return found

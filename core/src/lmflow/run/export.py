@@ -14,12 +14,22 @@ from lmflow.run.display import Display
 from lmflow.run.log import RunLog
 
 
-def export(exporter: Exporter, plugins: Plugins, source: str, output: Path, display: Display | None = None) -> Path:
-    """Export to `output`, and say what becomes of heads. Raises LmflowError where something stands there already."""
+def export(
+    exporter: Exporter,
+    plugins: Plugins,
+    source: str,
+    output: Path,
+    display: Display | None = None,
+    model: Model | None = None,
+) -> Path:
+    """Export to `output`, and say what becomes of heads. Raises LmflowError where something stands there already.
+
+    `model` loads what is exported, where that takes other options than `--model SOURCE` implies.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise LmflowError(f"{output} exists and is not empty; choose another --output.")
     log = RunLog(None, plugins.emit, display)
-    model = model_from_reference(plugins, source)
+    model = model or model_from_reference(plugins, source)
     written = exporter.export(ExportContext(plugins=plugins, log=log, source=source, model=model, output=output))
     if note := about_heads(head_names_of(model), head_names(written if written.is_dir() else written.parent), output):
         log.note(note)

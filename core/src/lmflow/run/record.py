@@ -72,6 +72,8 @@ class RunRecord:
             "plugins": dict(plugins.versions()),
             "processes": log.processes.size,
             "packing": earlier.get("packing"),
+            "data": earlier.get("data"),
+            "weights": earlier.get("weights") or {},
             "error": None,
         }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmflow.data.files import is_known
 from lmflow.errors import RunDirectoryError
 from lmflow.recipe.recipe import Recipe, dump
 from lmflow.recipe.settings import LAUNCH, SOURCES, STAGES
@@ -30,6 +31,34 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
         raise RunDirectoryError(
             f"{directory.path} was started with another recipe:\n{shown}\n"
             "Resume with --resume --output alone, or start a new run from its result with --model."
+        )
+
+
+def check_same_data(place: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise RunDirectoryError where the run at `place` was started with other data, as run.json describes both."""
+    for key, option, what in (("sha256", "path", "data"), ("validation_sha256", "validation", "held-out data")):
+        old, new = (before or {}).get(key), now.get(key)
+        if is_known(old) and is_known(new) and old != new:
+            raise RunDirectoryError(
+                f"{place} was started with other {what}: {_data(before or {}, old, option)} then, "
+                f"{_data(now, new, option)} now. Put it back as it was to go on with --resume, or start a new run."
+            )
+
+
+def _data(summary: Mapping[str, Any], digest: Any, option: str) -> str:
+    path = summary.get(option) or summary.get("path") or f"embedded in format {summary.get('format')}"
+    count = f"{summary.get('records', 0):,} records, " if option == "path" else ""
+    return f"{path} ({count}SHA-256 {str(digest)[:12]})"
+
+
+def check_same_weights(place: Path, name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise RunDirectoryError where the run at `place` was started from other weights of the model called `name`."""
+    old, new = (before or {}).get("fingerprint"), now.get("fingerprint")
+    if before is not None and old is not None and new is not None and old != new:
+        which = "weights" if name == "model" else f"weights of the {name} model"
+        raise RunDirectoryError(
+            f"{place} was started with other {which}: {before['path']} (fingerprint {old[:12]}) then, {now['path']} "
+            f"(fingerprint {new[:12]}) now. Put them back as they were to go on with --resume, or start a new run."
         )
 
 

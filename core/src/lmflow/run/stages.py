@@ -17,6 +17,7 @@ from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.run.record import RunRecord
+from lmflow.run.resume import check_same_data, check_same_weights
 
 if TYPE_CHECKING:
     from lmflow.data.sample import Dataset
@@ -48,6 +49,7 @@ def read_data(work: Work) -> Dataset:
     with log.phase("reading data"):
         formats = formats_of(recipe, work.plugins)
         data, summary = log.processes.once_per_node(lambda: load_dataset(recipe.data, formats, recipe.training.seed))
+    check_same_data(work.directory.path, work.record.values["data"], asdict(summary))
     work.record.values["data"] = asdict(summary)
     if summary.recognised or summary.skipped or summary.unread or summary.unread_fields or summary.unread_files:
         log.note(summary.describe())
@@ -139,8 +141,16 @@ def load_model(work: Work) -> LanguageModel:
     request = replace(load_request(work), context=recipe.context, attention=recipe.attention)
     with work.log.phase(f"loading model {recipe.model.name}"):
         model = recipe.model.load(request)
+    keep_weights(work, "model", model)
     prepare_tokenizer(model.tokenizer, recipe.data)
     return model
+
+
+def keep_weights(work: Work, name: str, model: LanguageModel) -> None:
+    """Let run.json say which weights were loaded; a resumed run goes on with the same, or raises RunDirectoryError."""
+    known, found = work.record.values["weights"], {"path": model.source, "fingerprint": model.fingerprint}
+    check_same_weights(work.directory.path, name, known.get(name), found)
+    known[name] = found
 
 
 def load_request(work: Work) -> LoadRequest:
@@ -160,6 +170,7 @@ def open_models(work: Work) -> dict[str, LanguageModel]:
         if known is None:
             with work.log.phase(f"loading the {name} model {component.name}"):
                 known = component.load(load_request(work))
+            keep_weights(work, name, known)
             known.module.requires_grad_(False).eval()
             opened.append((component, known))
         found[name] = known
@@ -202,6 +213,8 @@ def prepare(work: Work, model: LanguageModel) -> LanguageModel:
     before = parameter_names(model)
     prepared = model.prepare(recipe.tuner)
     check_savable(recipe.tuner, before, parameter_names(prepared))
+    for each in prepared.tuner_notes(recipe.tuner):
+        work.log.note(each)
     prepared = with_heads(work, prepared)
     metrics["parameters"] = count_parameters(prepared.module)
     metrics["trainable_parameters"] = count_parameters(prepared.module, trainable_only=True)

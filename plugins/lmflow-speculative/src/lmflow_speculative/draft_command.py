@@ -118,9 +118,11 @@ def carry_out(plugins: Plugins, scanned: Scanned, request: DraftRequest) -> None
     if request.as_json:
         write_out(to_json({"directory": str(request.output), **record}) + "\n")
     elif not request.quiet:
+        low, high = record["acceptance_interval"]
         write_out(
             f"{request.output}: {record['parameters']:,} parameters beside {record['target_parameters']:,}; on prompts "
-            f"it was not trained on {record['acceptance_rate']:.0%} of its proposals are accepted, "
+            f"it was not trained on {record['acceptance_rate']:.0%} of its {record['proposals']:,} proposals are "
+            f"accepted (95% interval {low:.0%} to {high:.0%}), "
             f"{record['tokens_per_target_pass']:.2f} tokens per target pass\n"
             f"Use it with --inferencer speculative --inferencer.draft {request.output}\n"
         )
@@ -176,6 +178,7 @@ def train_draft(plugins: Plugins, parts: dict[str, Any], request: DraftRequest, 
         "mean_divergence": loss,
         "heldout_prompts": len(heldout),
         **measured.figures(),
+        "acceptance_interval": [round(bound, 4) for bound in measured.statistics.acceptance_interval],
         "acceptance": [round(share, 4) for share in measured.statistics.acceptance],
     }
     write(draft, request.output, record)

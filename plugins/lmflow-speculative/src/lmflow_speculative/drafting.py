@@ -37,9 +37,19 @@ def load_draft(
 
 
 def check_vocabularies(draft: LanguageModel, target: LanguageModel) -> None:
-    """Raise LmflowError, naming the first token that differs, unless both tokenizers give every token one number."""
+    """Raise LmflowError, naming the first token that differs, unless both tokenizers give every token one number.
+
+    So it does where the draft has fewer embeddings than there are tokens.
+    """
     ours, theirs = _tokens(draft.tokenizer), _tokens(target.tokenizer)
     if ours == theirs:
+        rows = draft.vocabulary_size
+        beyond = None if rows is None else min((number for number in theirs if number >= rows), default=None)
+        if beyond is not None:
+            raise LmflowError(
+                f"inferencer.draft: {draft.source} has {rows:,} embeddings, and token {beyond} "
+                f"({theirs[beyond]!r}) of the model {target.source} is beyond them; lmflow draft trains one with all."
+            )
         return
     number = min(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
     raise LmflowError(

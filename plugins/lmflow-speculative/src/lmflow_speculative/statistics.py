@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import sqrt
+
+Z = 1.959964
+"""The normal distribution has 95% within so many standard deviations."""
+
+
+def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+    """The 95% interval for a share of `trials`; from 0 to 1 where there were none."""
+    if not trials:
+        return 0.0, 1.0
+    share, spread = hits / trials, Z * Z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass
@@ -51,6 +65,11 @@ class Statistics:
         return sum(self.accepted) / max(1, sum(self.proposed))
 
     @property
+    def acceptance_interval(self) -> tuple[float, float]:
+        """The 95% interval of Wilson (1927) for `acceptance_rate`, as if proposals were independent."""
+        return wilson_interval(sum(self.accepted), sum(self.proposed))
+
+    @property
     def tokens_per_pass(self) -> float:
         """Tokens sampled per pass of the target over a row; 1 without speculation."""
         return self.tokens / max(1, self.row_passes)
@@ -59,6 +78,7 @@ class Statistics:
         """The figures that sum it up, by name."""
         return {
             "acceptance_rate": self.acceptance_rate,
+            "proposals": sum(self.proposed),
             "tokens_per_target_pass": self.tokens_per_pass,
             "target_passes": self.target.count,
             "draft_passes": self.draft.count,
