@@ -129,7 +129,7 @@ def test_plots_and_numbers_that_are_not_finite(
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        ([], ["--evaluator: name what to measure, one of accuracy, exact_match, nll"]),
+        ([], ["--evaluator: name what to measure, one of accuracy, choices, exact_match, nll"]),
         (
             ["--evaluator", "perplexty", "--data.packing", "--jsn", "--device", "x"],
             [

@@ -135,8 +135,9 @@ def other_template(model: LanguageModel) -> LanguageModel:
 
 
 def other_token(model: LanguageModel) -> LanguageModel:
-    other = replace(model, tokenizer=copy.deepcopy(model.tokenizer))
+    other = replace(model, tokenizer=copy.deepcopy(model.tokenizer), module=copy.deepcopy(model.module))
     other.tokenizer.add_tokens(["jumps"])
+    other.module.resize_token_embeddings(len(other.tokenizer))
     return other
 
 

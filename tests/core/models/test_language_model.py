@@ -46,6 +46,7 @@ def base_model() -> Any:
 
 
 def test_the_end_of_a_turn_ends_an_answer_whatever_the_end_of_a_text_is(base_model: Any) -> None:
+    base_model.module.resize_token_embeddings(len(base_model.tokenizer))
     turn = base_model.tokenizer.convert_tokens_to_ids("<|turn|>")
     assert base_model.end_ids == (base_model.tokenizer.eos_token_id, turn)
     [sequence] = base_model.encode(Sample((Message("user", "q"), Message("assistant", "a"))))
