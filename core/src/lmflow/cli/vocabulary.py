@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lmflow.atomic import atomic_directory
 from lmflow.cli.installed import installed_plugins
 from lmflow.components import LoadRequest
 from lmflow.errors import RecipeError, RunDirectoryError
@@ -47,7 +48,8 @@ def command(
     loaded = model_from_reference(plugins, model).load(LoadRequest(plugins=plugins))
     before = sum(len(loaded.tokenizer(text)["input_ids"]) for text in texts)
     made = add_tokens(loaded, add, special=special) if add else learn_pieces(loaded, texts, pieces)
-    made.model.save(output)
+    with atomic_directory(output) as partial:
+        made.model.save(partial)
     sys.stdout.write(f"{output}\n")
     ids = made.model.tokenizer.convert_tokens_to_ids(list(made.added)[:8])
     shown = ", ".join(repr(made.model.tokenizer.decode([each])) for each in ids)

@@ -219,7 +219,7 @@ class Trainer:
             if checkpoints:
                 self.checkpoint()  # says that this step is yet to be evaluated
             raise
-        due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
+        due = checkpoints and self._checkpoints.due(self.step)
         if checkpoints and (due or improved or self.log.stop_signal):
             self.checkpoint()
         self.log.check_stop()
