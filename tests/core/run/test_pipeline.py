@@ -215,7 +215,7 @@ class TestWhatMayChange:
         staged = resolve_recipe(plugins, recipe)
         assert isinstance(staged, StagedRecipe)
         with pytest.raises(
-            RunDirectoryError, match="stage sft was begun with another recipe:\n  tuner.rank: 2 in the run"
+            RunDirectoryError, match=r"stage sft was begun with another recipe:\n  tuner\.rank: 2 in the run"
         ):
             run_stages(staged, plugins, output=copy, resume=True)
 

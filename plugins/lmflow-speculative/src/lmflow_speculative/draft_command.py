@@ -44,7 +44,12 @@ SCOPE = Scope(
     ("model", "context", "data", "inferencer", "optimizer", "schedule"),
     {**READING_SECTION, "draft": DraftOptions, "sampling": Sampling, "training": TrainingOptions},
     preferred={"sampling.n": 4, "training.learning_rate": 2e-3, "training.batch_size": 16, "training.epochs": 3.0},
-    hidden=("training.checkpoint_every", "training.keep_checkpoints", "training.evaluate_every"),
+    hidden=(
+        "training.checkpoint_every",
+        "training.checkpoint_minutes",
+        "training.keep_checkpoints",
+        "training.evaluate_every",
+    ),
 )
 HELP = (
     ("--output DIR", "Where to write the draft, a model directory."),
