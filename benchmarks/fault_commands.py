@@ -18,8 +18,8 @@ from kill_loop import descendants, differences, environment, found_in
 SECONDS = 600
 """After which a command counts as hanging."""
 OPTIONS = (
-    "run --model demo --data demo --aligner sft --tuner full --data.limit 64 --training.max_steps 12 "
-    "--training.checkpoint_every 3 --training.batch_size 4 --aligner.heldout_prompts 2 --aligner.max_new_tokens 4"
+    "run --model demo --data demo --aligner sft --tuner full --data.limit 64 --training.max_steps 80 "
+    "--training.checkpoint_every 20 --training.batch_size 4 --aligner.heldout_prompts 2 --aligner.max_new_tokens 4"
 )
 SMALL = OPTIONS.split()
 """A run of a few seconds."""

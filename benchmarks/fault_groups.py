@@ -15,6 +15,8 @@ from pathlib import Path
 from fault_commands import SMALL, Ended, Fault, Place, end, kill, remains, until
 from safetensors import safe_open
 
+from lmflow.run_files import read_record
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DAMAGES: Mapping[str, bytes | None] = {
     "gone": None,
@@ -76,7 +78,7 @@ def signals(place: Place) -> Iterator[Fault]:
     """Every signal that asks to stop, in one process and in two, one of which may be stopped, and under nohup."""
     for number in SIGNALS:
         output = place.folder / f"one-{number}"
-        process = place.start(*SMALL, "--output", output, "--training.checkpoint_every", "1000")
+        process = place.start(*SMALL, "--output", output)
         until(process, lambda output=output: steps_in(output) >= 2)
         process.send_signal(number)
         wrong = [*end(process).wrong(128 + number)]
@@ -90,7 +92,7 @@ def signals(place: Place) -> Iterator[Fault]:
     yield Fault("SIGHUP under nohup", list(end(process).wrong(0)))
     for stopped in (False, True):
         output = place.folder / f"two-{stopped}"
-        process = place.start(*SMALL, "--output", output, "--launch.processes", "2", "--training.max_steps", "200")
+        process = place.start(*SMALL, "--output", output, "--launch.processes", "2")
         until(process, lambda output=output: steps_in(output) >= 2)
         if stopped:
             workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -109,7 +111,7 @@ def steps_in(output: Path) -> int:
 
 def status_of(output: Path) -> object:
     """How run.json says that a run ended."""
-    return json.loads((output / "run.json").read_text()).get("status")
+    return read_record(output).get("status")
 
 
 def damaged_files(place: Place) -> Iterator[Fault]:
