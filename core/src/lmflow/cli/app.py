@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from lmflow.cli.fence import cannot_exit_within
 from lmflow.plugins.user_code import cannot_exit
 from lmflow.versions import __version__
 
@@ -122,14 +123,6 @@ def _add(app: typer.Typer, name: str, module: ModuleType, arguments: list[str]) 
         if made is not None:
             app.add_typer(cannot_exit_within(made[0]), name=name, help=COMMANDS[name])
     return None if made is None else list(made[1])
-
-
-def cannot_exit_within(group: typer.Typer) -> typer.Typer:
-    """The group, in whose commands `sys.exit` is an error; see `cannot_exit`."""
-    for each in group.registered_commands:
-        if each.callback is not None:
-            each.callback = cannot_exit(each.callback)
-    return group
 
 
 def _placeholder() -> None:
