@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmflow.atomic import remove_atomically, write_atomically
+
 RECIPE = "recipe.yaml"
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
@@ -20,14 +22,23 @@ REPORT = "report.html"
 TRACKERS = "trackers"
 STAGES = "stages"
 """The folder that has a run's directory for each stage of a recipe."""
+DAMAGED = ".damaged"
+"""How the name of a file ends that could not be read, and was set aside."""
 LOCK = ".lock"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """run.json of the run at `path`, empty if there is none."""
-    record = path / RECORD
-    content: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    return content
+    """run.json of the run at `path`, empty if there is none, or none that can be read."""
+    return read_object(path / RECORD) or {}
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None if it is not there, or holds anything else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def holds_run(path: Path) -> bool:
@@ -46,15 +57,13 @@ def resume_command(directory: Path) -> str:
     return f"lmflow run --resume --output {shlex.quote(str(whole_run(directory)))}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, or leave it as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def set_aside(path: Path) -> str:
+    """Put a damaged file under another name, in the place of one set aside before; a sentence that says so."""
+    aside = path.with_name(path.name + DAMAGED)
+    if aside.exists():
+        remove_atomically(aside)
+    os.replace(path, aside)
+    return f"{path} was damaged: it is kept as {aside.name}"
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

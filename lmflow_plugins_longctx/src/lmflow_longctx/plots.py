@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lmflow.atomic import write_atomically
+
 Rows = Sequence[Mapping[str, Any]]
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, BOTTOM = 72, 34, 64, 28, 40
 WIDTH, HEIGHT = 480, 280
@@ -22,7 +24,7 @@ def draw_heatmap(rows: Rows, directory: Path) -> list[Path]:
     depths = sorted({row["depth"] for row in rows})
     accuracy = {(row["length"], row["depth"]): float(row["accuracy"]) for row in rows}
     plot = directory / "passkey.svg"
-    plot.write_text(heatmap_svg(lengths, depths, accuracy), encoding="utf-8")
+    write_atomically(plot, heatmap_svg(lengths, depths, accuracy))
     if find_spec("matplotlib") is None:
         return [plot]
     from matplotlib.figure import Figure
@@ -47,7 +49,7 @@ def draw_curve(rows: Rows, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     points = sorted((int(row["length"]), float(row["perplexity"])) for row in rows)
     plot = directory / "perplexity-by-length.svg"
-    plot.write_text(curve_svg(points), encoding="utf-8")
+    write_atomically(plot, curve_svg(points))
     if find_spec("matplotlib") is None:
         return [plot]
     from matplotlib.figure import Figure

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmflow.atomic import atomic_directory
 from lmflow_multimodal.images import open_image
 from lmflow_multimodal.tower import CONFIG
 
@@ -117,9 +118,9 @@ def shifted(pixels: Tensor, most: int, chooser: random.Random) -> Tensor:
 def _write(model: nn.Module, config: Mapping[str, Any], size: int, directory: Path) -> Path:
     from safetensors.torch import save_file
 
-    directory.mkdir(parents=True, exist_ok=True)
     visual = {name: value.contiguous() for name, value in model.state_dict().items() if name.startswith("visual.")}
-    save_file(visual, directory / "open_clip_model.safetensors")
     described = {"model_cfg": dict(config), "preprocess_cfg": {"size": size}}
-    (directory / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with atomic_directory(directory, replace=True) as partial:
+        save_file(visual, partial / "open_clip_model.safetensors")
+        (partial / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return directory

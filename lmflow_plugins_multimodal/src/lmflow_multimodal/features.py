@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ class FeatureStore:
     """What a frozen tower sees in images, by the hash of their bytes.
 
     With a directory the features are files below it, in a folder named after the tower's own hash, so that several
-    runs share them and another tower never reads them; without one they stay in memory.
+    runs share them and another tower never reads them; without one, or where its disk is full, they stay in memory.
     """
 
     def __init__(self, tower: Tower, directory: Path | None = None) -> None:
         self._tower = tower
         self._directory = directory / tower.fingerprint() if directory else None
         if self._directory:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                self._directory = None
         self._held: dict[str, Tensor] = {}
         self._keys: dict[str, str] = {}
         self.computed = 0
@@ -44,7 +48,7 @@ class FeatureStore:
         """Features of one image, (tokens, width) float32."""
         import numpy
 
-        if self._directory is None:
+        if self._directory is None or key in self._held:
             return self._held[key]
         return torch.from_numpy(numpy.load(self._directory / f"{key}.npy"))
 
@@ -69,7 +73,7 @@ class FeatureStore:
         return features[0].float().cpu()
 
     def _has(self, key: str) -> bool:
-        return key in self._held if self._directory is None else (self._directory / f"{key}.npy").exists()
+        return key in self._held or (self._directory is not None and (self._directory / f"{key}.npy").exists())
 
     def _keep(self, key: str, features: Tensor) -> None:
         if self._directory is None:
@@ -78,8 +82,13 @@ class FeatureStore:
         import numpy
 
         partial = self._directory / f".{key}.{os.getpid()}.npy"
-        numpy.save(partial, features.numpy())
-        os.replace(partial, self._directory / f"{key}.npy")
+        try:
+            numpy.save(partial, features.numpy())
+            os.replace(partial, self._directory / f"{key}.npy")
+        except OSError:  # a full disk means no cache, not no run
+            self._held[key] = features
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 class ImageFeatures(Mapping[str, Tensor]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmflow.run.resume import without_launch
+from lmflow.run.resume import comparable
 
 MINE = """
 from pydantic import Field
@@ -104,9 +104,9 @@ def test_a_newer_version_is_written_anew_and_resumes(recipe, lmflow, uninstall, 
     again = lmflow("recipe", "show", recipe).out
     assert "tuner mine: acme-mine 2.0" in again
     assert again != recipe.read_text()
-    assert without_launch(again) == without_launch(recipe.read_text())
+    assert comparable(again) == comparable(recipe.read_text())
     other = recipe.read_text().replace("tuner mine: acme-mine", "tuner mine: other-mine")
-    assert without_launch(other) != without_launch(recipe.read_text())
+    assert comparable(other) != comparable(recipe.read_text())
 
 
 @pytest.mark.parametrize(

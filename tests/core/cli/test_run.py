@@ -16,7 +16,6 @@ from lmflow.cli import run as command
 from lmflow.distributed.outcome import Outcome
 from lmflow.errors import RecipeError, RunDirectoryError
 from lmflow.plugins import load_plugins
-from lmflow.recipe.settings import Origin, Setting
 from lmflow.run.display import Silent
 
 Lmflow = Callable[..., Any]
@@ -140,14 +139,17 @@ def test_resume_with_options_is_compared_with_the_run_later(plugins: Any, carrie
     assert carried_out[0][0].tuner.name == "full"
 
 
+def test_resume_with_options_is_the_run_s_recipe_with_them(plugins: Any, carried_out: list[Any], tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("tuner: {name: lora, rank: 3}\ntraining: {seed: 4}\n")
+    (tmp_path / "run.json").write_text("{}")
+    call(plugins, "--resume", "--output", str(tmp_path), "--training.micro_batch_size", "1", "--tuner", "lora")
+    [(recipe, _)] = carried_out
+    assert (recipe.tuner.rank, recipe.training.seed, recipe.training.micro_batch_size) == (3, 4, 1)
+
+
 def test_nothing_to_resume(plugins: Any, carried_out: list[Any], tmp_path: Path):
     with pytest.raises(RunDirectoryError, match="holds no run to resume"):
         call(plugins, "--resume", "--output", str(tmp_path))
-
-
-@pytest.mark.parametrize(("path", "expected"), [("launch.processes", True), ("launching.x", False), ("tuner", False)])
-def test_options_of_the_launch(path: str, expected: bool):
-    assert command.of_launch(Setting(path, "1", Origin("option", f"--{path}"))) is expected
 
 
 # Several processes

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lmflow.cli import vocabulary
 from lmflow.components import LoadRequest
+from lmflow.models.language_model import LanguageModel
 from lmflow.models.pretrained import Pretrained
 
 
@@ -31,5 +35,18 @@ def test_extended_trained_saved_and_loaded(lmflow: Callable[..., Any], model_dir
     assert (done.code, "exists" in done.err) == (2, True)
     done = lmflow("vocabulary", model_directory, "--output", tmp_path / "marked", "--add", "<x>", "--special")
     assert (done.code, "1 token added: '<x>'" in done.err) == (0, True)
+    assert not list(tmp_path.glob(".*"))
     done = lmflow("vocabulary", model_directory, "--output", tmp_path / "other")
     assert (done.code, "--add and --corpus: give one of them" in done.err) == (2, True)
+
+
+def test_whole_or_absent(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(self: LanguageModel, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        (directory / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LanguageModel, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        vocabulary.command(str(model_directory), tmp_path / "wide", add=["<x>"])
+    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from lmflow.distributed import launcher
 from lmflow.distributed.environment import LAUNCHER, REPORT
 from lmflow.distributed.launcher import Stop, WorkerProcess, start, supervise, worker_environment
 from lmflow.distributed.outcome import ExitStatus
+from lmflow.distributed.signals import STOPPING
 from lmflow.recipe.sections.launch import LaunchOptions
 
 SLEEP = "import time; time.sleep(1200)"
@@ -116,6 +117,26 @@ def test_a_second_signal_ends_those_that_do_not_listen(go: Go):
     assert (ended.code, ended.killed) == (-9, True)
 
 
+def test_a_process_that_was_stopped_hears_of_the_signal(go: Go, tmp_path: Path):
+    """The others wait for it at their next safe place; nothing but the launcher could wake it."""
+    workers, stop = go(LISTENS, LISTENS), Stop()
+    while len(list(tmp_path.glob("listens*"))) < 2:
+        time.sleep(0.01)
+    workers[1].process.send_signal(signal.SIGSTOP)
+    stop.asked.append(signal.SIGINT)
+    assert codes(supervise(workers, stop, grace=600)) == [1, 1]
+
+
+def test_one_signal_is_enough_for_those_that_do_not_listen(go: Go):
+    deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('deaf', 'w')\ntime.sleep(1200)"
+    workers, stop = go(deaf), Stop()
+    while not Path("deaf").exists():
+        time.sleep(0.01)
+    stop.asked.append(signal.SIGTERM)
+    [ended] = supervise(workers, stop, grace=0.5)
+    assert (ended.code, ended.killed) == (-9, True)
+
+
 def test_what_a_process_started_ends_with_it(go: Go, tmp_path: Path):
     grandchild = (
         "import subprocess, sys, time\n"
@@ -165,12 +186,12 @@ def test_processes_of_one_machine_meet_at_one_free_port(tmp_path: Path):
 
 
 def test_signals_are_the_launchers_only_while_it_waits():
-    before = {number: signal.getsignal(number) for number in launcher.STOPPING}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     with launcher.handle_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.asked == [signal.SIGTERM, signal.SIGINT]
-    assert {number: signal.getsignal(number) for number in launcher.STOPPING} == before
+    assert {number: signal.getsignal(number) for number in STOPPING} == before
 
 
 def test_the_launcher_needs_no_torch():

@@ -21,6 +21,7 @@ from pydantic import Field
 from lmflow import data
 from lmflow.components import DataFormat
 from lmflow.data import tally
+from lmflow.data.cache import token_store, tokens
 from lmflow.data.cache.token_store import INDEX, StoredSequences, write_store
 from lmflow.data.cache.tokens import cache_directory, cached
 from lmflow.data.dataset import load_dataset
@@ -216,6 +217,48 @@ def test_unused_stores_are_deleted_when_another_is_written(tiny_model: LanguageM
     encode(tiny_model, dialogues(10), DataOptions())
     assert not old.exists()
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("failure", ["full", "not to be written", "a file"])
+def test_where_tokens_cannot_be_kept_they_are_held(
+    failure: str, tiny_model: LanguageModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A full disk means no cache, not no run."""
+    samples = dialogues(20)
+    fresh = [each for sample in samples for each in tiny_model.encode(sample)]
+    if failure == "a file":
+        cache.parent.mkdir(parents=True)
+        cache.write_text("")
+    else:
+        monkeypatch.setattr(token_store if failure == "full" else tokens, *FAILURES[failure])
+    held, report = encode(tiny_model, samples, DataOptions())
+    assert list(held) == fresh
+    assert held[3:5] == fresh[3:5]
+    assert report.kept == 20, "what was counted before the disk was full does not count"
+    assert report.not_kept is not None
+    assert str(cache) in report.not_kept
+    assert "tokens are held in memory" in report.describe()
+    assert not cache.is_dir() or not [path for path in cache.iterdir() if path.name != INDEX]
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def _refused(*_: Any) -> Any:
+    raise PermissionError(13, "Permission denied")
+
+
+FAILURES: dict[str, tuple[str, Any]] = {
+    "full": ("move_into_place", _full),
+    "not to be written": ("_alone_with", _refused),
+}
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next(tiny_model: LanguageModel, cache: Path):
+    (cache / ".key.0123abcd.partial").mkdir(parents=True)
+    encode(tiny_model, dialogues(20), DataOptions())
+    assert [path.name[0] == "." for path in cache.iterdir()] == [False]
 
 
 def test_errors_are_those_without_a_cache(tiny_model: LanguageModel, cache: Path):

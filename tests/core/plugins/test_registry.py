@@ -103,7 +103,7 @@ def test_a_tracker_hears_only_the_runs_it_is_chosen_for(install, tracker_source:
     ("does", "said"),
     [
         ("metrics['loss'] = 0", "TypeError"),
-        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise SystemExit(3)", "ExitCalled: it called sys.exit(3)"),
         ("raise ValueError('disk')", "ValueError: disk"),
     ],
 )

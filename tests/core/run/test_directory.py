@@ -86,6 +86,64 @@ def test_metrics_of_repeated_steps_are_dropped(finished: Path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
 
+@pytest.mark.parametrize("damage", [b"", b"[]", b"3", b"\xff\xfe\x00", b'{"status": "comple', b"[" * 20_000])
+def test_a_damaged_record_is_set_aside(finished: Path, damage: bytes):
+    (finished / "run.json").write_bytes(damage)
+    (finished / "run.json.damaged").write_text("of an earlier time")
+    directory = RunDirectory(finished, resume=True)
+    directory.close()
+    assert directory.read_record() == {}
+    assert (finished / "run.json.damaged").read_bytes() == damage
+    [note] = directory.notes
+    assert note.startswith(f"{finished / 'run.json'} was damaged: it is kept as run.json.damaged")
+    RunDirectory(finished, overwrite=True).close()
+    assert not (finished / "run.json.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\x00\xfe", b"[1, 2]", b"null", b'{"step": "three"}', b'{"step": nan', b"[" * 20_000]
+)
+def test_what_can_be_read_of_damaged_metrics_is_kept(finished: Path, line: bytes):
+    file = finished / "metrics.jsonl"
+    content = b'{"step": 1}\n' + line + b'\n{"step": 2}\n{"step": 3}\n{"st'
+    file.write_bytes(content)
+    directory = RunDirectory(finished, resume=True)
+    told = directory.drop_metrics_after(2)
+    directory.close()
+    assert told is not None
+    assert "metrics.jsonl was damaged" in told
+    assert [json.loads(each)["step"] for each in file.read_text().splitlines()] == [1, 2]
+    assert (finished / "metrics.jsonl.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["a directory", "empty"])
+def test_metrics_of_which_nothing_can_be_read(finished: Path, damage: str):
+    file = finished / "metrics.jsonl"
+    file.unlink()
+    if damage == "empty":
+        file.touch()
+    else:
+        file.mkdir()
+    directory = RunDirectory(finished, resume=True)
+    assert (directory.drop_metrics_after(2) is None) == (damage == "empty")
+    directory.append_metrics({"step": 1})
+    directory.close()
+    assert file.read_text() == '{"step": 1}\n'
+
+
+def test_what_killed_processes_left_goes_when_a_run_is_opened(finished: Path):
+    remains = [
+        finished / ".run.json.0123abcd.partial",
+        finished / ".result.0123abcd.partial",
+        finished / "checkpoints" / ".step-000003.fedc9876.partial",
+        finished / "samples" / ".iteration-0001.jsonl.fedc9876.partial",
+    ]
+    for each in remains:
+        each.mkdir()
+    RunDirectory(finished, resume=True).close()
+    assert not any(each.exists() for each in remains)
+
+
 def test_a_directory_that_another_process_writes_is_only_read(finished: Path):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     opened = RunDirectory(finished, resume=True)

@@ -72,7 +72,7 @@ def test_phases_add_up_and_are_timed_even_when_they_fail(log):
     assert log.seconds["training"] > first >= 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_and_the_next_safe_place_stops(log, number):
     before = signal.getsignal(number)
     with log.handle_signals():
@@ -82,6 +82,28 @@ def test_a_signal_asks_and_the_next_safe_place_stops(log, number):
             log.check_stop()
     assert caught.value.signal_number == number
     assert signal.getsignal(number) is before
+
+
+def test_under_nohup_a_terminal_that_closes_stops_nothing(log):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with log.handle_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        log.check_stop()
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_has_gone_ends_no_run(tmp_path):
+    class Gone(Recorder):
+        def note(self, text: str) -> None:
+            super().note(text)
+            raise OSError(5, "Input/output error")
+
+    display = Gone()
+    log = RunLog(None, lambda *_, **__: None, display)
+    log.note("one")
+    log.note("two")
+    assert display.notes == ["one"]
+    assert log.notes == ["one", "two"]
 
 
 def test_a_second_ctrl_c_stops_at_once(log):

@@ -46,7 +46,7 @@ def test_a_run_that_began(make: Callable[..., RunRecord], tmp_path: Path):
     record = make(training__seed=11)
     record._log.metrics["parameters"] = 5
     record._log.note("two were cut")
-    record.write()
+    record.begin()
     found = written(tmp_path)
     assert (found["status"], found["error"], found["seed"], found["processes"]) == ("running", None, 11, 1)
     assert found["metrics"] == {"parameters": 5}
@@ -62,6 +62,7 @@ def test_a_run_that_ended_has_a_report_and_tells_plugins(
     make: Callable[..., RunRecord], tmp_path: Path, events: Events
 ):
     record = make()
+    record.begin()
     record._log.metrics["steps"] = 3
     record.finish("failed", "ValueError: odd")
     found = written(tmp_path)
@@ -76,18 +77,64 @@ def test_a_resumed_run_goes_on_counting(make: Callable[..., RunRecord], tmp_path
     first = make()
     first.values["started"] = "2026-01-01T00:00:00+00:00"
     first._earlier_seconds = 100.0
-    first.write()
+    first.begin()
     again = make(resumed=True)
-    again.write()
+    again.begin()
     found = written(tmp_path)
     assert found["started"] == "2026-01-01T00:00:00+00:00"
     assert found["wall_seconds"] >= 100.0
+
+
+@pytest.mark.parametrize("status", ["completed", "interrupted", "failed"])
+def test_a_run_that_had_ended_keeps_its_record_until_work_begins(
+    make: Callable[..., RunRecord], tmp_path: Path, events: Events, status: str
+):
+    first = make()
+    first.begin()
+    first.finish(status)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    events.clear()
+    again = make(resumed=True)
+    assert again.had_ended
+    again.write()
+    again.finish("failed", "ValueError: odd")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert events == []
+    again.begin()
+    assert written(tmp_path)["status"] == "running"
+
+
+def test_a_run_that_was_killed_has_not_ended(make: Callable[..., RunRecord]):
+    make().begin()
+    assert not make(resumed=True).had_ended
+
+
+def test_a_run_is_finished_where_its_result_is_there(make: Callable[..., RunRecord], tmp_path: Path):
+    first = make()
+    first.begin()
+    first.values["result"] = "model"
+    first.finish("completed")
+    assert not make(resumed=True).is_finished
+    (tmp_path / "run" / "model").mkdir()
+    assert make(resumed=True).is_finished
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, float("nan"), True])
+def test_damaged_values_of_a_record_are_not_gone_on_with(make: Callable[..., RunRecord], tmp_path: Path, value: Any):
+    make().begin()
+    damaged = dict.fromkeys(("wall_seconds", "started", "status", "result", "packing"), value)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(damaged))
+    again = make(resumed=True)
+    again.begin()
+    assert written(tmp_path)["wall_seconds"] < 60
+    assert isinstance(written(tmp_path)["started"], str)
 
 
 def test_an_end_that_cannot_be_written_hides_no_error(
     make: Callable[..., RunRecord], monkeypatch: pytest.MonkeyPatch, events: Events
 ):
     record = make()
+    record.begin()
 
     def full(_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -100,7 +147,9 @@ def test_an_end_that_cannot_be_written_hides_no_error(
 
 
 def test_of_several_processes_rank_0_alone_writes_the_report(make: Callable[..., RunRecord], tmp_path: Path):
-    make(processes=Processes(1, 2)).finish("completed")
+    record = make(processes=Processes(1, 2))
+    record.begin()
+    record.finish("completed")
     assert not (tmp_path / "run" / "report.html").exists()
 
 
@@ -111,7 +160,7 @@ def test_the_memory_is_that_of_the_process_that_took_most(make: Callable[..., Ru
 
     record = make(processes=Two(0, 2))
     record.compare_memory()
-    record.write()
+    record.begin()
     assert written(tmp_path)["peak_memory_bytes"] == 10**15
 
 

@@ -14,7 +14,7 @@ from lmflow.errors import RunDirectoryError
 from lmflow.plugins import load_plugins
 from lmflow.recipe.recipe import dump
 from lmflow.run.directory import RunDirectory
-from lmflow.run.resume import check_same_data, check_same_recipe, check_same_weights, how_to_resume, without_launch
+from lmflow.run.resume import check_same_data, check_same_recipe, check_same_weights, comparable, how_to_resume
 from lmflow.run.run import run
 from lmflow.run_files import resume_command
 from lmflow.testing.runs import write_records
@@ -38,14 +38,29 @@ def test_another_number_of_processes_goes_on(begun: RunDirectory, small_recipe: 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__micro_batch_size": 1, "training__gradient_checkpointing": True},
+        {"training__checkpoint_every": 7, "training__keep_checkpoints": 9, "training__checkpoint_minutes": None},
+        {"inferencer__batch_tokens": 512},
+        {"data__streaming": True},
+    ],
+)
+def test_what_changes_memory_only_may_change(
+    changes: dict[str, Any], begun: RunDirectory, small_recipe: Callable[..., Any]
+):
+    check_same_recipe(begun, small_recipe(**changes).recipe, resume=True)
+
+
+@pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"training__learning_rate": 0.125}, ["'learning_rate: 0.0002' in the run, 'learning_rate: 0.125' now"]),
+        ({"training__learning_rate": 0.125}, ["  training.learning_rate: 0.0002 in the run, 0.125 now"]),
         (
             {"training__seed": 4, "training__batch_size": 2},
-            ["'batch_size: 3' in the run, 'batch_size: 2' now", "'seed: 0' in the run, 'seed: 4' now"],
+            ["  training.batch_size: 3 in the run, 2 now", "  training.seed: 0 in the run, 4 now"],
         ),
-        ({"tuner__name": "lora"}, ["'name: full' in the run, 'name: lora' now"]),
+        ({"tuner__name": "lora"}, ["  tuner.name: full in the run, lora now", "tuner.rank: nothing in the run, 8 now"]),
     ],
 )
 def test_what_differs_is_shown(
@@ -84,14 +99,14 @@ def test_a_new_run_is_compared_with_nothing(begun: RunDirectory, small_recipe: C
 def test_versions_of_plugins_and_the_launch_may_change():
     old = "tuner: {name: lora}\nlaunch: {processes: 1}\nplugins: {'tuner lora': lmflow-lora 0.1.0}\n"
     new = "tuner: {name: lora}\nlaunch: {processes: 4}\nplugins: {'tuner lora': lmflow-lora 0.2.0}\n"
-    assert without_launch(old) == without_launch(new)
+    assert comparable(old) == comparable(new)
     other = new.replace("lmflow-lora 0.2.0", "somebodys-lora 0.2.0")
-    assert without_launch(old) != without_launch(other), "another distribution's is another component"
+    assert comparable(old) != comparable(other), "another distribution's is another component"
 
 
 @pytest.mark.parametrize("text", ["", "plugins:\n", "tuner: {name: full}\n"])
 def test_recipes_without_plugins(text: str):
-    assert without_launch(text)[-1] == "plugins: {}"
+    assert comparable(text)["plugins"] == {}
 
 
 def test_what_to_type():

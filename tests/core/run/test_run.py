@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import datetime
@@ -21,6 +22,7 @@ from lmflow.run import stages
 from lmflow.run.display import Silent
 from lmflow.run.record import RunResult
 from lmflow.run.run import default_output, explained, open_directory, run, silent
+from lmflow.training.trainer import Trainer
 
 Make = Callable[..., Any]
 
@@ -91,8 +93,6 @@ def test_its_recipe_repeats_it(finished: RunResult, tmp_path: Path):
 
 
 def test_a_finished_run_that_is_resumed_takes_no_step_more(finished: RunResult, tmp_path: Path):
-    import shutil
-
     place = Path(shutil.copytree(finished.directory, tmp_path / "copy"))
     before = (place / "metrics.jsonl").read_text()
     again = run(
@@ -102,6 +102,103 @@ def test_a_finished_run_that_is_resumed_takes_no_step_more(finished: RunResult, 
     assert (place / "metrics.jsonl").read_text() == before
     assert again.record["started"] == finished.record["started"]
     assert again.record["metrics"]["eval_loss_after"] == finished.record["metrics"]["eval_loss_after"]
+
+
+@pytest.fixture
+def again(finished: RunResult, tmp_path: Path) -> Callable[..., RunResult]:
+    """Resumes a copy of the finished run, in `tmp_path / "copy"`."""
+    place = Path(shutil.copytree(finished.directory, tmp_path / "copy"))
+    return lambda **options: run(
+        resolve(load_plugins(), place / "recipe.yaml"),
+        load_plugins(),
+        output=place,
+        resume=True,
+        estimate=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("error", [LmflowError("gone"), KeyboardInterrupt(), OSError("odd")])
+@pytest.mark.parametrize("where", ["read_data", "load_model", "self_test", "check_reward"])
+def test_what_goes_wrong_before_a_finished_run_goes_on_harms_nothing(
+    again: Callable[..., RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+):
+    shutil.rmtree(tmp_path / "copy" / "model")  # it has something to do again
+    before = {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir() if file.suffix}
+    monkeypatch.setattr(stages, where, failing(error))
+    with pytest.raises((type(error), Interrupted)):
+        again()
+    assert {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir() if file.suffix} == before
+
+
+def test_a_finished_run_that_lost_its_result_writes_it_again(
+    again: Callable[..., RunResult], finished: RunResult, tmp_path: Path
+):
+    shutil.rmtree(tmp_path / "copy" / "model")
+    assert again().status == "completed"
+    weights = "model/model.safetensors"
+    assert (tmp_path / "copy" / weights).read_bytes() == (finished.directory / weights).read_bytes()
+
+
+def test_nothing_is_read_to_find_out_that_a_run_is_finished(
+    again: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stages, "read_data", failing(LmflowError("gone")))
+    told = Told()
+    assert again(display=told).status == "completed"
+    assert told.notes == ["the run is completed already: there is nothing to resume"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"\xff\x00", None])
+def test_side_files_never_stop_a_resume(
+    again: Callable[..., RunResult], finished: RunResult, tmp_path: Path, damage: bytes | None
+):
+    place = tmp_path / "copy"
+    shutil.rmtree(place / "model")
+    for file in (place / "run.json", place / "metrics.jsonl", *place.glob("checkpoints/*/manifest.json")):
+        file.unlink()
+        if damage is not None:
+            file.write_bytes(damage)
+    told = Told()
+    result = again(display=told)
+    assert result.status == "completed"
+    for name in ("eval_loss_after", "steps", "tokens"):
+        assert result.metrics[name] == finished.metrics[name]
+    assert sum("damaged" in note for note in told.notes) >= (2 if damage is not None else 1)
+    assert (place / "model/model.safetensors").read_bytes() == (
+        finished.directory / "model/model.safetensors"
+    ).read_bytes()
+
+
+def test_what_is_done_without_the_memory_there_was_is_the_same(
+    finished: RunResult, small_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: Any, *arguments: Any) -> float:
+        if self.step == 1:
+            raise MemoryError
+        return step(self, *arguments)
+
+    step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", full)
+    where: dict[str, Any] = {"output": tmp_path / "run", "estimate": False}
+    with pytest.raises(MemoryError):
+        run(small_recipe(training__checkpoint_every=1), load_plugins(), **where)
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    leaner = {"training__micro_batch_size": 1, "training__gradient_checkpointing": True}
+    result = run(small_recipe(**leaner), load_plugins(), resume=True, **where)
+    assert result.metrics["steps"] == finished.metrics["steps"]
+    assert result.metrics["eval_loss_after"] == pytest.approx(finished.metrics["eval_loss_after"], abs=1e-5)
+    assert resolve(load_plugins(), tmp_path / "run" / "recipe.yaml").recipe.training.micro_batch_size == 1
+
+
+def test_what_a_component_says_to_python_ends_no_run_as_if_all_were_well(
+    small_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stages, "prepare", failing(SystemExit(0)))
+    with pytest.raises(LmflowError, match=r"test_run.py:\d+ called sys.exit\(0\); raise an error instead"):
+        run(small_recipe(), load_plugins(), output=tmp_path / "run", estimate=False)
+    assert record_of(tmp_path / "run")["status"] == "failed"
+    assert "called sys.exit(0)" in record_of(tmp_path / "run")["error"]
 
 
 def test_another_run_s_directory_is_refused_and_left_alone(finished: RunResult, small_recipe: Make):

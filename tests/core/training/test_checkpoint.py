@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmflow import atomic
 from lmflow.errors import TrainingError
-from lmflow.training import checkpoint
 from lmflow.training.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -78,17 +78,19 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "flush_to_disk", full)
+    monkeypatch.setattr(atomic, "flush_to_disk", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, example(2), keep=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000001"]
 
 
 def test_what_a_killed_process_left_is_not_listed_and_goes_with_the_next(tmp_path: Path):
-    for name in (".step-000003.partial", ".step-000001.deleted"):
+    for name in (".step-000003.0123abcd.partial", ".step-000001.fedc9876.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.json").write_text("{}")
+    (tmp_path / "step-000009").write_text("a file is no checkpoint")
     assert list_checkpoints(tmp_path) == []
+    (tmp_path / "step-000009").unlink()
     save_checkpoint(tmp_path, 4, example(4), keep=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000004"]
 
@@ -120,6 +122,37 @@ def test_without_a_readable_manifest_it_is_damaged(tmp_path: Path):
     (path / MANIFEST).write_text('{"state')
     with pytest.raises(DamagedCheckpoint, match=MANIFEST):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff\x00", b'{"state.json": 3}', b"[" * 9999])
+def test_a_damaged_manifest_is_none(tmp_path: Path, content: bytes):
+    for step in (1, 2):
+        (save_checkpoint(tmp_path, step, example(step), keep=2) / MANIFEST).write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=MANIFEST):
+        load_checkpoint(tmp_path / "step-000002")
+    said: list[str] = []
+    found = newest_checkpoint(tmp_path, said.append)
+    assert found is not None
+    assert (found[0].name, found[1].state["step"]) == ("step-000002", 2), "what can be read is no loss"
+    assert ["is written anew" in sentence for sentence in said] == [True]
+    assert load_checkpoint(tmp_path / "step-000002").weights["a.w"].tolist() == [2.0, 2.0]
+
+
+def test_one_with_a_manifest_goes_before_a_newer_one_without(tmp_path: Path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, example(step), keep=2)
+    (tmp_path / "step-000002" / MANIFEST).write_text("{}")
+    found = newest_checkpoint(tmp_path, lambda _: None)
+    assert found is not None
+    assert found[1].state["step"] == 1
+
+
+def test_without_a_manifest_a_file_that_cannot_be_read_is_not_used(tmp_path: Path):
+    path = save_checkpoint(tmp_path, 1, example(1), keep=1)
+    (path / MANIFEST).unlink()
+    (path / "trainable.safetensors").write_bytes(b"half")
+    with pytest.raises(TrainingError, match=r"Every checkpoint in .* is damaged"):
+        newest_checkpoint(tmp_path, lambda _: None)
 
 
 def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path):

@@ -15,6 +15,7 @@ from lmflow.distributed.strategies.ddp import DDP
 from lmflow.errors import TrainingError
 from lmflow.recipe.sections.training import TrainingOptions
 from lmflow.run.log import RunLog
+from lmflow.training import checkpoints as module
 from lmflow.training.checkpoints import Checkpoints, set_weights
 
 
@@ -152,3 +153,51 @@ def test_other_parameters_are_refused(names: list[str], strategy: DDP):
     with pytest.raises(TrainingError, match="step-000009 holds other parameters than this recipe trains"):
         set_weights(strategy, Path("step-000009"), given)
     assert torch.equal(strategy.weights()["weight"], before)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of the monotonic clock, as the only value of a list."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_by_default_one_is_due_every_few_minutes(make: Callable[..., Checkpoints], strategy: DDP, clock: list[float]):
+    checkpoints = make()
+    assert not checkpoints.due(1)
+    clock[0] += 299
+    assert not checkpoints.due(2)
+    clock[0] += 1
+    assert checkpoints.due(3)
+    checkpoints.save(strategy, {"step": 3})
+    assert not checkpoints.due(4)
+    clock[0] += 300
+    assert checkpoints.due(5)
+
+
+def test_saving_takes_no_more_than_a_tenth_of_the_time(
+    make: Callable[..., Checkpoints], strategy: DDP, clock: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    def slow(*arguments: Any, **options: Any) -> Path:
+        clock[0] += 100
+        return save(*arguments, **options)
+
+    save = module.save_checkpoint
+    monkeypatch.setattr(module, "save_checkpoint", slow)
+    checkpoints = make()
+    checkpoints.save(strategy, {"step": 3})
+    clock[0] += 899
+    assert not checkpoints.due(4)
+    clock[0] += 1
+    assert checkpoints.due(5)
+
+
+def test_steps_go_before_minutes(make: Callable[..., Checkpoints], clock: list[float]):
+    checkpoints = make(checkpoint_every=3)
+    clock[0] += 10_000
+    assert [step for step in range(1, 8) if checkpoints.due(step)] == [3, 6]
+    never = make(checkpoint_minutes=None)
+    never.due(1)
+    clock[0] += 10_000
+    assert not never.due(2)

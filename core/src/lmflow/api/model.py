@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from lmflow.api.components import RewardFunction, plugins_for
 from lmflow.api.parts import LOADING, load_parts, resolve_sampling, resolve_sections
 from lmflow.api.quiet import quiet_libraries, quiet_steps
+from lmflow.atomic import atomic_directory
 from lmflow.components import Component, GenerateRequest, Inferencer
 from lmflow.data.formats.dialogues import Messages
 from lmflow.data.sample import Sample
@@ -203,8 +204,8 @@ class LoadedModel:
         place = Path(directory)
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise LmflowError(f"{place} exists and is not empty; choose another directory")
-        with quiet_libraries():
-            self.model.save(place)
+        with quiet_libraries(), atomic_directory(place) as partial:
+            self.model.save(partial)
         return place
 
     def _request(self, samples: Sequence[Sample], options: Mapping[str, Any], **defaults: Any) -> GenerateRequest:

@@ -47,8 +47,8 @@ def run(
     `record["stages"]` says what each has come to.
 
     `output` is the run's directory, by default a new one in `runs/`. With `resume` the run in it goes on, by its own
-    recipe if none is given; with `overwrite` it is replaced. Nothing is printed unless `display` asks for progress,
-    which goes to standard error. Random numbers and torch's modes are afterwards as they were.
+    recipe if none is given, with sections over it; with `overwrite` it is replaced. Nothing is printed unless `display`
+    asks for progress, which goes to standard error. Random numbers and torch's modes are afterwards as they were.
 
     Raises RecipeError with every mistake at once, RunDirectoryError for an output that cannot be used, Interrupted
     after Ctrl-C, and other LmflowErrors for what fails; what was finished stays, and `resume=True` goes on from it.
@@ -60,7 +60,7 @@ def run(
         raise RecipeError([f"{section}: given twice, in the recipe and by keyword" for section in sorted(twice)])
     if resume and directory is None:
         raise RunDirectoryError("resume needs output, the directory of the run to continue")
-    if resume and directory is not None and recipe is None and not sections:
+    if resume and directory is not None and recipe is None:
         file = recipe_to_resume(directory)
     named, plugins = plugins_for({**given, **sections}, components)
     on_top = {section: value for section, value in named.items() if section in sections}

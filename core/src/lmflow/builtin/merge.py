@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from lmflow.atomic import atomic_directory
 from lmflow.components import ExportContext, Exporter, LoadRequest
 from lmflow.run_files import read_record
 
@@ -34,14 +33,6 @@ class Merge(Exporter):
         trained_in = read_record(source).get("precision", "fp32") if source.is_dir() else "fp32"
         wanted = self.dtype or ("float32" if trained_in == "fp32" else "bfloat16")
         model.module.to(getattr(torch, wanted))
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with atomic_directory(output) as partial:
             model.save(partial)
-            if output.exists():
-                output.rmdir()
-            os.replace(partial, output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         return output

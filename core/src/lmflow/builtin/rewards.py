@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
@@ -14,6 +15,12 @@ from lmflow.components import PathOrName, Reward
 from lmflow.data.sample import Sample
 from lmflow.data.template_limits import limited_time
 from lmflow.errors import RecipeError
+from lmflow.plugins.user_code import fenced
+
+if TYPE_CHECKING:
+    from lmflow.models.source import ModelSource
+
+PATH = "--reward.path"
 
 
 class PythonFunction(Reward):
@@ -28,6 +35,10 @@ class PythonFunction(Reward):
         "lists (prompt texts, completion texts, records as read, their images as paths in `images`) and returns one "
         "number per completion.",
     )
+
+    def check(self) -> None:
+        """Import the function, and see that it can be called with three lists."""
+        check_signature(import_function(self.function), self.function)
 
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
         """Call the function once for the whole batch."""
@@ -53,6 +64,7 @@ class Classifier(Reward):
     """Score with a sequence-classification model: its only output, or the log-probability of one label."""
 
     name = "classifier"
+    may_change = ("batch_size",)
     shorthand = "path"
 
     path: PathOrName = Field(description="Directory (or hub name) of a sequence-classification model.")
@@ -62,6 +74,11 @@ class Classifier(Reward):
 
     _loaded: tuple[Any, Any] | None = PrivateAttr(None)
     devices: ClassVar[tuple[str, ...]] = ("cuda", "cpu")
+
+    def check(self) -> None:
+        """Read the model's configuration, and look for the label in it."""
+        config = self._source().configuration()
+        self._check_label(config.num_labels, config.label2id)
 
     def score(self, samples: Sequence[Sample], completions: Sequence[str]) -> Sequence[float]:
         """One forward pass per batch over prompt and completion as one dialogue."""
@@ -86,22 +103,29 @@ class Classifier(Reward):
 
     def _reduce(self, logits: Any, label2id: dict[str, int]) -> Any:
         """(B, labels) -> (B,): the single output, or log p(label)."""
-        if logits.shape[1] == 1 and self.label is None:
+        self._check_label(logits.shape[1], label2id)
+        if self.label is None:
             return logits[:, 0]
-        if self.label not in label2id:
+        return logits.log_softmax(dim=1)[:, label2id[self.label]]
+
+    def _check_label(self, outputs: int, label2id: Mapping[str, int]) -> None:
+        if self.label not in label2id and (self.label is not None or outputs > 1):
             known = ", ".join(sorted(label2id))
             raise RecipeError([f"--reward.label: {self.path} has the labels {known}; name one of them."])
-        return logits.log_softmax(dim=1)[:, label2id[self.label]]
+
+    def _source(self) -> ModelSource:
+        from lmflow.models.source import ModelSource
+
+        source = ModelSource(self.path, PATH)
+        source.check()
+        return source
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             import torch
             from transformers import AutoModelForSequenceClassification
 
-            from lmflow.models.source import ModelSource
-
-            source = ModelSource(self.path, "--reward.path")
-            source.check()
+            source = self._source()
             config = source.configuration()
             with source.explained():
                 model = source.weights(AutoModelForSequenceClassification, config, unread=r"^lm_head\.")
@@ -132,9 +156,10 @@ def import_function(reference: str) -> Callable[..., Any]:
     if added:
         sys.path.insert(0, here)
     try:
-        target: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            target = getattr(target, part)
+        with fenced():
+            target: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                target = getattr(target, part)
     except Exception as error:
         problem = f"reward.function: cannot load {reference}: {type(error).__name__}: {error}"
         raise RecipeError([problem]) from error
@@ -144,3 +169,17 @@ def import_function(reference: str) -> Callable[..., Any]:
     if not callable(target):
         raise RecipeError([f"reward.function: {reference} is not a function but {type(target).__name__}"])
     return target  # type: ignore[no-any-return]
+
+
+def check_signature(function: Callable[..., Any], reference: str) -> None:
+    """Raise RecipeError where a function cannot be called with prompts, completions and records."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some written in C nobody knows
+        return
+    try:
+        signature.bind([], [], [])
+    except TypeError as error:
+        raise RecipeError(
+            [f"reward.function: {reference}{signature} is called with prompts, completions and records: {error}"]
+        ) from None

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from lmflow.cli.fence import cannot_exit_within
+from lmflow.plugins.user_code import cannot_exit
 from lmflow.versions import __version__
 
 HELP = "Fine-tune, align, extend and run large language models."
@@ -74,7 +76,7 @@ def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list
         return None
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT)
     app.callback()(_root)  # so that the name stays part of the arguments, though it is the only command
-    app.command(name, help=command.help)(made[0])
+    app.command(name, help=command.help)(cannot_exit(made[0]))
     return app, [name, *made[1]]
 
 
@@ -104,10 +106,10 @@ def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
 def _add(app: typer.Typer, name: str, module: ModuleType, arguments: list[str]) -> list[str] | None:
     """Add the command that was called; returns the arguments left for Typer, None if help was shown already."""
     if hasattr(module, "command"):
-        app.command(name, help=COMMANDS[name])(module.command)
+        app.command(name, help=COMMANDS[name])(cannot_exit(module.command))
         return arguments
     if hasattr(module, "group"):
-        app.add_typer(module.group, name=name, help=COMMANDS[name])
+        app.add_typer(cannot_exit_within(module.group), name=name, help=COMMANDS[name])
         return arguments
     from lmflow.cli.installed import installed_plugins
 
@@ -115,11 +117,11 @@ def _add(app: typer.Typer, name: str, module: ModuleType, arguments: list[str]) 
     if hasattr(module, "make_command"):
         made = module.make_command(plugins, arguments)
         if made is not None:
-            app.command(name, help=COMMANDS[name])(made[0])
+            app.command(name, help=COMMANDS[name])(cannot_exit(made[0]))
     else:
         made = module.make_group(plugins, arguments or ["--help"])
         if made is not None:
-            app.add_typer(made[0], name=name, help=COMMANDS[name])
+            app.add_typer(cannot_exit_within(made[0]), name=name, help=COMMANDS[name])
     return None if made is None else list(made[1])
 
 

@@ -17,7 +17,6 @@ from lmflow.cli.options import Scanned, resolve_scanned, scan
 from lmflow.cli.output import print_error
 from lmflow.errors import RunDirectoryError
 from lmflow.plugins import Plugins
-from lmflow.recipe.settings import LAUNCH, Setting
 from lmflow.recipe.stages import StagedRecipe
 from lmflow.terminal import write_error, write_out, write_styled
 
@@ -94,19 +93,14 @@ def make_command(plugins: Plugins, arguments: Sequence[str]) -> tuple[Callable[.
 def resolve_run(
     plugins: Plugins, scanned: Scanned, recipe: Path | None, output: Path | None, *, resume: bool
 ) -> ResolvedRecipe | StagedRecipe:
-    """The recipe of the command line; that of the run itself where one is resumed and nothing else is said of it."""
+    """The recipe of the command line; where a run is resumed without a file, options stand over the run's own."""
     if resume and output is None:
         raise RunDirectoryError("--resume needs --output DIR, the directory of the run to continue.")
-    if resume and output and recipe is None and all(of_launch(each) for each in scanned.settings):
+    if resume and output and recipe is None:
         from lmflow.run.resume import recipe_to_resume
 
         recipe = recipe_to_resume(output)
     return resolve_scanned(scanned, plugins, recipe)
-
-
-def of_launch(setting: Setting) -> bool:
-    """Whether an option says in how many processes to go on, and nothing of what the run is."""
-    return setting.path.startswith(f"{LAUNCH}.")
 
 
 def run_all(

@@ -58,6 +58,8 @@ class Component(BaseModel):
     """Optional dependencies of its distribution that this component cannot do without."""
     one_process: ClassVar[str | None] = None
     """Why a run with it cannot be several processes (`--launch.processes`); None where it can."""
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Options that a run may be resumed with other values of, since they change memory and time, and not the result."""
     preferred: ClassVar[Mapping[str, Any]] = {}
     """Other defaults that a tuner, optimizer or aligner prefers, by dotted path ("training.learning_rate",
     "schedule.name", "schedule.warmup"); what the user writes wins."""

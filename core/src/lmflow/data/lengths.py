@@ -46,6 +46,8 @@ class LengthReport:
     """Samples that they were made of; None where that is not known."""
     findings: Findings = field(default_factory=Findings)
     """What is wrong with their tokens."""
+    not_kept: str | None = None
+    """Why the tokens were not kept for the next run, where they were to be."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LengthReport:
@@ -67,6 +69,8 @@ class LengthReport:
     def describe(self) -> str:
         """What the user is told: a line of totals, the `table`, and the warnings."""
         warnings = list(self.findings.lines("warning"))
+        if self.not_kept is not None:
+            warnings.append(f"tokens are held in memory, and made anew by the next run: {self.not_kept}")
         return "\n".join(["\n  ".join([self.totals(), *self.table()]), *warnings])
 
     def totals(self) -> str:

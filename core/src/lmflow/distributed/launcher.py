@@ -6,6 +6,7 @@ each of the others; the one of rank 0 has the terminal, the others write to a fi
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,11 +22,10 @@ from types import FrameType
 
 from lmflow.distributed.environment import LAUNCHER, LOOPBACK, REPORT, usual_threads
 from lmflow.distributed.outcome import ExitStatus, Outcome, summarize
-from lmflow.distributed.signals import handling
+from lmflow.distributed.signals import handling, stopping_signals
 from lmflow.distributed.worker import read_report
 from lmflow.recipe.sections.launch import LaunchOptions
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 5.0
 """Seconds that the other processes have once one has failed, or a second signal came."""
 PAUSE = 0.05
@@ -102,7 +102,7 @@ def launch(
             for local_rank in range(options.processes):
                 environment = worker_environment(options, local_rank, Path(folder), os.environ)
                 workers.append(start(command, environment, Path(folder), show=show_all, show_result=show_result))
-            ended = supervise(workers, stop)
+            ended = supervise(workers, stop, options.grace)
         finally:
             for worker in workers:
                 worker.kill()
@@ -167,23 +167,26 @@ def handle_signals() -> Iterator[Stop]:
     def ask(number: int, _: FrameType | None) -> None:
         stop.asked.append(number)
 
-    outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # started with nohup
-    heard = [number for number in STOPPING if number != signal.SIGHUP or not outlives_terminal]
-    with handling(ask, *heard):
+    with handling(ask, *stopping_signals()):
         yield stop
 
 
-def supervise(workers: Sequence[WorkerProcess], stop: Stop) -> list[ExitStatus]:
-    """Wait for all processes, pass signals on to them, and end those that outlive one that failed."""
-    deadline: float | None = None
+def supervise(workers: Sequence[WorkerProcess], stop: Stop, grace: float = math.inf) -> list[ExitStatus]:
+    """Wait for all processes, pass signals on to them, and end those that outlive one that failed.
+
+    From the first signal they have `grace` seconds to stop at a safe place, from a second one GRACE.
+    """
+    deadline = math.inf
     while running := [worker for worker in workers if worker.is_running()]:
         for number in stop.asked[stop.told :]:
             stop.told += 1
+            deadline = min(deadline, time.monotonic() + (grace if stop.told == 1 else GRACE))
             for worker in running:
                 worker.tell(signal.SIGTERM if number == signal.SIGHUP else number)
-        if deadline is None and (stop.told > 1 or any(has_failed(worker) for worker in workers)):
-            deadline = time.monotonic() + GRACE
-        if deadline is not None and time.monotonic() > deadline:
+                worker.tell(signal.SIGCONT)  # one that was stopped hears of nothing, and the others wait for it
+        if any(has_failed(worker) for worker in workers):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        if time.monotonic() > deadline:
             for worker in running:
                 worker.kill()
         time.sleep(PAUSE)

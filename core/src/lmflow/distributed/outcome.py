@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lmflow.atomic import write_atomically
 from lmflow.distributed.worker import Report
 from lmflow.report import write_report
-from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, resume_command, to_json, write_atomically
+from lmflow.run_files import CHECKPOINTS, LOCK, RECORD, read_record, resume_command, to_json
 
 SHOWN = 5
 """Lines of a crashed process that are shown."""
@@ -112,6 +113,8 @@ def _complete_record(ended: Sequence[ExitStatus], output: Path, status: str, err
     record = read_record(output)
     if not record:
         return False
+    if record.get("status") == "completed":  # and resumed, but it did not come so far that anything was changed
+        return True
     if (record.get("status"), record.get("error")) != (status, error):
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         record |= {"status": status, "error": error, "finished": finished}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmflow.atomic import write_atomically
 from lmflow.components import GenerateRequest
 from lmflow.data.sample import Message, Prompt, Sample
 from lmflow.errors import DataError, RecipeError
@@ -105,7 +106,7 @@ class Dialogue:
         if images:
             record["images"] = images
         try:
-            path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from error
         self.saved = path

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lmflow.atomic import write_atomically
 from lmflow.data.sample import Sample
 from lmflow.errors import DataError, RunDirectoryError
 from lmflow.run_files import to_json
@@ -112,9 +112,7 @@ class CompletionFile:
         """The file anew with the records in order; the old one stays until the new one is complete."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            partial.write_text("".join(map(_line, self.records)), encoding="utf-8")
-            partial.replace(self.path)
+            write_atomically(self.path, "".join(map(_line, self.records)))
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
 

@@ -17,6 +17,7 @@ class HuggingFace(PassInferencer):
     """Sample with Transformers: batches by length, one prefill per prompt, finished rows leave."""
 
     name = "hf"
+    may_change = ("batch_tokens",)
 
     batch_tokens: int = Field(
         32_768,

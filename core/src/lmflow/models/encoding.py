@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from lmflow import data
 from lmflow.data import lengths
 from lmflow.data.cache.key import key_of
-from lmflow.data.cache.tokens import cached
+from lmflow.data.cache.token_store import HeldSequences
+from lmflow.data.cache.tokens import CacheError, cached
 from lmflow.data.lengths import LengthReport
 from lmflow.data.sample import Dataset, Item, Message, Sample, TokenSequence
 from lmflow.data.tally import CHUNK, Tally, encode_all
@@ -38,8 +39,9 @@ def encode(
 
     Many samples are tokenised once and kept on disk, found again by everything their tokens depend on: the samples (or
     `fingerprint`, where that stands for them), the tokenizer with its template, and the options.
+    Where the disk cannot hold them they are held in memory, and the report says so.
     Raises DataError, naming the first records, after looking at all of them where the tokens of some would spoil the
-    run (see `lmflow.data.findings`) or no trained token remains, and where the disk cannot hold them.
+    run (see `lmflow.data.findings`) or no trained token remains.
     """
     tokens, tally = model.token_key, Tally(model, options)
     sequences = partial(_fitted, model, samples, options.train_on, tally)
@@ -48,7 +50,12 @@ def encode(
     what = fingerprint if fingerprint is not None else samples_key(samples)
     limit = str(length_limit(model, options))
     key = key_of(what, tokens, options.train_on, limit, options.too_long, *code(type(model)))
-    stored = cached(key, sequences, lambda: {"lengths": tally.report().as_dict()})
+    try:
+        stored = cached(key, sequences, lambda: {"lengths": tally.report().as_dict()})
+    except CacheError as error:
+        tally = Tally(model, options)  # the other has counted some already
+        held = HeldSequences(_fitted(model, samples, options.train_on, tally), dict)
+        return held, replace(tally.report(), not_kept=str(error))
     return stored, LengthReport.from_dict(stored.about["lengths"])
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmflow.atomic import write_atomically
 from lmflow.errors import LmflowError
 from lmflow.models.source import ModelSource, asks_hub
-from lmflow.run_files import write_atomically
 
 BASE = "base_weights.json"
 """Beside an adapter: where the weights lie that it was trained on, and which they are."""

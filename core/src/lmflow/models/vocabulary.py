@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import re
-import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 
+from lmflow.atomic import atomic_directory
 from lmflow.errors import LmflowError
 from lmflow.models.language_model import LanguageModel
 
@@ -292,16 +291,10 @@ def _resized(
 
 def save_extended(extension: Extension, directory: Path) -> None:
     """Write the model, and which of its tokens are new, so that their rows are trained: complete, or not at all."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_directory(directory) as partial:
         extension.model.save(partial)
         ids = sorted(extension.ids.values())
         (partial / NEW_TOKENS).write_text(json.dumps({"ids": ids}) + "\n", encoding="utf-8")
-        os.replace(partial, directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def mark_new_tokens(module: Any, source: str) -> None:

@@ -7,6 +7,8 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 Restore = Callable[[], None]
 
@@ -55,10 +57,29 @@ def _torch() -> Iterator[Restore]:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    numbers, gradients, dtype = torch.get_rng_state(), torch.is_grad_enabled(), torch.get_default_dtype()
+    numbers = torch.get_rng_state()
     yield lambda: torch.set_rng_state(numbers)
-    yield lambda: torch.set_grad_enabled(gradients)
-    yield lambda: torch.set_default_dtype(dtype)
+    yield from _torch_modes(torch)
     if torch.cuda.is_initialized():
         devices = torch.cuda.get_rng_state_all()
         yield lambda: torch.cuda.set_rng_state_all(devices)
+
+
+def _torch_modes(torch: Any) -> Iterator[Restore]:
+    """What is set for all of torch, set back only where it was changed: to set some of it costs time ever after."""
+    for read, write in (
+        (torch.is_grad_enabled, torch.set_grad_enabled),
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.get_num_threads, torch.set_num_threads),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
+        *((partial(torch.is_autocast_enabled, at), partial(torch.set_autocast_enabled, at)) for at in ("cpu", "cuda")),
+    ):
+        yield partial(_set_back, read, write, read())
+
+
+def _set_back(read: Callable[[], Any], write: Callable[[Any], object], before: Any) -> None:
+    if read() != before:
+        write(before)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -16,9 +15,9 @@ import pluggy
 from lmflow import hookspecs
 from lmflow.components import Command, Component, Tracker
 from lmflow.errors import PluginError
-from lmflow.plugins.isolation import preserve_process_state
 from lmflow.plugins.known import distribution_for
 from lmflow.plugins.slots import EVENTS, SLOTS
+from lmflow.plugins.user_code import fenced
 
 CORE = "lmflow-core"
 
@@ -173,9 +172,9 @@ class Plugins:
             if name in self._silenced:
                 continue
             try:
-                with preserve_process_state(), redirect_stdout(sys.stderr):
+                with fenced():
                     implementation.function(*(_read_only(values[argument]) for argument in implementation.argnames))
-            except (Exception, SystemExit) as error:
+            except Exception as error:
                 self._silenced.add(name)
                 who = name if name.startswith("tracker ") else f"plugin {name.partition(':')[0]}"
                 failures.append(f"{who}: {event} raised {type(error).__name__}: {error}; the run goes on without it")

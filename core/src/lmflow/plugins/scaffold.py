@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from lmflow.atomic import move_into_place, scratch_directory
 from lmflow.errors import LmflowError, RecipeError, RunDirectoryError
 from lmflow.plugins import SLOTS, Plugins, normal_name
 
@@ -148,9 +148,10 @@ def fill_in(answers: dict[str, str], output: Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
         with (
-            TemporaryDirectory(dir=output, prefix=".new-") as scratch,
+            scratch_directory(output / "new") as place,
             as_file(files("lmflow") / "templates") as source,
         ):
+            scratch = str(place)
             made = cookiecutter(
                 str(source / "plugin"),
                 no_input=True,
@@ -158,7 +159,9 @@ def fill_in(answers: dict[str, str], output: Path) -> Path:
                 output_dir=scratch,
                 default_config={"replay_dir": scratch, "cookiecutters_dir": scratch},
             )
-            return Path(made).rename(output / Path(made).name)
+            target = output / Path(made).name
+            move_into_place(Path(made), target)
+            return target
     except OSError as error:
         raise LmflowError(f"{output}: cannot be written: {error.strerror or error}") from error
     except (CookiecutterException, TemplateError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lmflow.recipe.settings import SOURCES, STAGES, TRACKERS, Scope, Setting
+from lmflow.recipe.settings import PLAIN, SOURCES, STAGES, TRACKERS, Scope, Setting
 from lmflow.recipe.yaml import read_settings
 
 
@@ -19,8 +19,10 @@ def gather(file: Path | None, options: Sequence[Setting], scope: Scope, problems
 def merge(
     written: Iterable[Setting], options: Sequence[Setting], scope: Scope, problems: list[str]
 ) -> dict[str, Setting]:
-    """The same for settings that are read already."""
-    settings = {setting.path: setting for setting in written}
+    """The same for settings that are read already.
+
+    Where an option names another component than the file does, what the file says of that one no longer applies.
+    """
     seen: dict[str, Setting] = {}
     for option in options:
         names_component = option.path in scope.slots or (scope.trackers and option.path == TRACKERS)
@@ -28,9 +30,8 @@ def merge(
         if path in seen:
             problems.append(f"{option.place}: given twice ({seen[path].value!r} and {option.value!r})")
         seen[path] = Setting(path, option.value, option.origin)
-    if "model.name" in seen:  # another model: the file's options of the one it names no longer apply
-        settings = {path: setting for path, setting in settings.items() if not path.startswith("model.")}
-    for path, setting in [*settings.items(), *seen.items()]:
+    settings = over(written, seen.values())
+    for path, setting in settings.items():
         section = path.partition(".")[0]
         if section not in scope.names and not (section == SOURCES and setting.origin.kind in ("file", "argument")):
             near = difflib.get_close_matches(section, scope.names, n=1)
@@ -39,4 +40,20 @@ def merge(
             hint = "stages stand at the top of a recipe file, beside its sections" if section == STAGES else hint
             line = f"{where}: unknown section; {hint}"
             problems += [] if line in problems else [line]
-    return settings | seen
+    return settings
+
+
+def over(written: Iterable[Setting], own: Iterable[Setting]) -> dict[str, Setting]:
+    """Settings over others, by path; naming another component leaves out the options of the one below."""
+    below, above = ({setting.path: setting for setting in each} for each in (written, own))
+    for path, setting in above.items():
+        section, _, key = path.partition(".")
+        if key == "name" and (path not in below or below[path].value != setting.value):
+            below = {each: known for each, known in below.items() if not _is_of_component(each, section)}
+    return below | above
+
+
+def _is_of_component(path: str, section: str) -> bool:
+    """Whether a path is an option in a section, and none of its plain ones."""
+    of, _, key = path.partition(".")
+    return of == section and not (of in PLAIN and key in PLAIN[of].model_fields)

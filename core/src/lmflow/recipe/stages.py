@@ -10,7 +10,7 @@ from typing import Any
 from lmflow.components import Model
 from lmflow.errors import RecipeError
 from lmflow.plugins import Plugins
-from lmflow.recipe.gather import merge
+from lmflow.recipe.gather import merge, over
 from lmflow.recipe.other_models import other_models
 from lmflow.recipe.preferences import nearest
 from lmflow.recipe.recipe import ResolvedRecipe, as_dict
@@ -25,7 +25,7 @@ from lmflow.recipe.references import (
     with_start,
 )
 from lmflow.recipe.resolve import resolve_settings
-from lmflow.recipe.settings import PLAIN, RUN_SCOPE, SOURCES, STAGES, Origin, Setting
+from lmflow.recipe.settings import RUN_SCOPE, SOURCES, STAGES, Origin, Setting
 from lmflow.recipe.yaml import read_settings, write
 
 
@@ -157,22 +157,6 @@ def split(settings: Iterable[Setting]) -> tuple[list[Setting], dict[str, list[Se
         if path:
             own.append(replace(setting, path=path))
     return shared, stages
-
-
-def over(defaults: Iterable[Setting], own: Iterable[Setting]) -> dict[str, Setting]:
-    """A stage's settings over the defaults; naming another component leaves out the options of the defaults' one."""
-    below, above = ({setting.path: setting for setting in each} for each in (defaults, own))
-    for path, setting in above.items():
-        section, _, key = path.partition(".")
-        if key == "name" and (path not in below or below[path].value != setting.value):
-            below = {each: known for each, known in below.items() if not _is_of_component(each, section)}
-    return below | above
-
-
-def _is_of_component(path: str, section: str) -> bool:
-    """Whether a path is an option in a section, and none of its plain ones."""
-    of, _, key = path.partition(".")
-    return of == section and not (of in PLAIN and key in PLAIN[of].model_fields)
 
 
 def options_for(base: Settings, common: Sequence[Setting], special: Sequence[Setting]) -> list[Setting]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmflow.atomic import write_atomically
 from lmflow.report.content import read_content
 from lmflow.report.page import render_page
 from lmflow.report.stages import render_stages
-from lmflow.run_files import REPORT, write_atomically
+from lmflow.run_files import REPORT
 
 __all__ = ["write_report"]
 

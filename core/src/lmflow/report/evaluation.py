@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lmflow.atomic import write_atomically
 from lmflow.components import Evaluation, Evaluator
 from lmflow.errors import RunDirectoryError
 from lmflow.report.page import wrap_page
 from lmflow.report.sections import section, shown, table
-from lmflow.run_files import REPORT, to_json, write_atomically
+from lmflow.run_files import REPORT, to_json
 
 RESULTS = "results.json"
 ROWS = "rows.jsonl"
@@ -59,9 +60,9 @@ def write_evaluation(
     """Write results.json, rows.jsonl, the evaluator's plots, and report.html around them; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     rows, results = directory / ROWS, directory / RESULTS
-    rows.write_text("".join(f"{to_json(row)}\n" for row in evaluation.rows), encoding="utf-8")
+    write_atomically(rows, "".join(f"{to_json(row)}\n" for row in evaluation.rows))
     plots = evaluator.plot(evaluation, directory)
-    results.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     report = directory / REPORT
     write_atomically(report, render_evaluation(record, plots))
+    write_atomically(results, to_json(record, indent=2) + "\n")  # last: by it the directory is known
     return [results, rows, report, *plots]

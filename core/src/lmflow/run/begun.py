@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmflow.atomic import write_atomically
 from lmflow.errors import RunDirectoryError
 from lmflow.recipe.references import references_in
 from lmflow.recipe.stages import Stage, StagedRecipe, stage_text
 from lmflow.run.pipeline_record import is_finished, place_of
-from lmflow.run.resume import differences, stages_of, without_launch
-from lmflow.run_files import CHECKPOINTS, RECIPE, SAMPLES, STAGES, write_atomically
+from lmflow.run.resume import comparable, differences, may_change, stages_of
+from lmflow.run_files import CHECKPOINTS, RECIPE, SAMPLES, STAGES
 
 
 def remember(whole: Path, stage: Stage) -> None:
@@ -41,7 +42,8 @@ def _has_work(place: Path) -> bool:
 
 
 def _check_unchanged(whole: Path, stage: Stage) -> None:
-    old, new = (without_launch(text) for text in (_file(whole, stage.name).read_text("utf-8"), stage_text(stage)))
+    free = may_change(stage.planned.recipe)
+    old, new = (comparable(text, free) for text in (_file(whole, stage.name).read_text("utf-8"), stage_text(stage)))
     if old != new:
         raise RunDirectoryError(
             f"stage {stage.name} was begun with another recipe:\n{differences(old, new)}\nChange it back, or delete "

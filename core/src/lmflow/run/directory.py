@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from lmflow.atomic import remove_remains, write_atomically
 from lmflow.distributed.processes import Processes
 from lmflow.errors import RunDirectoryError
 from lmflow.run_files import (
     CHECKPOINTS,
     COMPARISON,
+    DAMAGED,
     LOCK,
     METRICS,
     RECIPE,
@@ -25,9 +27,10 @@ from lmflow.run_files import (
     STAGES,
     TRACKERS,
     holds_run,
+    read_object,
     read_record,
+    set_aside,
     to_json,
-    write_atomically,
     write_lines,
 )
 
@@ -44,6 +47,8 @@ CONTENTS = (
     LOCK,
     "adapter",
     "model",
+    f"{RECORD}{DAMAGED}",
+    f"{METRICS}{DAMAGED}",
 )
 
 
@@ -72,10 +77,17 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{path} cannot be written to: {error.strerror}. Choose another --output."
             ) from error
+        self.notes: list[str] = []
+        """What the user is to be told of it once there is a log."""
+        if existed:
+            for place in (path, *(path / folder for folder in folders)):
+                remove_remains(place)
         if existed and overwrite:
             remove_run(path)
         for folder in folders:
             (path / folder).mkdir(exist_ok=True)
+        if resume and (path / RECORD).exists() and read_object(path / RECORD) is None:
+            self.notes.append(f"{set_aside(path / RECORD)}, and a new one is written")
 
     def close(self) -> None:
         """Release the lock."""
@@ -109,12 +121,22 @@ class RunDirectory:
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(to_json(known) + "\n")
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines of steps that a resumed run will take again, and a line that a killed run left torn."""
+    def drop_metrics_after(self, step: int) -> str | None:
+        """Remove the lines of steps that a resumed run will take again, and a line that a killed run left torn.
+
+        A file with other lines that cannot be read is set aside, and what can be read of it kept: a sentence says so.
+        """
         path = self.path / METRICS
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomically(path, "".join(line + "\n" for line in kept))
+        if not path.exists():
+            return None
+        lines = path.read_bytes().split(b"\n") if path.is_file() else [b"", b""]
+        lines.pop()  # empty, or torn
+        steps = [_step_of(line) for line in lines]
+        damaged = not path.is_file() or None in steps
+        told = f"{set_aside(path)}, and what can be read of it is kept" if damaged else None
+        kept = [line for line, taken in zip(lines, steps, strict=True) if taken is not None and taken <= step]
+        write_atomically(path, "".join(line.decode("utf-8") + "\n" for line in kept))
+        return told
 
     def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Write what an aligner generated in one iteration, with rewards and which were kept."""
@@ -132,6 +154,7 @@ class FollowedDirectory(RunDirectory):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes = []
 
     def close(self) -> None:
         """Nothing is held."""
@@ -145,8 +168,9 @@ class FollowedDirectory(RunDirectory):
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Rank 0 does."""
 
-    def drop_metrics_after(self, step: int) -> None:
+    def drop_metrics_after(self, step: int) -> str | None:
         """Rank 0 does."""
+        return None
 
     def write_samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Rank 0 does; where it does."""
@@ -205,13 +229,14 @@ def remove_run(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; beyond every step if the line is torn."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics; None where it is no line of metrics."""
     try:
-        step: int = json.loads(line).get("step", 0)
-    except ValueError:
-        return math.inf
-    return step
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step", 0) if isinstance(found, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def opened_by_rank0(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from lmflow.distributed.processes import Processes
-from lmflow.distributed.signals import handling
+from lmflow.distributed.signals import default_handlers, handling, stopping_signals
 from lmflow.errors import Interrupted
 from lmflow.run.directory import RunDirectory
 from lmflow.run.display import Display, Silent
@@ -46,18 +45,25 @@ class RunLog:
         self._emit = emit
         self._display = display or Silent()
 
+    def _show(self, what: str, *values: Any) -> None:
+        """Show something; nothing more once what shows it has gone, as a terminal has that was closed."""
+        try:
+            getattr(self._display, what)(*values)
+        except OSError:
+            self._display = Silent()
+
     def plan(self, total: int, unit: str) -> None:
         """Say how much work the whole run is."""
-        self._display.plan(total, unit)
+        self._show("plan", total, unit)
 
     def advance_plan(self, amount: int = 1) -> None:
         """So much of the planned work is done."""
-        self._display.advance_plan(amount)
+        self._show("advance_plan", amount)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[None]:
         """Show and time a phase; `total` is in the units given to `advance`."""
-        self._display.phase(name, total)
+        self._show("phase", name, total)
         started = time.perf_counter()
         try:
             yield
@@ -66,11 +72,11 @@ class RunLog:
 
     def advance(self, amount: int = 1) -> None:
         """So much of the current phase is done."""
-        self._display.advance(amount)
+        self._show("advance", amount)
 
     def count(self, what: str, done: int, total: int) -> None:
         """So much of something long is done, whatever the phase."""
-        self._display.count(what, done, total)
+        self._show("count", what, done, total)
 
     def advance_or_stop(self, amount: int = 1) -> None:
         """`advance`, then stop if asked to: for work that may end anywhere, such as sampling.
@@ -90,14 +96,14 @@ class RunLog:
         self.sync_stop()
         if self._directory:
             self._directory.append_metrics(metrics)
-        self._display.update(metrics)
+        self._show("update", metrics)
         self.emit("lmflow_step_finished", step=metrics["step"], metrics=metrics)
 
     def note(self, text: str) -> None:
         """Tell the user something they should know, such as how many samples were cut; said again, shown once."""
         if text not in self.notes:
             self.notes.append(text)
-            self._display.note(text)
+            self._show("note", text)
 
     def samples(self, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep what was generated in an iteration."""
@@ -115,8 +121,8 @@ class RunLog:
 
     def forget_after(self, step: int) -> None:
         """Drop recorded metrics of steps that will be taken again after a resume."""
-        if self._directory:
-            self._directory.drop_metrics_after(step)
+        if self._directory and (told := self._directory.drop_metrics_after(step)):
+            self.note(told)
 
     @property
     def asked_to_stop(self) -> int | None:
@@ -144,15 +150,15 @@ class RunLog:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Within the context SIGINT and SIGTERM ask the run to stop at the next safe place; a second one kills."""
+        """Within the context a signal asks the run to stop at the next safe place; a second one ends it at once."""
+        numbers = stopping_signals()
 
         def ask(number: int, _: FrameType | None) -> None:
             self._asked = number
             if self.processes.size == 1:
                 self.stop_signal = number
+            default_handlers(*numbers)
             self.note("stopping at the next safe place; once more to stop at once")
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-        with handling(ask, signal.SIGINT, signal.SIGTERM):
+        with handling(ask, *numbers):
             yield

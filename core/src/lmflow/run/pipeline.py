@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from lmflow.atomic import write_atomically
 from lmflow.data.files import files_of
 from lmflow.data.source import validation_place
 from lmflow.distributed.environment import this_worker
 from lmflow.distributed.join import join
 from lmflow.distributed.processes import Processes
-from lmflow.distributed.signals import handling
+from lmflow.distributed.signals import handling, stopping_signals
 from lmflow.errors import Interrupted, LmflowError, RunDirectoryError
 from lmflow.plugins import Plugins
 from lmflow.recipe.recipe import ResolvedRecipe, dump
+from lmflow.recipe.references import references_in
 from lmflow.recipe.stages import Stage, StagedRecipe, dump_stages
 from lmflow.run.begun import check_begun, remember
 from lmflow.run.directory import FollowedDirectory, RunDirectory, opened_by_rank0
@@ -29,7 +31,7 @@ from lmflow.run.record import RunResult
 from lmflow.run.resume import how_to_resume
 from lmflow.run.run import new_output, run
 from lmflow.run.workers import check_outcome, needs_workers, run_in_workers
-from lmflow.run_files import RECIPE, STAGES, holds_run, resume_command, write_atomically
+from lmflow.run_files import RECIPE, STAGES, holds_run, resume_command
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ def run_stages(
     processes = join(staged.stages[0].planned.recipe) if this_worker() else Processes()
     if not resume:
         check_data(staged, output)
+        check_rewards(staged)
     directory = open_whole(staged, processes, output, resume, overwrite)
     record = PipelineRecord(staged, plugins, directory, resumed=resume)
     pipeline = Pipeline(staged, plugins, directory, processes, record, make_display, flags, resume)
-    with closing(directory), recorded(pipeline), sigterm_interrupts():
+    with closing(directory), recorded(pipeline), signals_interrupt():
         for number, stage in enumerate(staged.stages, 1):
             carry_out(pipeline, stage, number)
     return RunResult(directory.path, record.values)
@@ -85,6 +88,15 @@ def check_data(staged: StagedRecipe, output: Path | None) -> None:
             for place in [*(data.model_copy(update={"path": path}) for path in (data.path, *data.mix)), held]:
                 if place is not None and place.path is not None and not _may_be_written(place.path, output):
                     files_of(place.path, place.subset, place.split)
+
+
+def check_rewards(staged: StagedRecipe) -> None:
+    """Let rewards say what is wrong with them before any stage begins, but for one that is yet to be made."""
+    for stage in staged.stages:
+        reward = stage.planned.recipe.reward
+        if reward is not None and not any(path.startswith("reward.") for path in references_in(stage.settings)):
+            with naming(stage):
+                reward.check()
 
 
 def _may_be_written(path: str, output: Path | None) -> bool:
@@ -153,13 +165,13 @@ def recorded(pipeline: Pipeline) -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Within the context SIGTERM ends what goes on between two stages as Ctrl-C does; in a stage the run hears it."""
+def signals_interrupt() -> Iterator[None]:
+    """Within the context signals end what goes on between two stages as Ctrl-C does; in a stage the run hears them."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         raise Interrupted(number)
 
-    with handling(interrupt, signal.SIGTERM):
+    with handling(interrupt, *(number for number in stopping_signals() if number != signal.SIGINT)):
         yield
 
 

@@ -10,7 +10,7 @@ from lmflow.plugins import Plugins
 from lmflow.plugins.installed import versions
 from lmflow.recipe.stages import StagedRecipe
 from lmflow.run.directory import FollowedDirectory, RunDirectory
-from lmflow.run.record import now
+from lmflow.run.record import now, number_in, text_in
 from lmflow.run_files import STAGES, read_record
 
 OF_LAST = ("device", "precision", "data", "seed")
@@ -26,7 +26,7 @@ class PipelineRecord:
         self._directory = directory
         self.values: dict[str, Any] = {
             "status": "running",
-            "started": previous.get("started", now()),
+            "started": text_in(previous, "started") or now(),
             "versions": versions(),
             "plugins": dict(plugins.versions()),
             "error": None,
@@ -68,8 +68,8 @@ def summary(whole: Path, name: str) -> dict[str, Any]:
         "status": record.get("status", "pending"),
         "directory": place,
         "result": f"{place}/{record['result']}" if "result" in record else None,
-        "wall_seconds": record.get("wall_seconds", 0.0),
-        "peak_memory_bytes": record.get("peak_memory_bytes", 0),
+        "wall_seconds": number_in(record, "wall_seconds"),
+        "peak_memory_bytes": int(number_in(record, "peak_memory_bytes")),
         "error": record.get("error"),
         "metrics": record.get("metrics", {}),
     }
@@ -82,7 +82,9 @@ def place_of(whole: Path, name: str) -> Path:
 
 def is_finished(place: Path) -> bool:
     """Whether the run of a stage is completed, and its result still there."""
-    return read_record(place).get("status") == "completed" and result_of(place).exists()
+    record = read_record(place)
+    result = text_in(record, "result")
+    return record.get("status") == "completed" and bool(result) and (place / result).exists()
 
 
 def result_of(place: Path) -> Path:

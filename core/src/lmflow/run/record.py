@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import sys
@@ -19,6 +20,9 @@ from lmflow.recipe.recipe import Recipe
 from lmflow.run.directory import RunDirectory
 from lmflow.run.log import RunLog
 from lmflow.run_files import REPORT
+
+ENDED = ("completed", "interrupted", "failed")
+"""What is said of a run that has ended by itself; one that was killed is still "running"."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,25 @@ class RunResult:
 
 
 class RunRecord:
-    """run.json of one run: written when it begins, when it ends, and by nobody else meanwhile."""
+    """run.json of one run: written when it begins, when it ends, and by nobody else meanwhile.
+
+    A run that had ended and is resumed keeps what it says until `begin`: what goes wrong before harms no result.
+    """
 
     def __init__(
         self, recipe: Recipe, plugins: Plugins, directory: RunDirectory, log: RunLog, *, resumed: bool
     ) -> None:
         earlier = directory.read_record() if resumed else {}
+        self.earlier: Mapping[str, Any] = earlier
+        self.begun = False
         self._directory = directory
         self._log = log
-        self._earlier_seconds = float(earlier.get("wall_seconds", 0.0))
-        self._started = time.time()
+        self._earlier_seconds = number_in(earlier, "wall_seconds")
+        self._started = time.monotonic()
         self._peak_memory = 0
         self.values: dict[str, Any] = {
             "status": "running",
-            "started": earlier.get("started", now()),
+            "started": text_in(earlier, "started") or now(),
             "seed": recipe.training.seed,
             "versions": versions(),
             "plugins": dict(plugins.versions()),
@@ -77,10 +86,28 @@ class RunRecord:
             "error": None,
         }
 
+    @property
+    def had_ended(self) -> bool:
+        """Whether it is the record of a run that is resumed, and had ended by itself."""
+        return self.earlier.get("status") in ENDED
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run that is resumed has nothing left to do."""
+        result = text_in(self.earlier, "result")
+        return self.earlier.get("status") == "completed" and bool(result) and (self._directory.path / result).is_dir()
+
+    def begin(self) -> None:
+        """From here on run.json is that of the run under way."""
+        self.begun = True
+        self.write()
+
     def write(self) -> None:
-        """run.json as things stand."""
+        """run.json as things stand; as it was, where the run has not begun."""
+        if not self.begun:
+            return
         log = self._log
-        self.values["wall_seconds"] = round(self._earlier_seconds + time.time() - self._started, 2)
+        self.values["wall_seconds"] = round(self._earlier_seconds + time.monotonic() - self._started, 2)
         self.values["peak_memory_bytes"] = max(self._peak_memory, peak_memory())  # of the process that took most
         self.values["seconds"] = {name: round(value, 3) for name, value in log.seconds.items()}
         self.values["metrics"] = dict(log.metrics)
@@ -93,7 +120,9 @@ class RunRecord:
         self._peak_memory = int(self._log.processes.max(peak_memory()))
 
     def finish(self, status: str, error: str | None = None) -> None:
-        """Write run.json and the report; a failure to do so never hides why the run ended."""
+        """Write run.json and the report, if the run had begun; a failure to do so never hides why the run ended."""
+        if not self.begun:
+            return
         from lmflow.report import write_report
 
         self.values |= {"status": status, "error": error, "finished": now()}
@@ -110,6 +139,18 @@ class RunRecord:
         """Leave together: no process ends while rank 0 writes, which a launcher might take for a fault."""
         with suppress(RuntimeError):  # another is gone already
             self._log.processes.barrier()
+
+
+def number_in(record: Mapping[str, Any], name: str) -> float:
+    """A number of a record that may be damaged; 0 where it holds none."""
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+def text_in(record: Mapping[str, Any], name: str) -> str:
+    """A text of a record that may be damaged; empty where it holds none."""
+    value = record.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def peak_memory() -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lmflow.data.files import is_known
 from lmflow.errors import RunDirectoryError
+from lmflow.plugins import RECIPE_SLOTS
 from lmflow.recipe.recipe import Recipe, dump
-from lmflow.recipe.settings import LAUNCH, SOURCES, STAGES
+from lmflow.recipe.settings import LAUNCH, PLAIN, SOURCES, STAGES
 from lmflow.run.directory import RunDirectory, check_usable
 from lmflow.run_files import RECIPE, resume_command
 
@@ -24,7 +25,8 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe, resume: bool) -> 
     """A resumed run continues the recipe it began with; raises RunDirectoryError showing the first differences."""
     if not (resume and directory.recipe.exists()):
         return
-    old, new = without_launch(directory.recipe.read_text(encoding="utf-8")), without_launch(dump(recipe))
+    free = may_change(recipe)
+    old, new = comparable(directory.recipe.read_text(encoding="utf-8"), free), comparable(dump(recipe), free)
     stages = ", ".join(stages_of(directory.path))
     if old != new:
         shown = f"  stages {stages} in the run, no stages now" if stages else differences(old, new)
@@ -70,20 +72,45 @@ def stages_of(path: Path) -> list[str]:
     return list((sections or {}).get(STAGES) or ())
 
 
-def differences(old: Sequence[str], new: Sequence[str]) -> str:
-    """The first lines in which a recipe differs from what it was when its run began."""
-    found = [f"  {a.strip()!r} in the run, {b.strip()!r} now" for a, b in zip(old, new, strict=False) if a != b]
-    return "\n".join(found[:5]) or "  (sections differ)"
+SHOWN = 5
+"""Differences that a message shows."""
+NOWHERE = object()
 
 
-def without_launch(recipe: str) -> list[str]:
-    """The lines of a recipe but for what may change: in how many processes it is carried out, versions of plugins."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first options in which a recipe differs from what it was when its run began."""
+    paths = [path for path in {**old, **new} if old.get(path, NOWHERE) != new.get(path, NOWHERE)]
+    found = [f"  {path}: {_as_said(old, path)} in the run, {_as_said(new, path)} now" for path in paths]
+    return "\n".join([*found[:SHOWN], *([f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else [])])
+
+
+def _as_said(values: Mapping[str, Any], path: str) -> str:
+    value = values.get(path, NOWHERE)
+    return "nothing" if value is NOWHERE else "none" if value is None else str(value)
+
+
+def may_change(recipe: Recipe) -> set[str]:
+    """The options, by dotted path, that change what a run takes and not what it ends with."""
+    parts = {name: getattr(recipe, name) for name in (*RECIPE_SLOTS, *PLAIN)}
+    return {f"{name}.{option}" for name, part in parts.items() for option in getattr(part, "may_change", ())}
+
+
+def comparable(recipe: str, free: Collection[str] = ()) -> dict[str, Any]:
+    """The values of a recipe by dotted path but for what may change: `free`, the launch, versions of plugins."""
     import yaml
 
     sections: dict[str, Any] = yaml.safe_load(recipe) or {}
     sections.pop(LAUNCH, None)
     sections[SOURCES] = {key: str(source).partition(" ")[0] for key, source in (sections.get(SOURCES) or {}).items()}
-    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).splitlines()
+    return {path: value for path, value in _flat(sections) if path not in free}
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def how_to_resume(directory: Path) -> str:

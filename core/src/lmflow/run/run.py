@@ -13,6 +13,7 @@ from lmflow.distributed.processes import Processes
 from lmflow.distributed.worker import is_lost_contact
 from lmflow.errors import Interrupted, LmflowError, LostContact, is_disk_full
 from lmflow.plugins import Plugins
+from lmflow.plugins.user_code import exit_error
 from lmflow.recipe.other_models import other_models
 from lmflow.recipe.recipe import Recipe, ResolvedRecipe, dump
 from lmflow.run import stages
@@ -50,7 +51,11 @@ def run(
         tokenising_counted(work.log.count),
     ):
         log = work.log
+        if log.processes.on_rank0(lambda: work.record.is_finished):
+            log.note("the run is completed already: there is nothing to resume")
+            return RunResult(work.directory.path, work.record.earlier)
         other_models(recipe.aligner, plugins)  # what is misspelt is told before anything is read
+        stages.check_reward(work)
         data = stages.read_data(work)
         plan = stages.estimate(work, data) if estimate else None
         log.sync_and_check_stop()
@@ -67,6 +72,7 @@ def run(
         before = measure("before", context, recipe.aligner)
         if resume:
             trainer.restore()
+            begin(work)
         recipe.aligner.align(context)
         log.processes.barrier()  # what rank 0 wrote last can be read by all
         trainer.choose_result()
@@ -115,9 +121,10 @@ def silent(*_: object, **__: object) -> None:
 def recorded(work: stages.Work) -> Iterator[None]:
     """Within the context the run's work is done; afterwards run.json says how it ended."""
     place, record = work.directory.path, work.record
-    work.directory.write_recipe(dump(work.recipe))
-    record.write()
-    work.log.emit("lmflow_run_started", recipe=work.recipe, directory=place)
+    for note in work.directory.notes:
+        work.log.note(note)
+    if not record.had_ended:
+        begin(work)
     try:
         yield
     except Interrupted as error:
@@ -128,14 +135,26 @@ def recorded(work: stages.Work) -> Iterator[None]:
         record.finish("interrupted")
         raise Interrupted(2, how_to_resume(place)) from error
     except BaseException as error:
-        record.finish("failed", f"{type(error).__name__}: {error}")
-        raise explained(error, place) from error
+        told = explained(error, place)
+        record.finish("failed", f"{type(error).__name__}: {told if isinstance(error, SystemExit) else error}")
+        raise told from error
     record.finish("completed")
     record.wait_for_others()
 
 
+def begin(work: stages.Work) -> None:
+    """From here on the run's files are those of this attempt: where one that had ended is resumed, training goes on."""
+    if work.record.begun:
+        return
+    work.directory.write_recipe(dump(work.recipe))
+    work.record.begin()
+    work.log.emit("lmflow_run_started", recipe=work.recipe, directory=work.directory.path)
+
+
 def explained(error: BaseException, place: Path) -> BaseException:
     """The error as the user is to see it: what a full disk or a lost process means for the run."""
+    if isinstance(error, SystemExit):
+        return exit_error(error)
     if is_disk_full(error):
         where = getattr(error, "filename", None) or place
         return LmflowError(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmflow.atomic import move_into_place, scratch_directory
 from lmflow.components import AlignContext, Aligner, LoadRequest, Model, RunContext, Tuner
 from lmflow.errors import EstimateError, TrainingError
 from lmflow.planning.machine_memory import give_back_freed_memory
@@ -38,6 +39,14 @@ class Work:
     record: RunRecord
     closing: ExitStack = field(default_factory=ExitStack)
     """What has to be closed when the run ends, however it does."""
+
+
+def check_reward(work: Work) -> None:
+    """Import the reward, and let it say what is wrong with it, before anything slow; by rank 0, which alone scores."""
+    reward = work.recipe.reward
+    if reward is not None:
+        with work.log.phase(f"checking the reward {reward.name}"):
+            work.log.processes.on_rank0(reward.check)
 
 
 def read_data(work: Work) -> Dataset:
@@ -99,7 +108,10 @@ def packing_before(work: Work) -> Packing | None:
     from lmflow.training.packing import Packing
 
     chosen = work.record.values["packing"]
-    return Packing(**chosen) if chosen else None
+    try:
+        return Packing(**chosen) if chosen else None
+    except TypeError:  # run.json was damaged
+        return None
 
 
 def choose_packing(work: Work, model: LanguageModel, data: Dataset, plan: Plan | None) -> Packing:
@@ -289,16 +301,19 @@ def open_inferencer(work: Work, context: AlignContext) -> None:
 
 
 def save(work: Work, trainer: Trainer) -> Path:
-    """Write the result, by one process for all; where it lies."""
+    """Write the result, whole or not at all, by one process for all; where it lies."""
     from lmflow.models.heads import heads_apart, write_heads
 
     full = trainer.full_model()  # of weights that are split, every process gives its part
 
     def write() -> Path:
-        with heads_apart(full.module):  # a tuner writes what it knows
-            place = full.save_tuned(work.recipe.tuner, work.directory.path)
-        write_heads(full.heads, place)
-        return place
+        with scratch_directory(work.directory.path / "result") as scratch:
+            with heads_apart(full.module):  # a tuner writes what it knows
+                place = full.save_tuned(work.recipe.tuner, scratch)
+            write_heads(full.heads, place)
+            target = work.directory.path / place.relative_to(scratch)
+            move_into_place(place, target, replace=True)
+        return target
 
     return work.log.processes.on_rank0(write)
 

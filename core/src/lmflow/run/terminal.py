@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lmflow.run.display import Display, Silent
@@ -87,7 +88,8 @@ class LiveDisplay:
 
     def close(self) -> None:
         """Remove the bars and give the cursor back."""
-        self._live.stop()
+        with suppress(OSError):  # the terminal has gone
+            self._live.stop()
 
 
 class Lines(Silent):

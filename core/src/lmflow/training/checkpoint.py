@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lmflow.atomic import atomic_directory, remove_atomically, remove_remains, write_atomically
 from lmflow.errors import TrainingError
 
 STEP_NAME = re.compile(r"step-(\d{6,})$")
@@ -28,6 +28,7 @@ WEIGHTS, OPTIMIZER_STATE, OPTIMIZER_SCALARS, STATE = (
     "optimizer.json",
     "state.json",
 )
+FILES = (OPTIMIZER_SCALARS, OPTIMIZER_STATE, STATE, WEIGHTS)
 SCORE = "eval_loss"
 """The entry of a checkpoint's state by which the best one is known; the lowest is."""
 
@@ -50,9 +51,13 @@ class DamagedCheckpoint(TrainingError):
     """A checkpoint does not hold what was written to it."""
 
 
+class DamagedManifest(DamagedCheckpoint):
+    """Nothing says what was written to a checkpoint."""
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints below `directory`, oldest first."""
-    found = [path for path in directory.glob("step-*") if STEP_NAME.search(path.name)]
+    found = [path for path in directory.glob("step-*") if STEP_NAME.search(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -64,33 +69,28 @@ def step_of(path: Path) -> int:
 def save_checkpoint(directory: Path, step: int, checkpoint: Checkpoint, *, keep: int, keep_best: bool = False) -> Path:
     """Write `step-NNNNNN` below `directory` and delete all but the newest `keep`, and with `keep_best` the best.
 
-    Everything is written to a temporary directory first and moved into place by one rename, so a killed process
-    or a full disk leaves the earlier checkpoints as they were. Raises OSError when the disk is full.
+    It is whole or absent, so a killed process or a full disk leaves the earlier checkpoints as they were. Raises
+    OSError when the disk is full.
     """
-    _remove_remains(directory)
+    remove_remains(directory)
     target = directory / f"step-{step:06d}"
-    partial = _out_of_sight(target)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_directory(target, replace=True) as partial:  # it is there already after a resume from an earlier one
         _write(partial, checkpoint)
-        if target.exists():  # the same step again, after a resume from an earlier one
-            _remove(target)
-        os.replace(partial, target)
-        flush_to_disk(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     found = list_checkpoints(directory)
     kept = {*found[-keep:], *([best_checkpoint(directory)] if keep_best else [])}
     for old in found:
         if old not in kept:
-            _remove(old)
+            remove_atomically(old)
     return target
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote. Raises DamagedCheckpoint, naming the file, where it is not that."""
     check_manifest(path)
+    return _read(path)
+
+
+def _read(path: Path) -> Checkpoint:
     numbers: dict[str, dict[str, Any]] = json.loads((path / OPTIMIZER_SCALARS).read_text())
     for key, tensor in load_file(path / OPTIMIZER_STATE).items():
         name, _, entry = key.rpartition("/")
@@ -105,18 +105,36 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(directory: Path, tell: Callable[[str], None]) -> tuple[Path, Checkpoint] | None:
-    """The newest checkpoint that is undamaged; `emit` is given a sentence on each that is not. None if there is none.
+    """The newest checkpoint that is undamaged; `tell` is given a sentence on each that is not. None if there is none.
 
+    Where none has a manifest that describes it, the newest whose files can all be read is used, and described anew.
     Raises TrainingError where there are checkpoints and all are damaged.
     """
     found = list_checkpoints(directory)
+    not_described: list[Path] = []
+    damages: list[str] = []
     for path in reversed(found):
         try:
-            return path, load_checkpoint(path)
+            loaded = load_checkpoint(path)
         except DamagedCheckpoint as error:
-            tell(f"{error}; the checkpoint before it is used")
+            damages.append(str(error))
+            not_described += [path] if isinstance(error, DamagedManifest) else []
+            continue
+        for damage in damages:
+            tell(f"{damage}; the checkpoint before it is used")
+        return path, loaded
+    for path in not_described:
+        with suppress(Exception):  # whatever cannot be read is damaged
+            loaded = _read(path)
+            tell(
+                f"{path / MANIFEST} was damaged and is written anew; the files beside it can all be read, and are used"
+            )
+            write_manifest(path)
+            return path, loaded
     if found:
-        raise TrainingError(f"Every checkpoint in {directory} is damaged; start again with --overwrite.")
+        raise TrainingError(
+            f"Every checkpoint in {directory} is damaged; start again with --overwrite.\n" + "\n".join(damages)
+        )
     return None
 
 
@@ -126,7 +144,7 @@ def best_checkpoint(directory: Path) -> Path | None:
     for path in list_checkpoints(directory):
         try:
             score = read_state(path).get(SCORE)
-        except (OSError, ValueError):  # damaged: whoever loads it will say so
+        except (OSError, ValueError, AttributeError):  # damaged: whoever loads it will say so
             continue
         if score is not None and math.isfinite(score):
             scored.append((float(score), path))
@@ -135,27 +153,32 @@ def best_checkpoint(directory: Path) -> Path | None:
 
 def check_manifest(path: Path) -> None:
     """Compare every file with the manifest. Raises DamagedCheckpoint naming the first that differs."""
-    try:
-        listed: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise DamagedCheckpoint(f"Checkpoint {path} is damaged: it has no readable {MANIFEST}") from None
-    for name, expected in listed.items():
+    for name, expected in _manifest(path).items():
         try:
             found = _described(path / name)
         except OSError as error:
             raise DamagedCheckpoint(f"Checkpoint {path} is damaged: {name}: {error.strerror}") from None
         if found != expected:
-            what = "has another size" if found["bytes"] != expected["bytes"] else "has other content"
+            what = "has another size" if found["bytes"] != expected.get("bytes") else "has other content"
             raise DamagedCheckpoint(f"Checkpoint {path} is damaged: {name} {what} than when it was written")
 
 
-def flush_to_disk(file: Path) -> None:
-    """Make the operating system write `file` out, so that a rename after it never exposes an empty file."""
-    descriptor = os.open(file, os.O_RDONLY)
+def write_manifest(path: Path) -> None:
+    """Describe the files of a checkpoint as they are now."""
+    described = {name: _described(path / name) for name in FILES}
+    write_atomically(path / MANIFEST, json.dumps(described, indent=2))
+
+
+def _manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """What was written to a checkpoint, by file. Raises DamagedManifest where that is not said of all files."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        listed = None
+    whole = isinstance(listed, dict) and listed.keys() >= set(FILES)
+    if not whole or not all(isinstance(each, dict) for each in listed.values()):
+        raise DamagedManifest(f"Checkpoint {path} is damaged: it has no readable {MANIFEST}")
+    return dict(listed)
 
 
 def _write(directory: Path, checkpoint: Checkpoint) -> None:
@@ -169,31 +192,9 @@ def _write(directory: Path, checkpoint: Checkpoint) -> None:
     save_file(optimizer_state, directory / OPTIMIZER_STATE)
     (directory / OPTIMIZER_SCALARS).write_text(json.dumps(numbers))
     (directory / STATE).write_text(json.dumps(dict(checkpoint.state)))
-    files = sorted(directory.iterdir())
-    for file in files:
-        flush_to_disk(file)
-    (directory / MANIFEST).write_text(json.dumps({file.name: _described(file) for file in files}, indent=2))
-    flush_to_disk(directory / MANIFEST)
+    write_manifest(directory)
 
 
 def _described(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-
-
-def _out_of_sight(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint; one half deleted is never seen, even if the process is killed meanwhile."""
-    hidden = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.replace(path, hidden)
-    shutil.rmtree(hidden)
-
-
-def _remove_remains(directory: Path) -> None:
-    """What a killed process was writing or deleting."""
-    for remains in directory.glob(".step-*"):
-        shutil.rmtree(remains, ignore_errors=True)

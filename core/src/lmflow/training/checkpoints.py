@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from lmflow.training.checkpoint import (
 )
 from lmflow.training.weights import check_weights
 
+SHARE_SAVING = 9
+"""Times as long as it takes to save a checkpoint that a run trains in between, where the clock says when."""
+
 
 class Checkpoints:
     """What a run keeps in its `checkpoints` directory; every process of the run calls the methods alike."""
@@ -34,6 +38,22 @@ class Checkpoints:
         self._options = options
         self._processes = processes
         self._log = log
+        self._saved_at: float | None = None
+        """When the last checkpoint was saved, or this was first asked for, in seconds of the monotonic clock."""
+        self._seconds_saving = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be saved after this step; by the clock, it is as soon as one process says so."""
+        options = self._options
+        if options.checkpoint_every is not None:
+            return step % options.checkpoint_every == 0
+        if options.checkpoint_minutes is None:
+            return False
+        now = time.monotonic()
+        if self._saved_at is None:
+            self._saved_at = now
+        wait = max(60 * options.checkpoint_minutes, SHARE_SAVING * self._seconds_saving)
+        return self._processes.any(now - self._saved_at >= wait)
 
     def save(self, strategy: DDP, state: Mapping[str, Any]) -> None:
         """Save weights and optimizer state, and `state` (plain values), whose `step` names the checkpoint.
@@ -42,11 +62,14 @@ class Checkpoints:
         """
         check_weights(strategy.trainable, state["step"], self._processes)
         saved = Checkpoint(strategy.weights(), strategy.optimizer_state(), state)
+        started = time.monotonic()
         keep, best = self._options.keep_checkpoints, self._options.result == "best"
         path = self._processes.on_rank0(
             lambda: save_checkpoint(self._directory, state["step"], saved, keep=keep, keep_best=best)
         )
         self._log.checkpoint_saved(path)
+        self._saved_at = time.monotonic()
+        self._seconds_saving = self._saved_at - started
 
     def restore(self, strategy: DDP) -> Mapping[str, Any] | None:
         """Set weights and optimizer state to those of the newest undamaged checkpoint; its state, None without one."""

@@ -212,7 +212,7 @@ class Trainer:
     def _after_step(self, checkpoints: bool) -> None:
         self.log.advance()
         self.log.advance_plan()
-        options, every = self.options, self.options.evaluate_every if self.heldout else None
+        every = self.options.evaluate_every if self.heldout else None
         self._evaluation_due = bool(every) and self.step % (every or 1) == 0
         try:
             improved = self._evaluate_if_due()
@@ -220,7 +220,7 @@ class Trainer:
             if checkpoints:
                 self.checkpoint()  # says that this step is yet to be evaluated
             raise
-        due = bool(options.checkpoint_every) and self.step % (options.checkpoint_every or 1) == 0
+        due = checkpoints and self._checkpoints.due(self.step)
         if checkpoints and (due or improved or self.log.stop_signal):
             self.checkpoint()
         self.log.check_stop()

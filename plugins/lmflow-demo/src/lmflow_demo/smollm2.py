@@ -7,11 +7,11 @@ lmflow does not, so the package is found by its metadata and never imported.
 from __future__ import annotations
 
 import os
-import tempfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from lmflow.atomic import move_into_place, scratch_directory
 from lmflow.components import Model, Requirement
 from lmflow.errors import LmflowError
 from lmflow.models.pretrained import Pretrained
@@ -91,8 +91,7 @@ def convert(weights: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".converting-") as partial:
+    with scratch_directory(directory) as partial:
         source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
@@ -104,9 +103,7 @@ def convert(weights: Path, directory: Path) -> None:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         try:
-            os.replace(partial, directory)
+            move_into_place(partial, directory)
         except OSError:
             if not directory.is_dir():  # another process was first: its result is as good
                 raise
-            return
-        Path(partial).mkdir()  # for TemporaryDirectory to remove

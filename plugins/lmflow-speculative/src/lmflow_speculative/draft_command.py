@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmflow.api.parts import READING_SECTION, formats_in
+from lmflow.atomic import atomic_directory
 from lmflow.cli.help import recipe_help
 from lmflow.cli.inference import make_progress, resolve_for_use
 from lmflow.cli.options import Scanned, scan
@@ -46,7 +44,12 @@ SCOPE = Scope(
     ("model", "context", "data", "inferencer", "optimizer", "schedule"),
     {**READING_SECTION, "draft": DraftOptions, "sampling": Sampling, "training": TrainingOptions},
     preferred={"sampling.n": 4, "training.learning_rate": 2e-3, "training.batch_size": 16, "training.epochs": 3.0},
-    hidden=("training.checkpoint_every", "training.keep_checkpoints", "training.evaluate_every"),
+    hidden=(
+        "training.checkpoint_every",
+        "training.checkpoint_minutes",
+        "training.keep_checkpoints",
+        "training.evaluate_every",
+    ),
 )
 HELP = (
     ("--output DIR", "Where to write the draft, a model directory."),
@@ -257,15 +260,9 @@ def check_output(request: DraftRequest) -> None:
 
 def write(draft: LanguageModel, output: Path, record: dict[str, Any]) -> None:
     """Write the model directory, complete or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        draft.save(partial)
-        (partial / RECORD).write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
+        with atomic_directory(output, replace=True) as partial:
+            draft.save(partial)
+            (partial / RECORD).write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise LmflowError(f"--output {output}: the draft could not be written: {error}") from error

@@ -25,6 +25,7 @@ class Speculative(PassInferencer):
     """Let a draft model, or a look back at the text, propose tokens that the model then checks together."""
 
     name = "speculative"
+    may_change = ("batch_tokens",)
 
     draft: str | None = Field(
         None,

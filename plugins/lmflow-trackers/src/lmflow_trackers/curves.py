@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmflow.atomic import write_atomically
 from lmflow.recipe.recipe import Recipe, as_dict
-from lmflow.run_files import METRICS, TRACKERS, read_record, write_atomically
+from lmflow.run_files import METRICS, TRACKERS, read_record
 
 PLACES = ("step", "iteration")
 """Entries of a line of metrics that say where on the curves it stands."""

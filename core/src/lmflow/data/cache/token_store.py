@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, BinaryIO, overload
 
 import numpy as np
 
+from lmflow.atomic import move_into_place, scratch_directory
 from lmflow.data.sample import TokenSequence
 
 INDEX = "index.json"
@@ -66,22 +65,28 @@ def write_store(directory: Path, sequences: Iterable[TokenSequence], about: Call
 
     `about` is asked after the last sequence for what the index is to hold beside the sizes of the files.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    with scratch_directory(directory) as scratch:
         with ExitStack() as stack:
             files = {name: stack.enter_context((scratch / name).open("wb")) for name in COLUMNS}
             _write_columns(files, sequences)
             sizes = {name: file.tell() for name, file in files.items()}
         (scratch / INDEX).write_text(json.dumps({**about(), "bytes": sizes}), encoding="utf-8")
-        shutil.rmtree(directory, ignore_errors=True)
         try:
-            os.rename(scratch, directory)
+            move_into_place(scratch, directory, replace=True)
         except OSError:
             if not (directory / INDEX).exists():  # else another process wrote the same store in the meantime
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class HeldSequences(StoredSequences):
+    """The same in memory, about five bytes a token, where no disk can hold them."""
+
+    def __init__(self, sequences: Iterable[TokenSequence], about: Callable[[], Mapping[str, Any]]) -> None:
+        """Make all of them; `about` is asked after the last."""
+        held = {name: BytesIO() for name in COLUMNS}
+        _write_columns(held, sequences)
+        self.about = about()
+        self._columns = {name: np.frombuffer(held[name].getbuffer(), dtype) for name, dtype in COLUMNS.items()}
 
 
 def _write_columns(files: Mapping[str, BinaryIO], sequences: Iterable[TokenSequence]) -> None:

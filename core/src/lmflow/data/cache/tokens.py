@@ -12,12 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lmflow.atomic import remove_remains
 from lmflow.data.cache.token_store import INDEX, StoredSequences, write_store
 from lmflow.data.sample import TokenSequence
 
 VARIABLE = "LMFLOW_CACHE"
 DAYS_KEPT = 30
 """Stores that no run has used for so long are deleted when another is written."""
+
+
+class CacheError(Exception):
+    """Tokens cannot be kept: the disk is full, or may not be written to."""
 
 
 def cache_directory() -> Path:
@@ -32,8 +37,17 @@ def cached(
 ) -> StoredSequences:
     """The store for `key`, written from what `make` gives and `about` says afterwards where there is none yet.
 
-    Of several processes that need it, one writes it and the others wait.
+    Of several processes that need it, one writes it and the others wait. Raises CacheError where it cannot be written.
     """
+    try:
+        return _cached(key, make, about)
+    except OSError as error:
+        raise CacheError(f"{cache_directory()}: {error.strerror or error}") from error
+
+
+def _cached(
+    key: str, make: Callable[[], Iterable[TokenSequence]], about: Callable[[], Mapping[str, Any]]
+) -> StoredSequences:
     directory = cache_directory() / key
     found = _open(directory)
     if found is None:
@@ -82,6 +96,7 @@ def _open(directory: Path) -> StoredSequences | None:
 
 
 def _forget_unused(but: Path) -> None:
+    remove_remains(but.parent)
     oldest = time.time() - DAYS_KEPT * 86_400
     for directory in but.parent.iterdir():
         index = directory / INDEX

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from lmflow.atomic import atomic_file
 from lmflow.components import DataFormat
 from lmflow.data.formats.unread import HELD, different, unread_fields
 from lmflow.data.sample import Message, Sample
@@ -101,19 +101,16 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]], declared: st
     The file is there when all of it is. Raises DataError where it cannot be written, or is there already.
     """
     check_output(path)
-    part = path.with_name(f".{path.name}.part")
     try:
         with (
+            atomic_file(path) as part,
             gzip.open(part, "wt", encoding="utf-8")
             if path.suffix == ".gz"
-            else part.open("w", encoding="utf-8") as file
+            else part.open("w", encoding="utf-8") as file,
         ):
             count = _write(file, records, declared)
-        os.replace(part, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return count
 
 

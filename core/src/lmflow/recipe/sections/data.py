@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,6 +40,9 @@ class Reading(BaseModel):
 
 class DataOptions(Reading):
     """Where records lie, and how they are split, cut and packed, whatever they mean."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("streaming",)
+    """Options that a run may be resumed with other values of, since the result stays the same."""
 
     max_length: int | None = Field(None, gt=1, description="Longest sample, in tokens; the model's context if unset.")
     too_long: Literal["auto", "error", "truncate", "skip", "split"] = Field(

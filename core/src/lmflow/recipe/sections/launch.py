@@ -27,6 +27,13 @@ class LaunchOptions(BaseModel):
     )
     timeout: float = Field(30.0, gt=0, description="Minutes that a process waits for the others before it gives up.")
 
+    grace: float = Field(
+        90.0,
+        gt=0,
+        description="Seconds that the processes have to stop at a safe place once a signal asks them to; then they are "
+        "ended, and what came after the last checkpoint is lost.",
+    )
+
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:

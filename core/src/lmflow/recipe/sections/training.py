@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,15 @@ class TrainingOptions(BaseModel):
     """How parameters move, whatever the tuner and the aligner."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    may_change: ClassVar[tuple[str, ...]] = (
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+    )
+    """Options that a run may be resumed with other values of, since the result stays the same."""
 
     learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate of all.")
     batch_size: int = Field(8, gt=0, description="Samples per optimizer step.")
@@ -34,7 +43,15 @@ class TrainingOptions(BaseModel):
     evaluate_every: int | None = Field(
         None, gt=0, description="Steps between evaluations; start and end only if unset."
     )
-    checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; at the end only if unset.")
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="Steps between checkpoints; if unset, as often as checkpoint_minutes says."
+    )
+    checkpoint_minutes: float | None = Field(
+        5.0,
+        gt=0,
+        description="Minutes between checkpoints where checkpoint_every is unset, more where saving takes over a tenth "
+        "of them; none: at the end only.",
+    )
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints to keep.")
     result: Literal["last", "best"] = Field(
         "last",
