@@ -141,6 +141,11 @@ class Environment:
         return self.path / "bin" / name
 
     @property
+    def real_python(self) -> Path:
+        """Its Python, which is another than `python` where that starts warm."""
+        return self.command("python{}.{}".format(*sys.version_info))
+
+    @property
     def variables(self) -> dict[str, str]:
         """What a shell in which the environment is activated has, and a home of its own."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
@@ -214,8 +219,7 @@ def shared_environment(make_environment: Callable[..., Environment]) -> Environm
 
 def warm_up(environment: Environment, server: str) -> None:
     """Have its `python` ask a warm server; its real one keeps the name with the version."""
-    names = ("python", "python3", "python{}.{}".format(*sys.version_info))
-    python, short, real = map(environment.command, names)
+    python, short, real = environment.command("python"), environment.command("python3"), environment.real_python
     base = python.resolve()
     for each in (python, short, real):
         each.unlink()
