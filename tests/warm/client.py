@@ -28,12 +28,13 @@ def main(address: str, real: str) -> NoReturn:
 
 
 def can_be_warm(arguments: list[str]) -> bool:
-    """Whether it is a program that a server takes: a file's, a module's or text, with no option of Python's but -P."""
+    """Whether it is a program that a server takes: a file's or a module's, with no option of Python's but -P.
+
+    Text (-c) is what asks a fresh Python about itself: how long an import takes, and what it loads.
+    """
     words = arguments[1:] if arguments[:1] == ["-P"] else arguments
     if words[:1] == ["-m"]:
         return len(words) > 1 and words[1].partition(".")[0] not in COLD
-    if words[:1] == ["-c"]:
-        return len(words) > 1
     return bool(words) and os.path.isfile(words[0]) and os.path.basename(words[0]) not in COLD
 
 

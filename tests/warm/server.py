@@ -262,17 +262,10 @@ def execute(arguments: Sequence[str]) -> None:
         sys.path[:0] = [] if safe else [os.getcwd()]
         runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
         return
-    if words[0] == "-c":
-        sys.argv = ["-c", *words[2:]]
-        first, code = "", compile(words[1], "<string>", "exec")
-    else:
-        sys.argv = words
-        main.__file__ = words[0]
-        first, code = (
-            os.path.dirname(os.path.realpath(words[0])),
-            compile(Path(words[0]).read_bytes(), words[0], "exec"),
-        )
-    sys.path[:0] = [] if safe else [first]
+    sys.argv = words
+    main.__file__ = words[0]
+    code = compile(Path(words[0]).read_bytes(), words[0], "exec")
+    sys.path[:0] = [] if safe else [os.path.dirname(os.path.realpath(words[0]))]
     exec(code, main.__dict__)
 
 

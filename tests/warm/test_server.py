@@ -45,20 +45,33 @@ def ask(shared_environment: Any, tmp_path: Path) -> Ask:
     return run
 
 
-def test_libraries_are_there_at_once(ask: Ask):
-    assert ask("-c", IS_WARM).stdout == "True\n"
-    assert ask("-c", IS_WARM, OMP_NUM_THREADS="3").stdout == "False\n", "what is read at the start differs"
-    assert ask("-I", "-c", IS_WARM).stdout == "False\n", "an option of Python's"
+@pytest.fixture
+def ask_file(ask: Ask, tmp_path: Path) -> Ask:
+    """Runs a program's text from a file."""
+    file = tmp_path / "files" / "program.py"
+    file.parent.mkdir()
+
+    def run(program: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        file.write_text(program)
+        return ask(*options, file, **more)
+
+    return run
 
 
-@pytest.mark.parametrize("how", ["text", "file", "module", "module, safe"])
+def test_libraries_are_there_at_once(ask: Ask, ask_file: Ask):
+    assert ask_file(IS_WARM).stdout == "True\n"
+    assert ask_file(IS_WARM, OMP_NUM_THREADS="3").stdout == "False\n", "what is read at the start differs"
+    assert ask_file(IS_WARM, "-I").stdout == "False\n", "an option of Python's"
+    assert ask("-c", IS_WARM).stdout == "False\n", "it may ask what a fresh Python has loaded"
+
+
+@pytest.mark.parametrize("how", ["file", "module", "module, safe"])
 def test_it_sees_what_a_fresh_process_does(ask: Ask, tmp_path: Path, how: str):
     place = tmp_path / "here"
     place.mkdir()
     (tmp_path / "seen.py").write_text(SEEN)
     (place / "seen.py").write_text(SEEN)
     words = {
-        "text": ["-c", SEEN],
         "file": [place / "seen.py"],
         "module": ["-m", "seen"],
         "module, safe": ["-P", "-m", "seen"],
@@ -84,14 +97,14 @@ def test_it_sees_what_a_fresh_process_does(ask: Ask, tmp_path: Path, how: str):
         "def",
     ],
 )
-def test_it_ends_as_a_fresh_process_does(ask: Ask, program: str):
-    warm, cold = (ask("-c", program, warm=each) for each in (True, False))
+def test_it_ends_as_a_fresh_process_does(ask_file: Ask, program: str):
+    warm, cold = (ask_file(program, warm=each) for each in (True, False))
     assert (warm.returncode, warm.stdout) == (cold.returncode, cold.stdout)
     assert warm.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
-    assert ("Traceback" in warm.stderr, "warm" in warm.stderr) == ("Traceback" in cold.stderr, False)
+    assert ("Traceback" in warm.stderr, "server.py" in warm.stderr) == ("Traceback" in cold.stderr, False)
 
 
-def test_what_was_installed_just_now_is_found(ask: Ask, tmp_path: Path):
+def test_what_was_installed_just_now_is_found(ask_file: Ask, tmp_path: Path):
     about = tmp_path / "site" / "late-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
@@ -99,17 +112,17 @@ def test_what_was_installed_just_now_is_found(ask: Ask, tmp_path: Path):
     listing = (
         "from importlib.metadata import entry_points as all; print('late' in {p.value for p in all(group='lmflow')})"
     )
-    assert ask("-c", listing).stdout == "False\n"
-    assert ask("-c", listing, PYTHONPATH=str(about.parent)).stdout == "True\n"
+    assert ask_file(listing).stdout == "False\n"
+    assert ask_file(listing, PYTHONPATH=str(about.parent)).stdout == "True\n"
 
 
-def test_another_lmflow_is_imported_where_there_is_one(ask: Ask, tmp_path: Path):
+def test_another_lmflow_is_imported_where_there_is_one(ask_file: Ask, tmp_path: Path):
     other = tmp_path / "lmflow"
     other.mkdir()
     (other / "__init__.py").write_text("mine = True")
-    assert ask("-c", "import lmflow; print(lmflow.mine)", PYTHONPATH=str(tmp_path)).stdout == "True\n"
+    assert ask_file("import lmflow; print(lmflow.mine)", PYTHONPATH=str(tmp_path)).stdout == "True\n"
     (tmp_path / "torch.py").write_text("mine = True")
-    assert ask("-c", "import torch; print(torch.mine)", PYTHONPATH=str(tmp_path)).stdout == "True\n"
+    assert ask_file("import torch; print(torch.mine)", PYTHONPATH=str(tmp_path)).stdout == "True\n"
 
 
 WAITING = """
@@ -123,7 +136,8 @@ while True:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_reach_it_and_it_does_not_outlive_its_client(shared_environment: Any, tmp_path: Path, number: int):
-    command = [shared_environment.command("python"), "-c", WAITING]
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [shared_environment.command("python"), "waiting.py"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=shared_environment.variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as client:
