@@ -34,6 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
+WARM = Path(__file__).parent / "warm"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -135,6 +136,15 @@ class Environment:
         """Its site-packages."""
         return Path(sysconfig.get_path("purelib", "venv", {"base": str(self.path)}))
 
+    def command(self, name: str) -> Path:
+        """The path of one of its commands."""
+        return self.path / "bin" / name
+
+    @property
+    def real_python(self) -> Path:
+        """Its Python, which is another than `python` where that starts warm."""
+        return self.command("python{}.{}".format(*sys.version_info))
+
     @property
     def variables(self) -> dict[str, str]:
         """What a shell in which the environment is activated has, and a home of its own."""
@@ -160,22 +170,64 @@ class Environment:
 
 
 @pytest.fixture(scope="session")
-def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """The address of a process that has imported the libraries (warm/server.py); None where there can be none."""
+    if not hasattr(os, "pidfd_open"):
+        yield None
+        return
+    address = str(tmp_path_factory.mktemp("warm") / "socket")
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }  # as the launcher's processes have
+    with subprocess.Popen(
+        [sys.executable, WARM / "server.py", address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        yield address
+
+
+@pytest.fixture(scope="session")
+def make_environment(tmp_path_factory: pytest.TempPathFactory, warm_server: str | None) -> Callable[..., Environment]:
     """Makes an Environment that holds this one's packages, as links, but for the distributions named in `without`.
 
     DeepSpeed is left out too, as it is where most users are: accelerate imports it wherever a model is saved, which
-    takes seconds of each run. Nothing done in it reaches this one: pip refuses to remove what lies behind a link.
+    takes seconds of each run. Nothing done in it reaches this one: pip refuses to remove what lies behind a link. Its
+    Python starts warm.
     """
 
     def make(*, without: Sequence[str] = ()) -> Environment:
         environment = Environment(tmp_path_factory.mktemp("environment"))
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment.path], check=True)
+        if warm_server is not None:
+            warm_up(environment, warm_server)
         link_packages(environment, [*without, *(["deepspeed"] if find_spec("deepspeed") else [])])
         add_pip(environment)
         add_commands(environment, distributions(path=[str(environment.packages)]))
         return environment
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_environment(make_environment: Callable[..., Environment]) -> Environment:
+    """An environment with everything, into which no test installs anything: its commands start warm."""
+    return make_environment()
+
+
+def warm_up(environment: Environment, server: str) -> None:
+    """Have its `python` ask a warm server; its real one keeps the name with the version."""
+    python, short, real = environment.command("python"), environment.command("python3"), environment.real_python
+    base = python.resolve()
+    for each in (python, short, real):
+        each.unlink()
+    real.symlink_to(base)
+    short.symlink_to(python)
+    start = f"import sys\nsys.path.insert(0, {str(WARM)!r})\nfrom client import main\nmain({server!r}, {str(real)!r})\n"
+    python.write_text(f"#!{real} -IS\n{start}")
+    python.chmod(0o755)
 
 
 def link_packages(environment: Environment, without: Iterable[str]) -> None:
@@ -200,9 +252,9 @@ def add_commands(environment: Environment, installed: Iterable[Distribution]) ->
     """Write the commands of distributions that were put there without pip."""
     for each in installed:
         for point in each.entry_points.select(group="console_scripts"):
-            command = environment.path / "bin" / point.name
+            command = environment.command(point.name)
             start = f"import sys\nfrom {point.module} import {point.attr}\nsys.exit({point.attr}())\n"
-            command.write_text(f"#!{environment.path / 'bin' / 'python'}\n{start}")
+            command.write_text(f"#!{environment.command('python')}\n{start}")
             command.chmod(0o755)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,41 +34,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1"}
 
 
-INSTALLED = (str(Path(sys.executable).with_name("lmflow")),)
-WARM_LMFLOW = Path(__file__).with_name("warm_lmflow.py")
-
-
-@pytest.fixture(scope="session")
-def warm_lmflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a process that has loaded the libraries; see warm_lmflow.py."""
-    address = str(tmp_path_factory.mktemp("warm") / "socket")
-    command = [sys.executable, WARM_LMFLOW, "serve", address]
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **quiet}
-    ) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        yield address
-
-
 @pytest.fixture
 def installed_lmflow(tmp_path: Path, environment: Mapping[str, str]) -> Callable[..., Outcome]:
     """Run `lmflow ARGUMENTS` in a temporary directory."""
 
-    def call(*arguments: str, env: Mapping[str, str] = {}) -> Outcome:
-        return carry_out([*INSTALLED, *arguments], tmp_path, {**environment, **env})
+    def call(*arguments: str) -> Outcome:
+        return carry_out([str(Path(sys.executable).with_name("lmflow")), *arguments], tmp_path, environment)
 
     return call
 
 
 @pytest.fixture
-def lmflow(tmp_path: Path, environment: Mapping[str, str], warm_lmflow: str) -> Callable[..., Outcome]:
-    """The same in a few seconds less, unless variables are given, which a process must have when it starts."""
+def lmflow(tmp_path: Path, environment: Mapping[str, str], shared_environment: Any) -> Callable[..., Outcome]:
+    """The same in a few seconds less: libraries are not imported anew, and DeepSpeed is not installed."""
 
     def call(*arguments: str, env: Mapping[str, str] = {}) -> Outcome:
-        warm = (sys.executable, str(WARM_LMFLOW), "ask", warm_lmflow)
-        return carry_out([*(INSTALLED if env else warm), *arguments], tmp_path, {**environment, **env})
+        return carry_out([str(shared_environment.command("lmflow")), *arguments], tmp_path, {**environment, **env})
 
     return call
 

@@ -22,8 +22,8 @@ SMALL = [
 ]
 
 
-def test_the_run_and_everything_it_leaves(installed_lmflow, tmp_path: Path, metrics):
-    done = installed_lmflow("run", "--tuner", "lora", "--aligner", "raft", "--output", "out", "--json", *SMALL)
+def test_the_run_and_everything_it_leaves(lmflow, tmp_path: Path, metrics):
+    done = lmflow("run", "--tuner", "lora", "--aligner", "raft", "--output", "out", "--json", *SMALL)
     assert done.code == 0, done.err
     record = done.record
     assert record["status"] == "completed"
@@ -62,7 +62,7 @@ def test_the_run_and_everything_it_leaves(installed_lmflow, tmp_path: Path, metr
     adapted = AutoPeftModelForCausalLM.from_pretrained(out / "adapter", dtype=torch.float32)
     with torch.no_grad():
         expected = adapted(ids).logits
-    merged = installed_lmflow("export", "merge", "out", "--output", "merged")
+    merged = lmflow("export", "merge", "out", "--output", "merged")
     assert merged.code == 0, merged.err
     with torch.no_grad():
         got = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")(ids).logits
@@ -70,14 +70,14 @@ def test_the_run_and_everything_it_leaves(installed_lmflow, tmp_path: Path, metr
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
     # The recipe written repeats the run: the same file, the same losses.
-    again = installed_lmflow("run", "out/recipe.yaml", "--output", "again", "--json")
+    again = lmflow("run", "out/recipe.yaml", "--output", "again", "--json")
     assert again.code == 0, again.err
     assert (tmp_path / "again" / "recipe.yaml").read_text() == (out / "recipe.yaml").read_text()
     pick = [[m["loss"] for m in metrics(d) if "loss" in m] for d in (out, tmp_path / "again")]
     assert pick[0] == pick[1]
 
     # The result is a model like any other: training goes on from it.
-    chained = installed_lmflow(
+    chained = lmflow(
         "run", "--model", "out", "--training.max_steps", "1", "--tuner", "lora", "--output", "next", "--json"
     )
     assert chained.code == 0, chained.err
@@ -89,8 +89,8 @@ def test_what_the_user_sees(installed_lmflow):
     shown = done.out + done.err
     for expected in ("reward", "accuracy", "memory", "out/report.html", "out/adapter", "lmflow export merge"):
         assert expected in shown, shown
-    assert "Traceback" not in shown
-    assert "Warning" not in shown
+    for unwanted in ("Traceback", "Warning", "[WARNING]", "DeepSpeed", "accelerator.py"):  # DeepSpeed, where it is here
+        assert unwanted not in shown, shown
 
 
 def test_quiet(lmflow):

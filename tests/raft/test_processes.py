@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +22,13 @@ ARGUMENTS = {
 
 
 @pytest.mark.slow
-def test_two_processes_sample_keep_and_learn_what_one_does(tmp_path: Path, without_deepspeed: str):
+def test_two_processes_sample_keep_and_learn_what_one_does(tmp_path: Path, shared_environment: Any):
     started = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in started}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": without_deepspeed}
+    environment |= {"OMP_NUM_THREADS": "1"}
     options = [word for name, value in ARGUMENTS.items() for word in (f"--{name}", str(value))]
     for processes in (1, 2):
-        command = [str(Path(sys.executable).with_name("lmflow")), "run", *options, "--quiet"]
+        command = [str(shared_environment.command("lmflow")), "run", *options, "--quiet"]
         command += ["--output", str(tmp_path / str(processes)), "--launch.processes", str(processes)]
         subprocess.run(command, env=environment, check=True, timeout=1200)
     for iteration in range(1, ITERATIONS + 1):

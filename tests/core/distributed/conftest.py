@@ -3,8 +3,8 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -26,8 +26,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> InTwo:
-    """Runs a program's text, with arguments, as a group of two; how each process ended."""
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory, shared_environment: Any) -> InTwo:
+    """Runs a program's text, with arguments, as a group of two, which start warm; how each process ended."""
     file = tmp_path_factory.mktemp("two") / "two.py"
 
     def run(program: str, *arguments: str) -> Sequence["subprocess.CompletedProcess[str]"]:
@@ -36,7 +36,7 @@ def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> InTwo:
         group = {**meeting, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
-                [sys.executable, str(file), *arguments],
+                [shared_environment.command("python"), str(file), *arguments],
                 env={**os.environ, **group, "RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

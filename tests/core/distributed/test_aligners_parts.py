@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +79,15 @@ def in_two(in_two_processes: Any) -> list[Found]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def alone(tmp_path_factory: pytest.TempPathFactory, shared_environment: Any) -> Found:
     """What one process found."""
     file: Path = tmp_path_factory.mktemp("alone") / "alone.py"
     file.write_text(PROGRAM)
     group = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in group}
-    done = subprocess.run([sys.executable, str(file)], env=environment, capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name not in group} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [shared_environment.command("python"), str(file)], env=environment, capture_output=True, text=True, check=True
+    )
     found: Found = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(place: Path, without_deepspeed: str) -> Train:
-    """The command, in a process that finds the plugin installed."""
+def train(place: Path, shared_environment: Any) -> Train:
+    """The command, in processes that find the plugin installed, and start warm."""
     site = place / "site" / "acme_heads-1.0.dist-info"
     site.mkdir(parents=True)
     (site.parent / "acme_heads.py").write_text(PLUGIN.read_text() + ALTERNATES)
@@ -62,8 +61,7 @@ def train(place: Path, without_deepspeed: str) -> Train:
     write_records(place / "heldout.jsonl", RECORDS[9:])
     started = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in started}
-    places = os.pathsep.join([str(site.parent), without_deepspeed])
-    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
+    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site.parent)}
 
     def carry_out(name: str, *words: str, processes: int = 2, **changes: Any) -> subprocess.CompletedProcess[str]:
         options = {
@@ -83,7 +81,15 @@ def train(place: Path, without_deepspeed: str) -> Train:
             **{key.replace("__", "."): value for key, value in changes.items()},
         }
         written = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        command = [sys.executable, "-m", "lmflow", "run", *written, "--quiet", "--output", str(place / name), *words]
+        command = [
+            shared_environment.command("lmflow"),
+            "run",
+            *written,
+            "--quiet",
+            "--output",
+            str(place / name),
+            *words,
+        ]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
     return carry_out

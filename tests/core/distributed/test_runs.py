@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def arguments(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -
 
 @pytest.fixture(scope="module")
 def begin(environment: Mapping[str, str], without_deepspeed: str) -> Begin:
+    """Starts the command as it is installed, or another program."""
+
     def start(
         *words: str, program: Sequence[str] = (str(BIN / "lmflow"),), held: Hold | None = None
     ) -> subprocess.Popen[str]:
@@ -71,10 +74,16 @@ def begin(environment: Mapping[str, str], without_deepspeed: str) -> Begin:
 
 
 @pytest.fixture(scope="module")
-def whole(begin: Begin, arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begin_warm(begin: Begin, shared_environment: Any) -> Begin:
+    """Starts it where nobody interrupts it, and so without importing the libraries anew in each process."""
+    return partial(begin, program=[str(shared_environment.command("lmflow"))])
+
+
+@pytest.fixture(scope="module")
+def whole(begin_warm: Begin, arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process, left alone."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    process = begin(*arguments, "--quiet", "--output", str(directory))
+    process = begin_warm(*arguments, "--quiet", "--output", str(directory))
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return directory
@@ -114,8 +123,8 @@ def assert_equal_losses(run: Path, whole: Path) -> None:
     assert [line["tokens"] for line in taken] == [line["tokens"] for line in expected]
 
 
-def resume(begin: Begin, run: Path, *more: str) -> None:
-    process = begin("run", "--resume", "--output", str(run), "--quiet", *more)
+def resume(begin_warm: Begin, run: Path, *more: str) -> None:
+    process = begin_warm("run", "--resume", "--output", str(run), "--quiet", *more)
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert record(run)["status"] == "completed"
@@ -134,10 +143,12 @@ def test_two_processes_compute_what_one_does(begin: Begin, arguments: Sequence[s
     assert {each.name for each in (tmp_path / "run").iterdir()} == {each.name for each in whole.iterdir()}
 
 
-def test_split_weights_compute_what_whole_ones_do(begin: Begin, arguments: Sequence[str], whole: Path, tmp_path: Path):
+def test_split_weights_compute_what_whole_ones_do(
+    begin_warm: Begin, arguments: Sequence[str], whole: Path, tmp_path: Path
+):
     """The whole life of a run: measured and asked before and after, saved, and the result loaded by one process."""
     run = tmp_path / "run"
-    process = begin(*arguments, *TWO, "--launch.strategy", "fsdp", "--json", "--output", str(run))
+    process = begin_warm(*arguments, *TWO, "--launch.strategy", "fsdp", "--json", "--output", str(run))
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     printed = json.loads(out)
@@ -153,7 +164,7 @@ def test_split_weights_compute_what_whole_ones_do(begin: Begin, arguments: Seque
 
 
 def test_a_killed_process_ends_the_run_with_one_message(
-    begin: Begin, arguments: Sequence[str], whole: Path, hold: Hold, tmp_path: Path
+    begin: Begin, begin_warm: Begin, arguments: Sequence[str], whole: Path, hold: Hold, tmp_path: Path
 ):
     run = tmp_path / "run"
     process = begin(*arguments, *TWO, "--quiet", "--output", str(run), held=hold)
@@ -171,7 +182,7 @@ def test_a_killed_process_ends_the_run_with_one_message(
     assert record(run)["status"] == "failed"
     assert "killed by signal 9" in record(run)["error"]
     assert_gone(list(workers.values()))
-    resume(begin, run, "--launch.processes", "1")
+    resume(begin_warm, run, "--launch.processes", "1")
     assert_equal_losses(run, whole)
 
 
@@ -179,7 +190,15 @@ def test_a_killed_process_ends_the_run_with_one_message(
     ("number", "who", "code"), [(signal.SIGINT, "launcher", 130), (signal.SIGTERM, "process 1", 143)]
 )
 def test_a_signal_stops_all_at_one_step(
-    number: int, who: str, code: int, begin: Begin, arguments: Sequence[str], whole: Path, hold: Hold, tmp_path: Path
+    number: int,
+    who: str,
+    code: int,
+    begin: Begin,
+    begin_warm: Begin,
+    arguments: Sequence[str],
+    whole: Path,
+    hold: Hold,
+    tmp_path: Path,
 ):
     run = tmp_path / "run"
     process = begin(*arguments, *TWO, "--quiet", "--output", str(run), held=hold)
@@ -196,7 +215,7 @@ def test_a_signal_stops_all_at_one_step(
     assert taken < STEPS
     assert (run / "checkpoints" / f"step-{taken:06d}").is_dir()  # both stopped here, so nothing is lost
     assert_gone(list(workers.values()))
-    resume(begin, run)
+    resume(begin_warm, run)
     assert record(run)["processes"] == 2
     assert_equal_losses(run, whole)
 
@@ -217,14 +236,14 @@ def test_without_its_launcher_a_run_stops_and_keeps_its_work(
 
 
 def test_a_run_of_one_process_goes_on_in_two(
-    begin: Begin, arguments: Sequence[str], whole: Path, hold: Hold, tmp_path: Path
+    begin: Begin, begin_warm: Begin, arguments: Sequence[str], whole: Path, hold: Hold, tmp_path: Path
 ):
     run = tmp_path / "run"
     process = begin(*arguments, "--quiet", "--output", str(run), held=hold)
     hold.wait(process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=PATIENCE) == 130
-    resume(begin, run, *TWO)
+    resume(begin_warm, run, *TWO)
     assert_equal_losses(run, whole)
 
 
@@ -239,9 +258,9 @@ def test_torchrun_starts_the_processes(begin: Begin, arguments: Sequence[str], w
     assert_equal_losses(tmp_path / "run", whole)
 
 
-def test_an_error_that_all_processes_find_is_told_once(begin: Begin, tmp_path: Path):
+def test_an_error_that_all_processes_find_is_told_once(begin_warm: Begin, tmp_path: Path):
     (tmp_path / "bad.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": 3, "output": "b"}]')
-    process = begin(
+    process = begin_warm(
         "run", "--data.path", str(tmp_path / "bad.json"), *TWO, "--quiet", "--output", str(tmp_path / "run")
     )
     _, err = process.communicate(timeout=PATIENCE)
@@ -251,11 +270,11 @@ def test_an_error_that_all_processes_find_is_told_once(begin: Begin, tmp_path: P
     assert record(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_directory_in_use_is_refused_and_left_as_it_is(begin: Begin, tmp_path: Path):
+def test_a_directory_in_use_is_refused_and_left_as_it_is(begin_warm: Begin, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text('{"status": "completed"}')
-    process = begin("run", *TWO, "--quiet", "--output", str(run))
+    process = begin_warm("run", *TWO, "--quiet", "--output", str(run))
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert (

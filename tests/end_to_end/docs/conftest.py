@@ -1,17 +1,15 @@
-"""Where pages are followed: a directory with the files they name, and a terminal whose `lmflow` starts at once."""
+"""Where pages are followed: a directory with the files they name, and a terminal whose Python starts at once."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from .pages import ROOT
-from .stand_ins import WARM
 from .terminal import Terminal
 
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -59,6 +57,6 @@ def terminal(page: Path, place: Path, tmp_path: Path, request: pytest.FixtureReq
     if page.parent == ROOT / "docs" / "plugins":
         environment = request.getfixturevalue("make_environment")().variables
         return Terminal(place, tmp_path / "state", {**environment, **QUIET}, stand_ins=("lmflow",))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    warm = {"PATH": path, WARM: request.getfixturevalue("warm_lmflow")}
-    return Terminal(place, tmp_path / "state", {**os.environ, **QUIET, **warm}, stand_ins=("lmflow", "pip"))
+    commands = request.getfixturevalue("shared_environment").path / "bin"
+    variables = {**os.environ, **QUIET, "PATH": f"{commands}:{os.environ['PATH']}"}
+    return Terminal(place, tmp_path / "state", variables, stand_ins=("lmflow", "pip"))

@@ -1,4 +1,4 @@
-"""What stands before `lmflow` and `pip` while a page is followed: short runs, warm starts, nothing downloaded."""
+"""What stands before `lmflow` and `pip` while a page is followed: short runs, nothing downloaded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
-WARM = "WARM_LMFLOW"
-"""Environment variable with the address of a warm lmflow; without it the one on the path is called."""
 STEPS = "--training.max_steps"
 QUICK_RAFT = {
     "--aligner.iterations": "1",
@@ -18,13 +17,9 @@ QUICK_RAFT = {
 }
 
 
-def lmflow(arguments: list[str]) -> int:
+def lmflow(arguments: list[str]) -> NoReturn:
     """`lmflow`, but a run takes two steps, and an iteration of RAFT eight samples."""
-    words = shortened(arguments)
-    if WARM not in os.environ:
-        os.execvp("lmflow", ["lmflow", *words])
-    client = str(Path(__file__).parents[1] / "warm_lmflow.py")
-    os.execv(sys.executable, [sys.executable, client, "ask", os.environ[WARM], *words])
+    os.execvp("lmflow", ["lmflow", *shortened(arguments)])
 
 
 def shortened(arguments: list[str]) -> list[str]:
