@@ -104,7 +104,7 @@ def test_each_row_has_random_numbers_of_its_own():
 @pytest.fixture
 def rules() -> SamplingRules:
     """Of a model whose token 1 ends a text and whose tokens 2 and 9 are never sampled; 9 is beyond its head."""
-    model: Any = SimpleNamespace(end_ids=(1, 8), suppressed_ids=(2, 9), device=CPU)
+    model: Any = SimpleNamespace(end_ids=(1, 8), suppressed_ids=(2, 9), unknown_ids=(), device=CPU)
     return SamplingRules(model)
 
 
@@ -123,7 +123,7 @@ def test_the_end_waits_for_the_least_length(rules: SamplingRules):
 
 
 def test_a_model_that_never_ends_has_no_end_to_wait_for():
-    model: Any = SimpleNamespace(end_ids=(), suppressed_ids=(), device=CPU)
+    model: Any = SimpleNamespace(end_ids=(), suppressed_ids=(), unknown_ids=(), device=CPU)
     assert allowed(SamplingRules(model), [0], 5) == [[0, 1, 2, 3, 4]]
 
 
