@@ -49,7 +49,7 @@ def test_a_failure_leaves_nothing_behind(model_directory: Path, tmp_path: Path, 
     from lmflow.models.language_model import LanguageModel
 
     def fail(self: LanguageModel, directory: Path) -> None:
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         (directory / "half").write_text("")
         raise OSError(28, "No space left on device")
 

@@ -147,6 +147,8 @@ def interrupted(small_recipe: Callable[..., Any], place: Path, model_directory: 
         model__path=str(model), data__path=str(records), data__validation=str(heldout), training__max_steps=2
     )
     run(resolved, load_plugins(), output=place / "run", estimate=False)
+    record = json.loads((place / "run" / "run.json").read_text())
+    (place / "run" / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
     return resolved, model, records
 
 

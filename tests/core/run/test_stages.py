@@ -37,7 +37,9 @@ def make_work(small_recipe: Any, tmp_path: Path) -> Iterator[MakeWork]:
         opened.append(directory)
         log = RunLog(directory, lambda *_, **__: None)
         recipe = small_recipe(plugins, **options).recipe
-        return stages.Work(recipe, plugins, directory, log, RunRecord(recipe, plugins, directory, log, resumed=False))
+        record = RunRecord(recipe, plugins, directory, log, resumed=False)
+        record.begin()
+        return stages.Work(recipe, plugins, directory, log, record)
 
     yield make
     for directory in opened:
@@ -251,6 +253,7 @@ def test_a_run_that_is_resumed_packs_as_before(make_work: MakeWork):
     work.record.values["packing"] = asdict(before)
     work.record.write()
     again = RunRecord(work.recipe, work.plugins, work.directory, work.log, resumed=True)
+    again.begin()
     work = replace(work, record=again)
     data, model = stages.read_data(work), stages.load_model(work)
     plan = stages.estimate(work, data)

@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from lmflow.cli.fence import cannot_exit_within
-from lmflow.plugins.user_code import cannot_exit
 from lmflow.versions import __version__
 
 HELP = "Fine-tune, align, extend and run large language models."
@@ -61,6 +59,7 @@ def build_plugin_app(name: str, arguments: list[str]) -> tuple[typer.Typer, list
     from lmflow.cli.installed import installed_plugins
     from lmflow.errors import PluginError
     from lmflow.plugins.known import distribution_for
+    from lmflow.plugins.user_code import cannot_exit
 
     plugins = installed_plugins(quiet="--quiet" in arguments)
     command = plugins.find_command(name)
@@ -105,6 +104,9 @@ def build_app(arguments: list[str]) -> tuple[typer.Typer, list[str]] | None:
 
 def _add(app: typer.Typer, name: str, module: ModuleType, arguments: list[str]) -> list[str] | None:
     """Add the command that was called; returns the arguments left for Typer, None if help was shown already."""
+    from lmflow.cli.fence import cannot_exit_within  # the plugins come with it, which an overview does without
+    from lmflow.plugins.user_code import cannot_exit
+
     if hasattr(module, "command"):
         app.command(name, help=COMMANDS[name])(cannot_exit(module.command))
         return arguments
