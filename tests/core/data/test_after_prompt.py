@@ -75,6 +75,13 @@ def test_what_is_under_the_last_heading_is_put_after_a_prompt_that_ends_with_it(
     assert found.moved(len(text) - 1, len(text)) == len(joined) - 1
 
 
+def test_a_heading_may_be_plain_text():
+    found = put_after_heading("[q] bot:a", "[s q] bot:", SPECIAL, " bot:")
+    assert found is not None
+    assert found.text == "[s q] bot:a"
+    assert put_after_heading("[q] bot:a", "[s q] bot: ", SPECIAL, " bot:") is None
+
+
 @pytest.mark.parametrize(
     ("text", "prompt"),
     [

@@ -134,6 +134,22 @@ def test_what_stands_under_the_heading_beside_the_answer_is_no_answer(with_templ
         renderings(with_template(odd), said(Q, A))
 
 
+def test_a_turn_that_another_repeats_is_not_taken_for_it(with_template: With):
+    dropping = PLAIN.replace("messages %}", "messages if m['role'] != 'system' %}")
+    turns = Message("system", "q"), Message("user", "the q here"), A
+    with pytest.raises(DataError, match="leaves out turn 1, of role system"):
+        renderings(with_template(dropping), said(*turns))
+    [found] = renderings(with_template(PLAIN), said(*turns))
+    assert found.text == "system:q;user:the q here;assistant:a;"
+
+
+def test_a_thought_outside_the_template_s_marks_is_not_left_unlearnt(with_template: With):
+    outside = MARKED.replace("{% generation %}", "{{ m.reasoning_content or '' }}|{% generation %}")
+    with pytest.raises(DataError, match=r"leaves the thought 'why so' of turn 2 outside"):
+        renderings(with_template(outside), said(Q, replace(A, thinking="why so")))
+    assert answers(*renderings(with_template(outside.replace("|", "")), said(Q, A))) == ["a;"]
+
+
 THOUGHT_IN_FRONT = (
     "{% for m in messages %}{% if m.reasoning_content %}<|im_start|>analysis\n{{ m.reasoning_content }}<|im_end|>{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"

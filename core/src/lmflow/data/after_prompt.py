@@ -62,16 +62,19 @@ def put_after_prompt(text: str, prompt: str) -> AfterPrompt | None:
     return AfterPrompt(joined, len(prompt), same, len(kept), len(joined) - len(text))
 
 
-def put_after_heading(text: str, prompt: str, special: re.Pattern[str]) -> AfterPrompt | None:
+def put_after_heading(text: str, prompt: str, special: re.Pattern[str], plain: str = "") -> AfterPrompt | None:
     """What is under the last heading of `text`, after `prompt`, which ends with the same heading; None if it does not.
 
-    A heading is a special token with what follows it, such as `[/INST]` or `<|im_start|>assistant` and a newline.
+    A heading is `plain`, where the prompt ends with that, or a special token with what follows it, such as
+    `<|im_start|>assistant` and a newline.
     """
-    begin = max((found.start() for found in special.finditer(prompt)), default=-1)
-    heading = text.rfind(prompt[begin:]) if begin >= 0 else -1
-    if text.startswith(prompt) or heading < 0:
+    begin = max((found.start() for found in special.finditer(prompt)), default=len(prompt))
+    headings = [plain if prompt.endswith(plain) else "", prompt[begin:]]
+    heading = next((each for each in headings if each.strip() and each in text), None)
+    if heading is None or text.startswith(prompt):
         return None
-    said = text[heading + len(prompt) - begin :]
+    place = text.rfind(heading)
+    said = text[place + len(heading) :]
     joined = prompt + said
     return AfterPrompt(joined, len(prompt), _same(text, prompt), len(said), len(joined) - len(text))
 

@@ -157,7 +157,7 @@ class Dialogue:
 
     def _under_heading(self, index: int, own: str, asked: str) -> AfterPrompt | None:
         """Answer `index` after its prompt, if all of it stands under the prompt's heading, and no other turn."""
-        found = put_after_heading(own, asked, self.traits.special)
+        found = put_after_heading(own, asked, self.traits.special, self.traits.heading)
         if found is None:
             return None
         said = self._said(index, found.text, found.prompt)
@@ -317,7 +317,7 @@ class Dialogue:
         spans = tuple((start, end) for start, end in marks if start < end)
         inside = "".join(text[start:end] for start, end in spans)
         outside = self._said(index, inside, 0).missing
-        if any(fact.kind != "the thought" for fact in outside):
+        if outside:
             raise DataError(
                 f"{self.sample.source}: the model's chat template marks answers with {{% generation %}} and leaves "
                 f"{outside[0]} of turn {index + 1} outside. Choose another with --data.template."
@@ -334,11 +334,17 @@ class Dialogue:
     def _check_turn(self, index: int, turn: Message, text: str, count: int, prompt: bool) -> None:
         """Raise DataError where a turn of another than the assistant is not in the text."""
         if not locate(facts_of(turn), text, 0, len(text)).missing:
-            if turn.role != "tool" or self._without(index, count, prompt) != text:
-                return  # what a tool answers is often a number, which stands in other turns too
+            elsewhere = turn.role == "tool" or self._is_said_elsewhere(index, count)
+            if not elsewhere or self._without(index, count, prompt) != text:
+                return  # what a tool answers is often a number, which stands in the names of tools too
         elif turn.role == "tool" and self._without(index, count, prompt) != text:
             return  # templates take what a tool answers apart, if it is JSON
         raise left_out(self.sample, f"turn {index + 1}, of role {turn.role}", "Choose one that has that role")
+
+    def _is_said_elsewhere(self, index: int, count: int) -> bool:
+        """Whether what a turn says stands in another turn as well, so that to find it proves nothing."""
+        said = self.sample.messages[index].content.strip()
+        return any(said in turn.content for i, turn in enumerate(self.sample.messages[:count]) if i != index)
 
     def _without(self, index: int, count: int, prompt: bool) -> str:
         """The text without a turn; another one where the template refuses that."""

@@ -52,6 +52,8 @@ class TemplateTraits:
     """All special tokens of the tokenizer but the one that begins a text."""
     faults: tuple[str, ...] = ()
     """What makes the template unfit for this tokenizer, or for asking."""
+    heading: str = ""
+    """What stands behind a question where its answer is asked for."""
     thinks_before_prompt: bool = False
     """Whether thoughts are written in front of what answers are asked with, so that nobody asks for them."""
 
@@ -121,7 +123,8 @@ def _ask(tokenizer: Any) -> TemplateTraits:
     ends = dict.fromkeys(_answer_ends(tokenizer, form, special))
     faults = tuple(_faults(tokenizer, form, special))
     thinks_first = _thinks_before_prompt(tokenizer, form, special)
-    return TemplateTraits(form, tuple(ends), _call_end(tokenizer, form, special), special, faults, thinks_first)
+    call_end, heading = _call_end(tokenizer, form, special), _heading(tokenizer, form)
+    return TemplateTraits(form, tuple(ends), call_end, special, faults, heading, thinks_first)
 
 
 traits_of = PerTokenizer(_ask)
@@ -157,6 +160,12 @@ def _thoughts(tokenizer: Any, form: TurnForm) -> str:
         if _keeps(tokenizer, [QUESTION, answer], form):
             return thoughts
     return "as given"
+
+
+def _heading(tokenizer: Any, form: TurnForm) -> str:
+    with suppress(Exception):  # as in `_text`
+        return apply(tokenizer, [QUESTION], form, prompt=True).rpartition(ASKED)[2]
+    return ""
 
 
 def _thinks_before_prompt(tokenizer: Any, form: TurnForm, special: re.Pattern[str]) -> bool:
