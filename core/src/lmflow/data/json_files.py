@@ -14,10 +14,9 @@ from lmflow.data.compression import open_decompressed
 from lmflow.data.json_array import iterate_array
 from lmflow.data.json_container import INSTANCES, NoContainer, declared_type, iterate_instances
 from lmflow.data.json_values import JsonValues
-from lmflow.data.record import Found, Record, not_utf8, record_of, unreadable_number
+from lmflow.data.record import UTF16, Found, Record, not_utf8, record_of, unreadable_number
 from lmflow.errors import DataError
 
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 BOM = b"\xef\xbb\xbf"
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
 LONGEST = 1 << 28

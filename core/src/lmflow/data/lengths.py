@@ -234,7 +234,7 @@ class LengthFitter:
         what = "the one sample" if total == 1 else f"any of {total:,} samples"
         return (
             f"No token would be trained in {what} ({', '.join(self.untrained)}). Training needs answers: an assistant "
-            f"turn in each record that is to be learnt, not cut off by --data.max_length ({self.limit})."
+            f"turn that is to be learnt, not labelled as bad, and not cut off by --data.max_length ({self.limit})."
         )
 
 

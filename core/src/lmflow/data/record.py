@@ -9,6 +9,9 @@ from typing import Any
 
 from lmflow.errors import DataError
 
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+"""What texts in that encoding begin with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -52,6 +55,8 @@ def unreadable_number(error: ValueError) -> str:
 
 def not_utf8(place: str, error: UnicodeDecodeError) -> str:
     """What bytes that are no text are told as."""
+    if error.object[:2] in UTF16:
+        return f"{place}: UTF-16; convert the file to UTF-8"
     return f"{place}: not UTF-8 (byte {error.object[error.start]:#04x}); convert the file"
 
 

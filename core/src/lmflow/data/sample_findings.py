@@ -112,14 +112,17 @@ def inner(turns: Sequence[Message]) -> Iterator[str]:
 
 def role_findings(roles: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What is odd about the order of a dialogue's roles, as kinds and details."""
+    odd = []
     if "system" in roles[1:]:
-        yield "role_order", f"turn {roles.index('system', 1) + 1} is the system's, which comes first or not at all"
+        odd.append(f"turn {roles.index('system', 1) + 1} is the system's, which comes first or not at all")
     spoken = [role for role in roles if role != "system"]
     if spoken and spoken[0] != "user":
-        yield "role_order", f"the dialogue begins with {spoken[0]}"
+        odd.append(f"the dialogue begins with {spoken[0]}")
     twice = next((before for before, after in pairwise(spoken) if before == after and before != "tool"), None)
     if twice is not None:
-        yield "role_order", f"two turns of {twice} in a row"
+        odd.append(f"two turns of {twice} in a row")
+    if odd:
+        yield "role_order", "; ".join(odd)
     if spoken and spoken[-1] in ("user", "tool") and "assistant" in spoken:
         yield "unanswered", f"the last turn is the {spoken[-1]}'s; nothing answers it"
 
