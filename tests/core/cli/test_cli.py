@@ -181,6 +181,8 @@ def test_unexpected_errors_are_short_and_debug_shows_all(
         (OSError(12, "Cannot allocate memory"), 1, "not enough memory"),
         (OSError(28, "No space left", "x.bin"), 1, "disk is full: x.bin"),
         (OSError(122, "Disk quota exceeded", "x.bin"), 1, "disk is full: x.bin"),
+        (OSError(36, "File name too long", "a" * 300), 1, f"error: {'a' * 100}…{'a' * 50}: File name too long\n"),
+        (PermissionError(13, "Permission denied", "b.txt"), 1, "error: b.txt: Permission denied\n"),
         # Seen on a full tmpfs: safetensors tells of it in words alone.
         (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "disk is full: a file"),
     ],

@@ -140,7 +140,14 @@ def describe_error(error: Exception) -> tuple[int, list[str]]:
             "error: not enough memory. Lower --training.micro_batch_size, --data.max_length or "
             "--inferencer.batch_tokens, or set --training.gradient_checkpointing."
         ]
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return 1, [f"error: {_shortened(str(error.filename))}: {error.strerror}"]
     return 1, [
         f"error: {type(error).__name__}: {error}".strip(),
         "this is not one of the errors lmflow expects; --debug shows the traceback",
     ]
+
+
+def _shortened(name: str) -> str:
+    """A name as a message has room for it: one that is too long for the file system is too long for a line."""
+    return name if len(name) <= 200 else f"{name[:100]}…{name[-50:]}"
