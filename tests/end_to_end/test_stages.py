@@ -94,7 +94,7 @@ def test_ctrl_c_says_how_to_go_on_and_an_edited_recipe_is_refused(lmflow: Lmflow
     (place / "pipeline.yaml").write_text(RECIPE.replace("max_steps: 6", "max_steps: 7"))
     edited = lmflow(*RUN, "--resume")
     assert edited.code == 2
-    assert "stage sft was begun with another recipe:\n  'max_steps: 6' in the run, 'max_steps: 7' now" in edited.err
+    assert "stage sft was begun with another recipe:\n  training.max_steps: 6 in the run, 7 now" in edited.err
     assert lmflow("run", "--resume", "--output", "out", "--quiet").code == 0
     assert len(weights(place / "out")) > 2
 

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from lmflow.components import Model as Model
     from lmflow.components import Need as Need
     from lmflow.components import Optimizer as Optimizer
+    from lmflow.components import OptionalPathOrName as OptionalPathOrName
     from lmflow.components import ParameterGroup as ParameterGroup
+    from lmflow.components import PathOrName as PathOrName
     from lmflow.components import PlanContext as PlanContext
     from lmflow.components import Quantization as Quantization
     from lmflow.components import Requirement as Requirement
@@ -81,7 +83,8 @@ NAMES = {
     "lmflow.components": (
         *("AlignContext", "Aligner", "Attention", "Command", "Component", "Conflict", "Context", "DataFormat"),
         *("Engine", "EvaluateContext", "Evaluation", "Evaluator", "ExportContext", "Exporter", "GenerateRequest"),
-        *("Head", "Inferencer", "LoadRequest", "Log", "Model", "Need", "Optimizer", "ParameterGroup", "PlanContext"),
+        *("Head", "Inferencer", "LoadRequest", "Log", "Model", "Need", "OptionalPathOrName", "Optimizer"),
+        *("ParameterGroup", "PathOrName", "PlanContext"),
         *("Quantization", "Requirement", "Reward", "RunContext", "Schedule", "Tracker", "Tuner", "Update", "Workload"),
     ),
     "lmflow.errors": (

@@ -74,6 +74,7 @@ def test_phases_add_up_and_are_timed_even_when_they_fail(log):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_and_the_next_safe_place_stops(log, number):
+    outside = signal.signal(number, signal.default_int_handler)  # whatever these tests were started with, as by nohup
     before = signal.getsignal(number)
     with log.handle_signals():
         log.check_stop()
@@ -82,6 +83,7 @@ def test_a_signal_asks_and_the_next_safe_place_stops(log, number):
             log.check_stop()
     assert caught.value.signal_number == number
     assert signal.getsignal(number) is before
+    signal.signal(number, outside)
 
 
 def test_under_nohup_a_terminal_that_closes_stops_nothing(log):

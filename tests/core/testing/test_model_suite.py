@@ -122,9 +122,7 @@ class TrainsNoEnd(Good):
 
 class AnotherPrompt(Good):
     def changed(self, model):
-        model.tokenizer.chat_template = CHATML.replace(
-            "{% for message in messages %}", "{% if add_generation_prompt %}!{% endif %}{% for message in messages %}"
-        ).replace("{{ message['content'] }}", "{% generation %}{{ message['content'] }}{% endgeneration %}")
+        model.tokenizer.chat_template = CHATML + "{% if add_generation_prompt %}Answer:{% endif %}"
         return model
 
 

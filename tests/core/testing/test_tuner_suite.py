@@ -448,12 +448,12 @@ class RefusesToMerge(OwnModel):
 
 
 class CannotSample(Good):
-    """The wrapped model fails with the cache that sampling uses."""
+    """The wrapped model fails in every way of sampling, of which those without a cache are the last."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         def refuse(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            if kwargs.get("past_key_values") is not None:
-                raise RuntimeError("no cache, please")
+            if kwargs.get("use_cache") is not None and not module.training:
+                raise RuntimeError("no sampling, please")
 
         model.register_forward_pre_hook(refuse, with_kwargs=True)
         return super().prepare(model)
@@ -512,7 +512,7 @@ BROKEN: list[tuple[Tuner, str, str]] = [
     (SavesTooDeep(), SAVED, "returned"),
     (WritesToTheBase(), UNTOUCHED, "tuned.txt"),
     (LosesAnOption(scale=0.123), OPTIONS, "'scale': 0.123} to come back"),
-    (CannotSample(), RAFT, "no cache, please"),
+    (CannotSample(), RAFT, "no sampling, please"),
     (OnlyForRaft(), SFT, "it was written for raft"),
 ]
 
