@@ -20,12 +20,13 @@ def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -
     "messages.masked" and "messages.mask" are fields of each element of the list `messages`, or of an object; elements
     may lack them.
     """
+    dotted = {mine: theirs for mine, theirs in columns.items() if _are_inside_one(mine, theirs)}
     for found in records:
         if isinstance(found, DataError) or not columns:
             yield found
             continue
-        inside = {mine: theirs for mine, theirs in columns.items() if _is_inside(mine, theirs, found)}
-        record = _renamed_inside(found, inside)
+        inside = {mine: theirs for mine, theirs in dotted.items() if theirs not in found.fields}
+        record = _renamed_inside(found, inside) if inside else found
         outside = {mine: theirs for mine, theirs in columns.items() if mine not in inside}
         ours = {theirs: mine for mine, theirs in outside.items()}
         missing = [theirs for theirs in ours if theirs not in record.fields]
@@ -37,10 +38,9 @@ def renamed(records: Iterable[Record | DataError], columns: Mapping[str, str]) -
         yield replace(record, fields={ours.get(name, name): value for name, value in kept.items()})
 
 
-def _is_inside(mine: str, theirs: str, record: Record) -> bool:
-    """Whether two names are those of a field of one list, or of one object."""
-    same = mine.partition(".")[0] == theirs.partition(".")[0]
-    return same and "." in mine and "." in theirs and theirs not in record.fields
+def _are_inside_one(mine: str, theirs: str) -> bool:
+    """Whether two names may be those of a field of one list, or of one object."""
+    return "." in mine and "." in theirs and mine.partition(".")[0] == theirs.partition(".")[0]
 
 
 def _renamed_inside(record: Record, columns: Mapping[str, str]) -> Record:

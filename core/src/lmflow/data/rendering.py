@@ -119,9 +119,12 @@ class Dialogue:
     sample: Sample
     _texts: dict[tuple[int, bool], str] = field(default_factory=dict)
     _stops: dict[int, int] = field(default_factory=dict)
+    _repeats: dict[int, int] = field(default_factory=dict)
+    """The first other turn that says what a turn says; their number where none does."""
     _facts: dict[int, list[Fact]] = field(default_factory=dict)
     _same: dict[int, int] = field(default_factory=dict)
     """How much of so many turns, the last being put after its prompt, is as the template wrote it."""
+    _prompts: dict[int, str] = field(default_factory=dict)
     _thought_ends: dict[int, int] = field(default_factory=dict)
     """Where the answers begin whose thoughts stand in front of what they are asked with."""
     _marked: dict[int, list[Span]] = field(default_factory=dict)
@@ -217,6 +220,11 @@ class Dialogue:
         return len(self._prompt(index))
 
     def _prompt(self, index: int) -> str:
+        if index not in self._prompts:
+            self._prompts[index] = self._asked(index)
+        return self._prompts[index]
+
+    def _asked(self, index: int) -> str:
         try:
             asked = self.text(index, prompt=True)
         except DataError:
@@ -342,9 +350,12 @@ class Dialogue:
         raise left_out(self.sample, f"turn {index + 1}, of role {turn.role}", "Choose one that has that role")
 
     def _is_said_elsewhere(self, index: int, count: int) -> bool:
-        """Whether what a turn says stands in another turn as well, so that to find it proves nothing."""
-        said = self.sample.messages[index].content.strip()
-        return any(said in turn.content for i, turn in enumerate(self.sample.messages[:count]) if i != index)
+        """Whether what a turn says stands in another of `count` turns too, so that to find it proves nothing."""
+        if index not in self._repeats:
+            said = self.sample.messages[index].content.strip()
+            others = (i for i, turn in enumerate(self.sample.messages) if i != index and said in turn.content)
+            self._repeats[index] = next(others, len(self.sample.messages))
+        return self._repeats[index] < count
 
     def _without(self, index: int, count: int, prompt: bool) -> str:
         """The text without a turn; another one where the template refuses that."""
